@@ -1,0 +1,25 @@
+"""Full-batch training of vision models: exact gradients, gradient regularization, deterministic descent.
+
+The names below are imported when they are first used, so that ``import fullbatch`` does not import torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "FullBatchObjective": "fullbatch.objective.full_batch",
+    "GradRegularizer": "fullbatch.objective.gradient_penalty",
+    "build_model": "fullbatch.models.registry",
+    "load_checkpoint": "fullbatch.training.checkpoint",
+    "loss_function": "fullbatch.objective.losses",
+}
+
+__all__ = ["FullBatchObjective", "GradRegularizer", "build_model", "load_checkpoint", "loss_function"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fullbatch' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
