@@ -1,0 +1,99 @@
+"""Counter-based randomness: every random number of the project is a pure function of integers.
+
+A draw is named by its counters, (seed, step, sample, ...), instead of by how many draws came before it. So it does not
+depend on the block size, the number of workers or ranks, on what else was drawn, or on how often a step is evaluated.
+The mixing function is the finalizer of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), applied once per counter.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+_MASK = (1 << 64) - 1
+
+
+def derive_seed(*counters: int) -> int:
+    """Hash the counters into an integer in [0, 2^63), which ``torch.manual_seed`` accepts."""
+    state = 0
+    for counter in counters:
+        state = _mix((state ^ (counter & _MASK)) + _GOLDEN)
+    return state >> 1
+
+
+def random_bits(ids: Tensor, *counters: int) -> Tensor:
+    """63 random bits for each id: int64 in [0, 2^63), of the shape and on the device of ``ids``.
+
+    Equal to ``derive_seed(*counters, id)`` for every entry.
+    """
+    state = 0
+    for counter in counters:
+        state = _mix((state ^ (counter & _MASK)) + _GOLDEN)
+    return _shift_right(_mix_tensor((ids ^ _signed(state)) + _signed(_GOLDEN)), 1)
+
+
+def random_uniform(ids: Tensor, *counters: int) -> Tensor:
+    """A float32 number in [0, 1) for each id, the same on every device (24 random bits)."""
+    return (random_bits(ids, *counters) >> 39).to(torch.float32) * 2.0**-24
+
+
+def random_integers(ids: Tensor, high: int, *counters: int) -> Tensor:
+    """An int64 number in [0, high) for each id; the bias of the remainder is below high / 2^62."""
+    return random_bits(ids, *counters).remainder(high)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the global generators of the CPU and of ``device`` inside, and leave them as they were afterwards."""
+    with preserved_rng(device):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def preserved_rng(device: torch.device) -> Iterator[None]:
+    """Give the global generators of the CPU and of ``device`` back the states they had before."""
+    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=_accelerator(device)):
+        yield
+
+
+def rng_states(device: torch.device) -> tuple[Tensor, ...]:
+    """Return the states of the global generators of the CPU and of ``device``."""
+    cpu = torch.get_rng_state()
+    return (cpu,) if device.type == "cpu" else (cpu, torch.get_device_module(device).get_rng_state())
+
+
+def set_rng_states(states: tuple[Tensor, ...], device: torch.device) -> None:
+    """Set the generators to what ``rng_states`` returned."""
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.get_device_module(device).set_rng_state(states[1])
+
+
+def _accelerator(device: torch.device) -> str:
+    return "cuda" if device.type == "cpu" else device.type  # an empty list of devices makes the type irrelevant
+
+
+def _mix(value: int) -> int:
+    value &= _MASK
+    value = ((value ^ (value >> 30)) * _MIX_1) & _MASK
+    value = ((value ^ (value >> 27)) * _MIX_2) & _MASK
+    return value ^ (value >> 31)
+
+
+def _mix_tensor(value: Tensor) -> Tensor:  # int64 products wrap around, as the formula wants
+    value = (value ^ _shift_right(value, 30)) * _signed(_MIX_1)
+    value = (value ^ _shift_right(value, 27)) * _signed(_MIX_2)
+    return value ^ _shift_right(value, 31)
+
+
+def _shift_right(value: Tensor, bits: int) -> Tensor:  # logical: int64 >> is arithmetic
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value

@@ -1,0 +1,120 @@
+"""Algebra on lists of tensors, and evaluating a module somewhere else without a trace.
+
+The only home of ``torch._foreach_*``: one fused call for all parameters instead of a Python loop over them.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from fullbatch.randomness import preserved_rng
+from fullbatch.typing import Tensors
+
+
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of ``module`` that require a gradient, in the order of ``module.parameters()``."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return the device of the module's first parameter or buffer (the CPU when it has none)."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def global_norm(tensors: Tensors, order: float = 2.0) -> Tensor:
+    """Return the norm of all entries taken as one vector: ``order`` 2 or ``math.inf``; a scalar tensor, no sync."""
+    norms = torch.stack(torch._foreach_norm(list(tensors), order))
+    return norms.max() if order == math.inf else torch.linalg.vector_norm(norms, order)
+
+
+def dot(left: Tensors, right: Tensors) -> Tensor:
+    """Return the inner product of two lists of tensors taken as vectors."""
+    products = torch._foreach_mul(list(left), list(right))
+    return torch.stack([product.sum() for product in products]).sum()
+
+
+def zeros_like(tensors: Tensors, dtype: torch.dtype | None = None) -> list[Tensor]:
+    """Return zeros of the tensors' shapes and devices; in ``dtype`` where that is more precise than the tensor's own."""
+    return [
+        torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, dtype or tensor.dtype)) for tensor in tensors
+    ]
+
+
+def add_(target: Tensors, source: Tensors, alpha: float = 1.0) -> None:
+    """Compute ``target += alpha * source`` in place; the two may differ in dtype."""
+    torch._foreach_add_(list(target), list(source), alpha=alpha)
+
+
+def scale_(target: Tensors, factor: float | Tensor) -> None:
+    """Multiply ``target`` by a number or by a scalar tensor in place."""
+    torch._foreach_mul_(list(target), factor)
+
+
+def lerp_(target: Tensors, source: Tensors, weight: float) -> None:
+    """Move ``target`` towards ``source`` in place: target += weight * (source - target)."""
+    torch._foreach_lerp_(list(target), list(source), weight)
+
+
+def copy_(target: Tensors, source: Tensors) -> None:
+    """Copy the values of ``source`` into ``target``."""
+    if target:
+        torch._foreach_copy_(list(target), list(source))
+
+
+def clones(tensors: Tensors) -> list[Tensor]:
+    """Return detached copies."""
+    return [tensor.detach().clone() for tensor in tensors]
+
+
+def scaled(tensors: Tensors, factor: float | Tensor) -> list[Tensor]:
+    """Return detached ``factor * tensors``."""
+    return list(torch._foreach_mul([tensor.detach() for tensor in tensors], factor))
+
+
+def scaled_sum(base: Tensors, direction: Tensors, factor: float | Tensor) -> list[Tensor]:
+    """Return ``base + factor * direction`` as new tensors of the dtypes of ``base``."""
+    steps = scaled([d.to(b.dtype) for b, d in zip(base, direction, strict=True)], factor)
+    return list(torch._foreach_add([b.detach() for b in base], steps))
+
+
+def flatten(tensors: Tensors) -> Tensor:
+    """Return all entries as one vector."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def unflatten(vector: Tensor, like: Tensors) -> list[Tensor]:
+    """Cut a vector into views of the shapes of ``like``."""
+    pieces = vector.split([tensor.numel() for tensor in like])
+    return [piece.view_as(tensor) for piece, tensor in zip(pieces, like, strict=True)]
+
+
+@contextmanager
+def preserved(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Give ``tensors`` their values back, bitwise, whatever happens inside."""
+    saved = clones(tensors)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            copy_(tensors, saved)
+
+
+@contextmanager
+def parameters_at(module: nn.Module, values: Tensors) -> Iterator[None]:
+    """Evaluate ``module`` with its trainable parameters at ``values``, and leave no trace.
+
+    Afterwards parameters and buffers have their bits back and the random number generators their states.
+    """
+    parameters = trainable(module)
+    with ExitStack() as stack:
+        stack.enter_context(preserved(parameters))
+        stack.enter_context(preserved(list(module.buffers())))
+        stack.enter_context(preserved_rng(device_of(module)))
+        with torch.no_grad():
+            copy_(parameters, values)
+        yield
