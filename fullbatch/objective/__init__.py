@@ -1,0 +1,1 @@
+"""Mathematics: the exact full-batch objective, its gradient and curvature, and the gradient regularizer."""

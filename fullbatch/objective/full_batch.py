@@ -1,0 +1,205 @@
+"""The exact objective of a module on a whole data set: loss, gradient and Hessian-vector products, block by block.
+
+With N samples cut into sub-batches b of n_b samples each, with mean losses l_b and gradients g_b,
+
+    L = sum_b n_b/N l_b,    g = sum_b n_b/N g_b,
+
+which is one autograd over all the data at once, whatever the partition, as long as the model has no batch statistics.
+"""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from fullbatch.objective.block import BlockObjective
+from fullbatch.objective.gradient_penalty import GradRegularizer
+from fullbatch.objective.hessian_products import implementation_named
+from fullbatch.objective.running_mean import MovingAverage, WeightedMean
+from fullbatch.randomness import derive_seed
+from fullbatch.tensors import device_of, global_norm, preserved, trainable
+from fullbatch.transforms.clipping import clip_by_norm_
+from fullbatch.typing import Block, Blocks, LossFunction, Tensors
+
+Data = Blocks | Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossEvaluation:
+    """What one evaluation of the objective found: scalar tensors on the device, so that nothing waits for them."""
+
+    loss: Tensor
+    """L, without any regularizer."""
+    accuracy: Tensor
+    """Share of the samples whose largest output is the label's."""
+    num_samples: Tensor
+    """N."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(LossEvaluation):
+    """Loss and gradient."""
+
+    gradient: list[Tensor]
+    """g, shaped like the trainable parameters; regularized and clipped per sub-batch where the objective says so."""
+    squared_norms: Tensor
+    """sum_b n_b/N ||g_b||^2, before regularizer and clip."""
+    penalty: Tensor
+    """The value of the regularizer, whose gradient is part of ``gradient``."""
+    num_clipped: Tensor
+    """How many sub-batch gradients ``batch_clip`` shortened."""
+    evaluations: int
+    """Gradient evaluations of all the data that this took, the regularizer's included."""
+
+
+class FullBatchObjective:
+    """The objective of ``model`` on ``data``, exact and without a trace.
+
+    Evaluations use the model in the mode it is in (training or evaluation) and repeat: dropout masks depend on the
+    block and on nothing else; parameters, buffers and random number generators stay as they are. Only with
+    ``update_buffers=True`` do batch-norm statistics move, once per sub-batch.
+
+    Args:
+        model: any module that maps inputs to outputs.
+        loss_fn: (outputs, labels) -> mean loss of the sub-batch.
+        data: something that yields the same (inputs, labels) blocks each time it is iterated: a list of pairs, a
+            ``DataLoader`` without shuffling, or ``fullbatch.typing.Blocks``, whose keys then seed dropout.
+        sub_batch: a block of n samples is one forward pass per max(n // sub_batch, 1) nearly equal parts; None: one.
+        regularizer: a ``GradRegularizer`` around the same model.
+        batch_clip: clip each (regularized) sub-batch gradient to this norm before averaging.
+        batch_clip_norm: the order of that norm, 2 or ``math.inf``.
+        mixed_precision: evaluate under autocast; True for the device's default dtype, or a dtype.
+        accumulation_dtype: sums are kept in this dtype, or in the parameters' own where that is more precise.
+        gradient_average: ``exact``, or ``moving`` for the average that the paper's code first released.
+        all_reduce: adds a list of tensors up over all processes in place; None for a single one.
+        seed: seeds the dropout of blocks that carry no key.
+
+    Raises:
+        ValueError: for an unknown ``gradient_average``, or data without a sample.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        data: Data,
+        *,
+        sub_batch: int | None = None,
+        regularizer: GradRegularizer | None = None,
+        batch_clip: float | None = None,
+        batch_clip_norm: float = 2.0,
+        mixed_precision: bool | torch.dtype = False,
+        accumulation_dtype: torch.dtype = torch.float32,
+        gradient_average: str = "exact",
+        all_reduce: Callable[[Tensors], None] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if gradient_average not in ("exact", "moving"):
+            raise ValueError(f"gradient_average={gradient_average}: accepted are exact and moving")
+        self.model, self.data = model, data
+        self.sub_batch, self.regularizer = sub_batch, regularizer
+        self.accumulation_dtype, self.gradient_average = accumulation_dtype, gradient_average
+        self.all_reduce, self.seed = all_reduce, seed
+        self._block_objective = BlockObjective(
+            model,
+            loss_fn,
+            regularizer=regularizer,
+            clip=None if batch_clip is None else lambda grads: clip_by_norm_(grads, batch_clip, batch_clip_norm)[1],
+            mixed_precision=mixed_precision,
+        )
+
+    def over(self, data: Data) -> "FullBatchObjective":
+        """Return the same objective on other data."""
+        other = copy.copy(self)
+        other.data = data
+        return other
+
+    def loss(self) -> LossEvaluation:
+        """Return L and the accuracy by forward passes alone."""
+        means = self._scalar_means(2)
+        with preserved(list(self.model.buffers())):
+            for block in self._sub_batches():
+                means.add(self._block_objective.loss(block), len(block.labels))
+        loss, accuracy = means.value(self.all_reduce)
+        return LossEvaluation(loss=loss, accuracy=accuracy, num_samples=means.weight)
+
+    def evaluate(self, *, update_buffers: bool = False) -> Evaluation:
+        """Return L and its gradient; with acc_strength, a first pass computes gbar for the second."""
+        first_pass = contextlib.nullcontext() if update_buffers else preserved(list(self.model.buffers()))
+        if self.regularizer is None or not self.regularizer.active or self.regularizer.acc_strength == 0:
+            with first_pass:
+                return self._pass_over_data()
+        with first_pass:
+            plain = self._pass_over_data(plain=True)
+        with preserved(list(self.model.buffers())):
+            evaluation = self._pass_over_data(plain.gradient)
+        return replace(evaluation, evaluations=plain.evaluations + evaluation.evaluations)
+
+    def hessian_product(
+        self, v: Tensors, implementation: str = "autograd", eps: float = 1e-2
+    ) -> list[Tensor]:
+        """Return H v of L (without any regularizer) for ``v`` shaped like the trainable parameters.
+
+        ``implementation`` as in ``GradRegularizer``: autograd and forward-over-reverse are exact; differences use eps.
+        """
+        method = implementation_named(implementation)
+        mean = WeightedMean(v, self.accumulation_dtype)
+        with preserved(list(self.model.buffers())):
+            for block in self._sub_batches():
+                point = self._block_objective.point(block)
+                gradient = point.gradient(create_graph=method.needs_graph)
+                mean.add(method.product(point, gradient, v, eps), len(block.labels))
+        return mean.value(self.all_reduce)
+
+    def _pass_over_data(self, mean_gradient: Tensors | None = None, *, plain: bool = False) -> Evaluation:
+        gradient, means = self._gradient_mean(), self._scalar_means(4)
+        for block in self._sub_batches():
+            found = self._block_objective.gradient(block, mean_gradient, plain=plain)
+            size = len(block.labels)
+            gradient.add(found.gradient, size)
+            means.add([found.loss, found.accuracy, found.squared_norm, found.clipped / size], size)
+        loss, accuracy, squared_norms, clipped = means.value(self.all_reduce)
+        regularizer = None if plain else self.regularizer
+        return Evaluation(
+            loss=loss,
+            accuracy=accuracy,
+            num_samples=means.weight,
+            gradient=gradient.value(self.all_reduce),
+            squared_norms=squared_norms,
+            penalty=self._penalty(squared_norms, mean_gradient) if regularizer else torch.zeros_like(loss),
+            num_clipped=clipped * means.weight,
+            evaluations=1 + (regularizer.extra_evaluations if regularizer else 0),
+        )
+
+    def _penalty(self, squared_norms: Tensor, mean_gradient: Tensors | None) -> Tensor:
+        assert self.regularizer is not None
+        return self.regularizer.penalty(
+            squared_norms, 0.0 if mean_gradient is None else global_norm(mean_gradient).square()
+        )
+
+    def _sub_batches(self) -> Iterator[Block]:
+        device = device_of(self.model)
+        for index, (inputs, labels, *key) in enumerate(self.data):
+            block_key = int(key[0]) if key else derive_seed(self.seed, index)
+            count = self._num_sub_batches(len(labels))
+            pieces = zip(inputs.to(device).tensor_split(count), labels.to(device).tensor_split(count), strict=True)
+            for piece, (some_inputs, some_labels) in enumerate(pieces):
+                yield Block(some_inputs, some_labels, derive_seed(block_key, piece))
+
+    def _num_sub_batches(self, size: int) -> int:
+        return 1 if self.sub_batch is None else max(size // self.sub_batch, 1)
+
+    def _gradient_mean(self) -> WeightedMean | MovingAverage:
+        parameters = trainable(self.model)
+        if self.gradient_average == "exact":
+            return WeightedMean(parameters, self.accumulation_dtype)
+        sizes = self.data.sizes if hasattr(self.data, "sizes") else [len(labels) for _, labels, *_ in self.data]
+        return MovingAverage(parameters, sum(map(self._num_sub_batches, sizes)), self.accumulation_dtype)
+
+    def _scalar_means(self, count: int) -> WeightedMean:
+        device = device_of(self.model)
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        return WeightedMean([torch.zeros((), dtype=dtype, device=device)] * count)

@@ -1,0 +1,143 @@
+"""Hessian-vector products H v of the loss of one sub-batch, five ways.
+
+t are the trainable parameters, g(t) is the gradient of the loss, H its Hessian, v a list of tensors shaped like t.
+Every evaluation away from t leaves no trace: parameters and buffers come back bitwise.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+
+from fullbatch.tensors import add_, global_norm, parameters_at, preserved, scale_, scaled_sum, trainable
+from fullbatch.typing import Tensors
+
+Forward = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class SubBatchLoss:
+    """The loss of one sub-batch as a function of the parameters of ``model``.
+
+    ``loss(forward)`` evaluates it with ``forward`` in the place of the model, repeating the sub-batch's dropout masks.
+    """
+
+    model: nn.Module
+    loss: Callable[[Forward], Tensor]
+
+    def gradient(self, create_graph: bool = False) -> tuple[Tensor, ...]:
+        """Return g where the parameters stand now; a parameter that the loss does not use gets zeros."""
+        return gradient_of(self.loss(self.model), self.model, create_graph)
+
+
+def gradient_of(loss: Tensor, model: nn.Module, create_graph: bool = False) -> tuple[Tensor, ...]:
+    """Return the gradient of ``loss`` with respect to the trainable parameters, zeros where they are not used."""
+    return torch.autograd.grad(
+        loss, trainable(model), create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )
+
+
+def forward_differences(point: SubBatchLoss, gradient: Tensors, v: Tensors, eps: float) -> list[Tensor]:
+    """Return (g(t + h v) - g(t)) / h with h = eps / ||v||; error O(h). ``gradient`` is g(t)."""
+    h = _step_size(v, eps)
+    product = _gradient_at(point, v, h)
+    add_(product, [g.detach() for g in gradient], alpha=-1.0)
+    scale_(product, 1 / h)
+    return product
+
+
+def central_differences(point: SubBatchLoss, gradient: Tensors, v: Tensors, eps: float) -> list[Tensor]:
+    """Return (g(t + h v/2) - g(t - h v/2)) / h with h = eps / ||v||; error O(h^2)."""
+    h = _step_size(v, eps)
+    product = _gradient_at(point, v, h / 2)
+    add_(product, _gradient_at(point, v, -h / 2), alpha=-1.0)
+    scale_(product, 1 / h)
+    return product
+
+
+def reverse_over_reverse(point: SubBatchLoss, gradient: Tensors, v: Tensors, eps: float = 0.0) -> list[Tensor]:
+    """Return H v exactly by differentiating <g, v> (double backward); ``gradient`` must carry its graph."""
+    carried = [(g, x) for g, x in zip(gradient, v, strict=True) if g.requires_grad]
+    if not carried:
+        raise ValueError("the gradients carry no graph: compute them with create_graph=True")
+    outputs, directions = zip(*carried, strict=True)
+    products = torch.autograd.grad(
+        outputs,
+        trainable(point.model),
+        [x.detach() for x in directions],
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return list(products)
+
+
+def forward_over_reverse(point: SubBatchLoss, gradient: Tensors, v: Tensors, eps: float = 0.0) -> list[Tensor]:
+    """Return H v exactly as the derivative of g along v, forward mode through the backward pass (Pearlmutter, 1994)."""
+    model = point.model
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with preserved(list(model.buffers())), forward_ad.dual_level(), torch.enable_grad(), warnings.catch_warnings():
+        # PyTorch scripts its own forward-mode formulas when they are first used, and warns of its own doing
+        warnings.filterwarnings("ignore", message="`torch.jit.script", category=FutureWarning)
+        duals = {
+            name: forward_ad.make_dual(parameter.detach().requires_grad_(), direction.detach().to(parameter.dtype))
+            for (name, parameter), direction in zip(named.items(), v, strict=True)
+        }
+        loss = point.loss(lambda inputs: functional_call(model, duals, (inputs,)))
+        # PyTorch differentiates the fused backward pass of group norm in no mode; a graph makes it take an open one
+        grouped = any(isinstance(module, nn.GroupNorm) for module in model.modules())
+        gradient = torch.autograd.grad(
+            loss, list(duals.values()), create_graph=grouped, allow_unused=True, materialize_grads=True
+        )
+        tangents = [forward_ad.unpack_dual(g).tangent for g in gradient]
+    return [
+        torch.zeros_like(p) if tangent is None else tangent.detach()
+        for p, tangent in zip(named.values(), tangents, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute H v: the function, its cost beyond g(t) in gradient evaluations, and what it needs of g(t)."""
+
+    product: Callable[[SubBatchLoss, Tensors, Tensors, float], list[Tensor]]
+    evaluations: int = 1
+    needs_graph: bool = False
+
+
+IMPLEMENTATIONS = {
+    "forward-differences": Implementation(forward_differences),
+    "finite_diff": Implementation(forward_differences),
+    "forward-differences-legacy": Implementation(forward_differences),
+    "central-differences": Implementation(central_differences, evaluations=2),
+    "autograd": Implementation(reverse_over_reverse, needs_graph=True),
+    # the gradient of alpha/2 ||g||^2 + beta <g, gbar>: its backward pass starts with v, so it is the same computation
+    "autograd-pen": Implementation(reverse_over_reverse, needs_graph=True),
+    "forward-over-reverse": Implementation(forward_over_reverse),
+}
+
+
+def implementation_named(name: str) -> Implementation:
+    """Look an implementation up, case-insensitively; ``ValueError`` lists the known ones."""
+    if name.lower() == "complex-step":
+        raise ValueError(
+            "implementation=complex-step is refused: ReLU and cross-entropy are not holomorphic, so a complex step does "
+            "not differentiate them; the exact alternative is forward-over-reverse"
+        )
+    if name.lower() not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation={name} is unknown; known: {', '.join(IMPLEMENTATIONS)}")
+    return IMPLEMENTATIONS[name.lower()]
+
+
+def _step_size(v: Tensors, eps: float) -> Tensor:
+    norm = global_norm(v)
+    # for v = 0 any finite h will do: both gradients are then the same one; a test for zero would wait for the device
+    return eps / norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)
+
+
+def _gradient_at(point: SubBatchLoss, v: Tensors, h: Tensor) -> list[Tensor]:
+    with torch.enable_grad(), parameters_at(point.model, scaled_sum(trainable(point.model), v, h)):
+        return list(point.gradient())

@@ -1,0 +1,1 @@
+"""Gradient transforms: (gradients, parameters) -> gradients, chained one after the other."""
