@@ -1,0 +1,42 @@
+"""Which parameters decay, and what the decay adds to the objective."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fullbatch.tensors import global_norm
+
+
+def parameter_groups(model: nn.Module, *, only_linear_layers: bool) -> list[dict[str, Any]]:
+    """Return the trainable parameters as optimizer groups.
+
+    With ``only_linear_layers``, parameters of at most one dimension (biases, norm weights) and those named ``gain``
+    form a second group with weight decay 0.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not only_linear_layers:
+        return [{"params": [p for _, p in named]}]
+    exempt = [p.ndim <= 1 or name.split(".")[-1] == "gain" for name, p in named]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for (_, p), free in zip(named, exempt, strict=True) if not free]},
+        {"params": [p for (_, p), free in zip(named, exempt, strict=True) if free], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+@torch.no_grad()
+def decay_penalty(optimizer: Optimizer) -> Tensor:
+    """Return sum over groups of weight_decay/2 ||t||^2, a scalar tensor."""
+    penalties = [
+        group["weight_decay"] / 2 * global_norm(group["params"]).square()
+        for group in optimizer.param_groups
+        if group.get("weight_decay")
+    ]
+    return torch.stack(penalties).sum() if penalties else torch.zeros((), device=_device(optimizer))
+
+
+def _device(optimizer: Optimizer) -> torch.device:
+    device: torch.device = optimizer.param_groups[0]["params"][0].device
+    return device
