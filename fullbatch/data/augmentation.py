@@ -1,0 +1,232 @@
+"""Augmentation as a pure function: (seed, step, sample id) decide every draw.
+
+So the augmented sample does not depend on block size, order, workers or ranks, nor on how often a step is evaluated.
+Crops, flips and erasing act on whole batches on the device; every other torchvision v2 transform works by name, picture
+by picture, on generators seeded by the same counters.
+"""
+
+import difflib
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fullbatch.data import batched
+from fullbatch.randomness import preserved_rng, random_bits
+
+_STREAM = 0x4175_676D_656E_7400  # sets these draws apart from all others of the same seed
+_NEED_LABELS = ("CutMix", "MixUp")
+
+Draw: TypeAlias = Callable[[int], Tensor]
+"""Stream number k -> 63 random bits for each picture, int64 [n] on the pictures' device."""
+BatchTransform: TypeAlias = Callable[[Tensor, Draw], Tensor]
+
+
+class Augmentation:
+    """Transforms applied one after the other, configured as torchvision's name -> arguments.
+
+    ``{"RandomCrop": [32, 4], "RandomHorizontalFlip": 0.5}``: a list holds positional arguments, a mapping keyword
+    arguments, None is no argument, anything else is the only argument. Pictures are uint8 before and after; so the
+    ``value`` of RandomErasing and every ``fill`` count from 0 to 255.
+
+    Args:
+        transforms: names (in any case) and arguments, in the order of application.
+        seed: seed of all draws.
+        key: the setting that holds ``transforms``, for the messages.
+
+    Raises:
+        ValueError: an unknown name or wrong arguments; the message names ``<key>.<name>``.
+    """
+
+    def __init__(self, transforms: Mapping[str, Any], seed: int, key: str = "data.augmentations_train") -> None:
+        self.seed = seed
+        self._transforms = [(f"{key}.{name}", _build(key, name, arguments)) for name, arguments in transforms.items()]
+
+    def __call__(self, pictures: Tensor, ids: Tensor, step: int) -> Tensor:
+        """Augment ``pictures`` (uint8 [n, C, H, W]) of the samples ``ids`` (int64 [n], same device) at ``step``.
+
+        The transforms that are not batched copy ``ids`` to the CPU, which waits for the device; the others do not.
+
+        Raises:
+            ValueError: a transform does not fit the pictures.
+        """
+        for position, (key, transform) in enumerate(self._transforms):
+            try:
+                pictures = transform(pictures, partial(random_bits, ids, self.seed, _STREAM, step, position))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{key}: {error}") from error
+        return pictures
+
+
+class _RandomCrop:
+    def __init__(self, reference: Any) -> None:
+        self.height, self.width = reference.size
+        left, right, top, bottom = reference.padding or (0, 0, 0, 0)
+        self.padding, self.fill, self.mode = [left, top, right, bottom], reference.fill, reference.padding_mode
+
+    def __call__(self, pictures: Tensor, draw: Draw) -> Tensor:
+        from torchvision.transforms.v2 import functional  # noqa: PLC0415 (seconds to import)
+
+        given = tuple(pictures.shape[-2:])
+        if any(self.padding):
+            pictures = functional.pad(pictures, self.padding, fill=self.fill, padding_mode=self.mode)
+        rows, columns = pictures.shape[-2] - self.height + 1, pictures.shape[-1] - self.width + 1
+        if rows < 1 or columns < 1:
+            raise ValueError(
+                f"pictures of {given[0]}x{given[1]} pixels, padded by {self.padding} (left, top, right, bottom), are "
+                f"smaller than the crop of {self.height}x{self.width}"
+            )
+        top, left = _two_integers(draw(0), rows, columns)
+        return batched.crop(pictures, top, left, self.height, self.width)
+
+
+class _RandomFlip:
+    def __init__(self, reference: Any, dim: int) -> None:
+        self.p, self.dim = reference.p, dim
+
+    def __call__(self, pictures: Tensor, draw: Draw) -> Tensor:
+        return batched.flip(pictures, _chance(draw(0), self.p), self.dim)
+
+
+class _RandomErasing:
+    def __init__(self, reference: Any) -> None:
+        if reference.value is None or not all(v == int(v) and 0 <= v <= 255 for v in reference.value):
+            raise ValueError("value must be a whole number from 0 to 255 or a list of one a channel")
+        self.p, self.scale, self.ratio = reference.p, tuple(reference.scale), tuple(reference.ratio)
+        self.value = [int(v) for v in reference.value]
+        self._on_device: dict[tuple[torch.device, int, int], tuple[Tensor, Tensor | int]] = {}
+
+    def __call__(self, pictures: Tensor, draw: Draw) -> Tensor:
+        table, value = self._constants(pictures)
+        height, width = table[draw(1).remainder(len(table))].unbind(1)
+        top, left = _two_integers(draw(2), pictures.shape[-2] - height + 1, pictures.shape[-1] - width + 1)
+        return batched.erase(pictures, top, left, height * _chance(draw(0), self.p), width, value)
+
+    def _constants(self, pictures: Tensor) -> tuple[Tensor, Tensor | int]:
+        channels, height, width = pictures.shape[1:]
+        if (pictures.device, height, width) not in self._on_device:
+            if len(self.value) not in (1, channels):
+                raise ValueError(f"value has {len(self.value)} entries, but the pictures have {channels} channels")
+            table = batched.rectangles(height, width, self.scale, self.ratio)
+            if len(table) == 0:
+                raise ValueError(f"no rectangle of this scale and ratio fits into {height}x{width} pixels")
+            value: Tensor | int = self.value[0]
+            if len(self.value) > 1:
+                value = torch.tensor(self.value, dtype=torch.uint8, device=pictures.device).view(-1, 1, 1)
+            self._on_device[pictures.device, height, width] = table.to(pictures.device), value
+        return self._on_device[pictures.device, height, width]
+
+
+class _Unrandom:
+    """A transform without draws, which treats each picture of a batch alike."""
+
+    def __init__(self, reference: Any) -> None:
+        self.reference = reference
+
+    def __call__(self, pictures: Tensor, draw: Draw) -> Tensor:
+        return self.reference(pictures)
+
+
+class _PictureByPicture:
+    """Any v2 transform, called once a picture after seeding the global generators with the picture's own draw."""
+
+    def __init__(self, reference: Any) -> None:
+        self.reference = reference
+
+    def __call__(self, pictures: Tensor, draw: Draw) -> Tensor:
+        results = []
+        with preserved_rng(pictures.device):
+            for picture, seed in zip(pictures, draw(0).tolist(), strict=True):
+                torch.manual_seed(seed)
+                results.append(self._one(picture))
+        if len({result.shape for result in results}) > 1:
+            raise ValueError("gives pictures of different sizes; add a crop or use a transform with one size")
+        return torch.stack(results)
+
+    def _one(self, picture: Tensor) -> Tensor:
+        try:
+            result = self.reference(picture)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
+        if not isinstance(result, Tensor) or result.dtype != torch.uint8 or result.dim() != 3:
+            what = f"{result.dtype} {list(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+            raise ValueError(f"makes {what} of a picture; pictures stay torch.uint8 [C, H, W] (see data.normalize)")
+        return result
+
+
+_BATCHED: Mapping[str, Callable[[Any], BatchTransform]] = {
+    "RandomCrop": _RandomCrop,
+    "RandomHorizontalFlip": partial(_RandomFlip, dim=-1),
+    "RandomVerticalFlip": partial(_RandomFlip, dim=-2),
+    "RandomErasing": _RandomErasing,
+    "CenterCrop": _Unrandom,
+    "Pad": _Unrandom,
+}
+
+
+def _chance(bits: Tensor, p: float) -> Tensor:
+    """True with probability p (to 2^-24), an integer comparison."""
+    return (bits >> 39) < round(p * 2**24)
+
+
+def _two_integers(bits: Tensor, first: Tensor | int, second: Tensor | int) -> tuple[Tensor, Tensor]:
+    """Numbers in [0, first) and [0, second) from the upper 31 and the lower 32 bits of one draw."""
+    return (bits >> 32).remainder(first), (bits & 0xFFFF_FFFF).remainder(second)
+
+
+def _build(key: str, name: str, arguments: Any) -> BatchTransform:
+    transform = _find(key, name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # torchvision only warns of a reversed range
+            reference = _construct(transform, arguments)
+            batched_form = None if getattr(reference, "pad_if_needed", False) else _BATCHED.get(transform.__name__)
+            return (batched_form or _PictureByPicture)(reference)
+    except Exception as error:  # whatever torchvision's checks lead to
+        accepted = ", ".join(inspect.signature(transform).parameters) or "no arguments"
+        raise ValueError(f"{key}.{name}: wrong arguments {arguments!r} ({error}); it takes {accepted}") from error
+
+
+def _find(key: str, name: str) -> type:
+    from torchvision.transforms import v2  # noqa: PLC0415 (seconds to import)
+
+    known = {
+        known.lower(): transform
+        for known, transform in vars(v2).items()
+        if isinstance(transform, type) and issubclass(transform, v2.Transform) and transform is not v2.Transform
+    }
+    if name.lower() not in known:
+        near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+        names = [known[match].__name__ for match in near] or sorted(_BATCHED)
+        raise ValueError(f"{key}.{name}: no torchvision v2 transform of that name; near are {', '.join(names)}")
+    transform = known[name.lower()]
+    if transform.__name__ in _NEED_LABELS:
+        raise ValueError(f"{key}.{name}: mixes labels, which a transform of single pictures cannot do")
+    return transform
+
+
+def _construct(transform: type, arguments: Any) -> Any:
+    positional: Sequence[Any] = ()
+    keywords: Mapping[str, Any] = {}
+    if isinstance(arguments, Mapping):
+        keywords = arguments
+    elif isinstance(arguments, Sequence) and not isinstance(arguments, str):
+        positional = arguments
+    elif arguments is not None:
+        positional = (arguments,)
+    bound = inspect.signature(transform).bind(*positional, **keywords)
+    return transform(**{name: _as_enum(name, value) for name, value in bound.arguments.items()})
+
+
+def _as_enum(name: str, value: Any) -> Any:
+    """Turn the names of torchvision's enumerations into their members."""
+    from torchvision.transforms import v2  # noqa: PLC0415
+
+    kinds = {"interpolation": v2.InterpolationMode, "policy": v2.AutoAugmentPolicy}
+    return kinds[name](value.lower()) if name in kinds and isinstance(value, str) else value

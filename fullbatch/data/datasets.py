@@ -1,0 +1,64 @@
+"""The table of data sources: a name and the settings ``data.*`` in, training and validation pictures out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+from fullbatch.data.cifar import load_cifar10, load_cifar100
+from fullbatch.data.digits import load_digits
+from fullbatch.data.image_folder import load_image_folder
+from fullbatch.data.pictures import PictureData, PictureRequest, Pictures, PictureSet, TensorPictures
+
+__all__ = ["SOURCES", "PictureData", "PictureRequest", "PictureSet", "Pictures", "TensorPictures", "load_pictures"]
+
+SOURCES: Mapping[str, Callable[[PictureRequest], PictureData]] = MappingProxyType(
+    {
+        "CIFAR10": load_cifar10,
+        "CIFAR100": load_cifar100,
+        "digits": load_digits,
+        "imagefolder": load_image_folder,
+    }
+)
+
+
+def load_pictures(
+    name: str,
+    *,
+    path: str | None = None,
+    size: int | None = None,
+    valid_size: int | None = None,
+    subset_seed: int = 0,
+    channels: int | None = None,
+    classes: int | None = None,
+    pixels: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    download: bool = True,
+    mirrors: Sequence[str] | None = None,
+) -> PictureData:
+    """Return the training and validation pictures that the settings ``data.*`` describe.
+
+    Args:
+        name: a key of ``SOURCES`` in any case.
+        path: folder of the files.
+        size: number of training pictures to use; None means all.
+        valid_size: number of validation pictures to use; None means all.
+        subset_seed: seed of class-balanced subsets (``digits``, ``imagefolder``; CIFAR takes the first pictures).
+        channels: 1 (grey) or 3 (colour); None means as found.
+        classes: number of classes; None means as found.
+        pixels: side of the square pictures; None means as found.
+        mean: one value a channel of the range 0..1; None computes mean and std from the training pictures used.
+        std: as ``mean``; None computes it.
+        download: whether the internet may be asked.
+        mirrors: further places of the official archives: addresses or paths, of a folder or of the archive.
+
+    Raises:
+        ValueError: a setting that is unknown, missing or contradicts the data.
+        OSError: files that are missing or unreadable.
+    """
+    loaders = {known.lower(): loader for known, loader in SOURCES.items()}
+    if name.lower() not in loaders:
+        raise ValueError(f"data.name={name}: unknown; known are {', '.join(SOURCES)}")
+    request = PictureRequest(
+        path, size, valid_size, subset_seed, channels, classes, pixels, mean, std, download, tuple(mirrors or ())
+    )
+    return loaders[name.lower()](request)

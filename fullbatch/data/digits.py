@@ -1,0 +1,45 @@
+"""The handwritten digits that come with scikit-learn: 1,797 real 8 x 8 grey pictures, no download."""
+
+import torch
+
+from fullbatch.data.pictures import (
+    PictureData,
+    PictureRequest,
+    PictureSet,
+    TensorPictures,
+    balanced_subset,
+    check_found,
+    choose_samples,
+    picture_data,
+)
+
+_VALID = 360  # of the 1,797; 36 of each class
+_SPLIT_SEED = 0  # part of the definition of the data set, so not a setting
+
+
+def load_digits(request: PictureRequest) -> PictureData:
+    """Return the digits, 1,437 for training and 360 for validation, the same split always.
+
+    The pen's 17 grey values 0..16 become round(255/16 value). Subsets are class-balanced, drawn with ``subset_seed``.
+    """
+    from sklearn import datasets  # noqa: PLC0415 (seconds to import)
+
+    for key, given, found in (
+        ("channels", request.channels, 1),
+        ("classes", request.classes, 10),
+        ("pixels", request.pixels, 8),
+    ):
+        check_found(key, given, found, "digits")
+    values, targets = datasets.load_digits(return_X_y=True)
+    pictures = (torch.from_numpy(values).view(-1, 1, 8, 8) * (255 / 16)).round().to(torch.uint8)
+    labels = torch.from_numpy(targets).to(torch.int64)
+    valid = torch.zeros(len(labels), dtype=torch.bool)
+    valid[balanced_subset(labels, _VALID, _SPLIT_SEED)] = True
+    train_set = _subset(pictures[~valid], labels[~valid], request.size, "size", request.subset_seed)
+    valid_set = _subset(pictures[valid], labels[valid], request.valid_size, "valid_size", request.subset_seed)
+    return picture_data(train_set, valid_set, request, channels=1, pixels=8)
+
+
+def _subset(pictures: torch.Tensor, labels: torch.Tensor, size: int | None, key: str, seed: int) -> PictureSet:
+    ids = choose_samples(labels, size, key, seed)
+    return PictureSet(TensorPictures(pictures[ids]), labels[ids], tuple("0123456789"))

@@ -1,0 +1,67 @@
+"""What reading a folder of pictures found, remembered as JSON so that the next run need not read them again."""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+_log = logging.getLogger(__name__)
+_VERSION = 1  # of the file's meaning; another number never meets an old file
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Classes, counts of pictures (train, valid), shape, and mean and std of the training pictures if computed."""
+
+    classes: tuple[str, ...]
+    counts: tuple[int, int]
+    channels: int
+    pixels: int
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None
+
+    def with_statistics(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Facts":
+        """Return the same facts and the statistics."""
+        return replace(self, statistics=(mean, std))
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return a name for nested sequences of strings and numbers: equal for equal parts, and only then."""
+    return hashlib.sha256(json.dumps([_VERSION, parts]).encode()).hexdigest()[:32]
+
+
+def cache_folder() -> Path:
+    """Return ``$XDG_CACHE_HOME/fullbatch``, by default ``~/.cache/fullbatch``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fullbatch"
+
+
+def read(name: str) -> Facts | None:
+    """Return what is remembered under ``name``; None when there is nothing, or nothing that makes sense."""
+    path = Path(name)
+    try:
+        path = cache_folder() / f"{name}.json"
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        statistics = stored["statistics"] and tuple(tuple(map(float, values)) for values in stored["statistics"])
+        classes, (train, valid) = tuple(map(str, stored["classes"])), stored["counts"]
+        return Facts(classes, (train, valid), int(stored["channels"]), int(stored["pixels"]), statistics)
+    except FileNotFoundError:
+        return None
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        _log.warning("%s: not usable, reading the pictures instead (%r)", path, error)
+        return None
+
+
+def write(name: str, facts: Facts) -> None:
+    """Remember ``facts`` under ``name``; a folder that cannot be written costs only time, so it is only logged."""
+    path = Path(name)
+    try:
+        path = cache_folder() / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as part:
+            json.dump(asdict(facts), part, indent=1)
+        os.replace(part.name, path)  # atomic: concurrent runs see all of it or nothing
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
+        _log.warning("%s: cannot be written, so the next run reads the pictures again (%s)", path, error)
