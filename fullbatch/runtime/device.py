@@ -1,0 +1,46 @@
+"""Device, precision and memory format; the only place that sets global flags of PyTorch."""
+
+import logging
+import os
+
+import torch
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float": torch.float32, "float32": torch.float32, "double": torch.float64, "float64": torch.float64}
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device by name; ``auto`` is cuda, mps or cpu, the first there is.
+
+    Raises ``ValueError`` for a device that is unknown or not there.
+    """
+    if name.lower() == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator if accelerator is not None else torch.device("cpu")
+    try:
+        device = torch.device(name.lower())
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={name}: cannot be used ({reason}); accepted: auto, cpu, cuda, cuda:0, mps") from None
+    return device
+
+
+def set_up(*, threads: int, benchmark: bool, deterministic: bool) -> int:
+    """Set PyTorch's global flags; return the number of threads, which is capped at the cores this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = min(threads, cores)
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = benchmark and not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its bits only with this set
+    torch.use_deterministic_algorithms(deterministic)
+    return threads
+
+
+def describe(device: torch.device) -> str:
+    """Return the device's name and the version of PyTorch, for the log."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{name}, {torch.get_num_threads()} CPU threads, PyTorch {torch.__version__}"

@@ -1,0 +1,83 @@
+"""What a run says: a log in its folder, lines or a live progress bar on the terminal."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+log = logging.getLogger(__name__)
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints messages above the progress bar; warnings and errors go to standard error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self.err = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message."""
+        console = self.err if record.levelno >= logging.WARNING else self.out
+        console.print(self.format(record), markup=False)
+
+
+@contextmanager
+def job_log(file: Path) -> Iterator[ConsoleHandler]:
+    """Send what the package logs to the terminal and, with times, to ``file``."""
+    console, to_file = ConsoleHandler(), logging.FileHandler(file, encoding="utf-8")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    package = logging.getLogger("fullbatch")
+    package.setLevel(logging.INFO)
+    package.addHandler(console)
+    package.addHandler(to_file)
+    try:
+        yield console
+    finally:
+        package.removeHandler(console)
+        package.removeHandler(to_file)
+        to_file.close()
+
+
+class ProgressBar:
+    """An observer of the steps: a live bar on a terminal, plain lines elsewhere."""
+
+    SECONDS_BETWEEN_LINES = 10.0
+
+    def __init__(self, console: Console, steps: int, done: int = 0) -> None:
+        self._steps, self._last_line = steps, -self.SECONDS_BETWEEN_LINES
+        self._bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[values]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("steps", total=steps, completed=done, values="")
+
+    def __enter__(self) -> "ProgressBar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, row: Mapping[str, float]) -> None:
+        """Show a step."""
+        text = f"loss {row['train_loss']:.4f}  train {row['train_acc']:.2%}"
+        if "valid_acc" in row:
+            text += f"  valid {row['valid_acc']:.2%}"
+        text += f"  lr {row['lr']:.4g}"
+        self._bar.update(self._task, completed=row["step"], values=text)
+        # A line for every validated step; on a terminal the bar shows the others, elsewhere now and then a line does.
+        waited = time.monotonic() - self._last_line > self.SECONDS_BETWEEN_LINES
+        if "valid_acc" in row or (self._bar.disable and waited):
+            self._last_line = time.monotonic()
+            log.info("step %d/%d  %s  (%.2f s)", row["step"], self._steps, text, row["train_time"])

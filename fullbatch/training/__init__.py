@@ -1,0 +1,1 @@
+"""Training: the state, one step, and the loop around it with its records and checkpoints."""

@@ -1,0 +1,62 @@
+"""Checkpoints: written atomically, read without unpickling anything but tensors and plain containers."""
+
+import io
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fullbatch.runtime.files import previous_paths, write_atomically
+
+FORMAT = "fullbatch checkpoint"
+VERSION = 1
+
+
+def save_checkpoint(
+    path: Path, state: dict[str, Any], *, config: dict[str, Any], seed: int, keep: int = 0
+) -> None:
+    """Save a ``TrainState.state_dict()`` with the configuration and the seed it belongs to."""
+    content = {"format": FORMAT, "version": VERSION, "config": config, "seed": seed, "state": state}
+    buffer = io.BytesIO()  # a full disk is then an OSError of the file system, not one of torch's own
+    torch.save(content, buffer)
+    write_atomically(path, buffer.getbuffer(), keep=keep)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Return what ``save_checkpoint`` was given, tensors on the CPU.
+
+    Raises ``ValueError`` for a damaged, truncated or foreign file, which is left untouched.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        reason = "damaged, truncated, or holds more than tensors and plain containers"
+        raise ValueError(f"{path}: no checkpoint of this program ({reason}); left untouched.{_advice(path)}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path}: a file of another program, no checkpoint of this one; left untouched")
+    if content["version"] != VERSION:
+        raise ValueError(f"{path}: checkpoint of format {content['version']}; this version reads format {VERSION}")
+    return content
+
+
+def find_checkpoint(path: Path) -> Path | None:
+    """Return the checkpoint, or the one before it where a crash left only that; None where there is neither."""
+    return next((candidate for candidate in (path, *previous_paths(path, 1)) if candidate.exists()), None)
+
+
+def differences(stored: Any, given: Any, key: str = "") -> list[str]:
+    """Return 'key: stored there, given here' for each entry in which two configurations differ."""
+    if isinstance(stored, dict) and isinstance(given, dict):
+        return [
+            line
+            for name in dict.fromkeys([*stored, *given])
+            for line in differences(stored.get(name), given.get(name), f"{key}.{name}" if key else str(name))
+        ]
+    return [] if stored == given else [f"{key}: {stored} there, {given} here"]
+
+
+def _advice(path: Path) -> str:
+    previous = [str(candidate) for candidate in previous_paths(path, 1) if candidate.exists()]
+    return f" The checkpoint before it is {previous[0]}: rename it to continue from there." if previous else ""

@@ -1,0 +1,68 @@
+"""Tables: a row a step in the run folder, a row a run in a table that all runs share."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from fullbatch.runtime.files import write_atomically
+from fullbatch.training.state import Row
+
+STEP_COLUMNS = (
+    "step train_loss train_acc valid_loss valid_acc lr train_time evaluations full_loss grad_norm full_grad_norm "
+    "update_norm param_norm num_clipped valid_time"
+).split()
+
+
+class ConvergenceTable:
+    """A tab-separated file with a row a step; a value that was not measured is an empty cell."""
+
+    def __init__(self, path: Path, rows: Iterable[Row] = ()) -> None:
+        self.path = path
+        self._columns = list(STEP_COLUMNS)
+        self._rows: list[Mapping[str, Any]] = [*rows]
+        self._rewrite()
+
+    def append(self, row: Row) -> None:
+        """Add the row of one step, and a column where it brings a new one."""
+        self._rows.append(row)
+        if row.keys() - set(self._columns):
+            self._rewrite()
+            return
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            _writer(file, self._columns).writerow(row)
+
+    def _rewrite(self) -> None:
+        for row in self._rows:
+            self._columns += [column for column in row if column not in self._columns]
+        _write(self.path, self._columns, self._rows)
+
+
+def add_run(path: Path, row: Mapping[str, Any]) -> None:
+    """Add one row to the table of runs, under a lock and atomically; columns are those of all rows together."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        rows: list[Mapping[str, Any]] = read_table(path) if path.exists() else []
+        columns = list(dict.fromkeys(column for some_row in (*rows, row) for column in some_row))
+        _write(path, columns, [*rows, row])
+
+
+def read_table(path: Path) -> list[Mapping[str, Any]]:
+    """Read a table back as text; an empty cell is an empty string."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def _write(path: Path, columns: list[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    text = io.StringIO(newline="")
+    writer = _writer(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+
+
+def _writer(file: Any, columns: list[str]) -> "csv.DictWriter[str]":
+    return csv.DictWriter(file, columns, delimiter="\t", restval="", lineterminator="\n")

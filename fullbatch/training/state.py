@@ -1,0 +1,69 @@
+"""Everything that continues a run."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from fullbatch.optim.ema import ExponentialMovingAverage
+
+Row = dict[str, float]
+"""What one step recorded; a value that was not measured has no entry."""
+
+
+@dataclass
+class TrainState:
+    """Model, optimizer, average of the weights, and the rows of the steps so far.
+
+    ``stopped`` says which rule ended the run early. Randomness needs no state: every draw is a function
+    of (seed, step, ...); the global generator is kept for modules of the user that draw from it outside a step.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    ema: ExponentialMovingAverage | None = None
+    rows: list[Row] = field(default_factory=list)
+    stopped: str | None = None
+
+    @property
+    def step(self) -> int:
+        """The number of steps taken."""
+        return len(self.rows)
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The model that is validated: the average of the weights where there is one."""
+        return self.model if self.ema is None else self.ema.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain containers and tensors, which ``torch.load(weights_only=True)`` reads."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": None if self.ema is None else self.ema.model.state_dict(),
+            "rows": self.rows,
+            "stopped": self.stopped,
+            "rng": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what ``state_dict`` returned; ``ValueError`` lists what does not fit the model."""
+        load_weights(self.model, state["model"])
+        if self.ema is not None:
+            load_weights(self.ema.model, state["ema"] or state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rows, self.stopped = list(state["rows"]), state["stopped"]
+        torch.set_rng_state(state["rng"].cpu())
+
+
+def load_weights(model: nn.Module, state: dict[str, Any]) -> None:
+    """Load a state dict, or raise ``ValueError`` with the first entries that differ in name or shape."""
+    ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if ours != theirs:
+        names = [name for name in (*ours, *(theirs.keys() - ours.keys())) if ours.get(name) != theirs.get(name)]
+        shown = "; ".join(f"{n}: {ours.get(n, 'absent')} here, {theirs.get(n, 'absent')} there" for n in names[:3])
+        raise ValueError(f"the weights are those of another model: {len(names)} entries differ ({shown})")
+    model.load_state_dict(state)

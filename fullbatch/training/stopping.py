@@ -1,0 +1,28 @@
+"""Rules that end a run early; each looks at the rows so far and returns the reason, or None."""
+
+from collections.abc import Callable, Sequence
+
+from fullbatch.training.state import Row
+
+StopRule = Callable[[Sequence[Row]], str | None]
+
+
+def full_accuracy(num_steps: int) -> StopRule:
+    """Stop after ``num_steps`` consecutive steps at 100 % training accuracy."""
+
+    def rule(rows: Sequence[Row]) -> str | None:
+        last = rows[-num_steps:]
+        reached = len(last) == num_steps and all(row["train_acc"] == 1.0 for row in last)
+        return f"{num_steps} steps in a row at 100 % training accuracy" if reached else None
+
+    return rule
+
+
+def evaluation_budget(max_evaluations: float) -> StopRule:
+    """Stop when the steps together took ``max_evaluations`` gradient evaluations of the whole training set."""
+
+    def rule(rows: Sequence[Row]) -> str | None:
+        spent = sum(row["evaluations"] for row in rows)
+        return f"{spent:g} of {max_evaluations:g} gradient evaluations are used up" if spent >= max_evaluations else None
+
+    return rule

@@ -1,0 +1,40 @@
+"""What a run comes down to: the row of the table of runs."""
+
+from collections.abc import Sequence
+
+from fullbatch.training.state import Row
+
+
+def summarize(rows: Sequence[Row], *, warmup: int, window: int) -> dict[str, float]:
+    """Return the closing values of a run and the accuracies that the table of runs asks for."""
+    last, validated = rows[-1], [row for row in rows if "valid_acc" in row]
+    closing = {
+        name: last[name]
+        for name in ("valid_acc", "train_acc", "valid_loss", "train_loss", "full_loss", "grad_norm", "param_norm")
+        if name in last
+    }
+    train_time = sum(row["train_time"] for row in rows)
+    return {
+        **closing,
+        "valid_acc_at_min_loss": accuracy_at_minimal_loss(rows, warmup=warmup, window=window),
+        "max_val_acc": max((row["valid_acc"] for row in validated), default=float("nan")),
+        "avg_step_time": train_time / len(rows),
+        "total_time": train_time + sum(row.get("valid_time", 0.0) for row in rows),
+        "evaluations": sum(row["evaluations"] for row in rows),
+        "steps_taken": len(rows),
+    }
+
+
+def accuracy_at_minimal_loss(rows: Sequence[Row], *, warmup: int, window: int) -> float:
+    """Return the validation accuracy of the window of ``window`` steps with the lowest mean full_loss.
+
+    The first ``warmup`` rows are left out (unless there are no others); windows without a validation do not count.
+    """
+    rows = rows[warmup:] or rows
+    windows = [rows[start : start + window] for start in range(0, len(rows), window)]
+    candidates = [
+        (sum(row["full_loss"] for row in part) / len(part), validated[-1]["valid_acc"])
+        for part in windows
+        if (validated := [row for row in part if "valid_acc" in row])
+    ]
+    return min(candidates, default=(0.0, float("nan")))[1]

@@ -1,0 +1,105 @@
+"""The loop: step, average, validate, record, save, until nothing is left to do."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch.optim import Optimizer
+
+from fullbatch.optim.schedules import Schedule
+from fullbatch.training.state import Row, TrainState
+from fullbatch.training.steps import Step
+from fullbatch.training.stopping import StopRule
+from fullbatch.training.validation import Validate
+
+
+class Observer(Protocol):
+    """Is told of every step; a progress bar, a table."""
+
+    def __call__(self, row: Row) -> None: ...
+
+
+@dataclass
+class Trainer:
+    """Trains a ``TrainState`` to ``steps`` steps; see ``run``.
+
+    Args:
+        state: what is trained, and continued.
+        take_step: one step.
+        steps: how many steps in all.
+        schedule: step -> factor of the learning rates.
+        validate: (model, step) -> loss and accuracy.
+        save: writes a checkpoint of the state.
+        stochastic: step -> whether that step is stochastic.
+        stop_rules: reasons to end early, for good.
+        interrupted: whether somebody wants the run to pause.
+        observers: called with every row.
+        validate_every: validation happens after steps 1, 1+n, 1+2n, ... and the last.
+        save_every: checkpoints likewise.
+    """
+
+    state: TrainState
+    take_step: Step
+    steps: int
+    schedule: Schedule
+    validate: Validate
+    save: Callable[[], None]
+    stochastic: Callable[[int], bool]
+    stop_rules: Sequence[StopRule] = ()
+    interrupted: Callable[[], bool] = lambda: False
+    observers: Sequence[Observer] = field(default_factory=list)
+    validate_every: int = 100
+    save_every: int = 1
+
+    def run(self) -> None:
+        """Take the steps that are left, or as many as there are until somebody interrupts.
+
+        Raises:
+            DivergedError: when a step is not finite; nothing is saved after the last good step.
+        """
+        state = self.state
+        while not self.done:
+            row = self._step()
+            state.rows.append(row)
+            state.stopped = next((reason for rule in self.stop_rules if (reason := rule(state.rows))), None)
+            interrupted = not self.done and self.interrupted()
+            if self._due(self.validate_every):
+                row.update(self._validation())
+            for observe in self.observers:
+                observe(row)
+            if self._due(self.save_every) or interrupted:
+                self.save()
+            if interrupted:
+                return
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.state.step >= self.steps or self.state.stopped is not None
+
+    def _step(self) -> Row:
+        state, start = self.state, time.perf_counter()
+        state.model.train()
+        lr = set_learning_rates(state.optimizer, self.schedule(state.step))
+        row = self.take_step(state.step, stochastic=self.stochastic(state.step))
+        if state.ema is not None:
+            state.ema.update(state.model)
+        return {"step": state.step + 1, **row, "lr": lr, "train_time": time.perf_counter() - start}
+
+    def _validation(self) -> Row:
+        start = time.perf_counter()
+        found = self.validate(self.state.evaluated_model, self.state.step - 1)
+        loss, accuracy = torch.stack([found.loss, found.accuracy]).tolist()
+        return {"valid_loss": loss, "valid_acc": accuracy, "valid_time": time.perf_counter() - start}
+
+    def _due(self, every: int) -> bool:
+        return (self.state.step - 1) % every == 0 or self.done
+
+
+def set_learning_rates(optimizer: Optimizer, factor: float) -> float:
+    """Set each group's learning rate to ``factor`` times its initial one; return the first group's."""
+    for group in optimizer.param_groups:
+        group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
+    return float(optimizer.param_groups[0]["lr"])
