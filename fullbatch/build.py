@@ -1,0 +1,275 @@
+"""From settings to objects."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from fullbatch.data.augmentation import Augmentation
+from fullbatch.data.blocks import BlockLoader
+from fullbatch.data.datasets import PictureData, PictureSet, load_pictures
+from fullbatch.models.registry import build_model as model_named
+from fullbatch.objective.full_batch import FullBatchObjective, LossEvaluation
+from fullbatch.objective.gradient_penalty import GradRegularizer
+from fullbatch.objective.hessian_products import implementation_named
+from fullbatch.objective.losses import loss_function
+from fullbatch.optim.ema import ExponentialMovingAverage
+from fullbatch.optim.schedules import schedule_named
+from fullbatch.optim.weight_decay import parameter_groups
+from fullbatch.randomness import derive_seed, seeded
+from fullbatch.runtime.device import DTYPES, MEMORY_FORMATS, find_device
+from fullbatch.settings import Adam, Data, GradientDescent, Hyp, Impl, Run
+from fullbatch.tensors import device_of
+from fullbatch.training.state import TrainState
+from fullbatch.training.steps import Step
+from fullbatch.training.stopping import StopRule, evaluation_budget, full_accuracy
+from fullbatch.training.trainer import Trainer
+from fullbatch.training.validation import Validate, validate
+from fullbatch.transforms.chain import GradientTransform
+from fullbatch.transforms.clipping import ClipByNorm
+from fullbatch.transforms.noise import AdditiveNoise, MultiplicativeNoise
+from fullbatch.transforms.norm_bias import NormBias
+from fullbatch.typing import Blocks
+
+
+class Stream(IntEnum):
+    """What the seed of a run is for; each use has random numbers of its own."""
+
+    WEIGHTS = 0
+    BLOCKS = 1
+    AUGMENTATION = 2
+    NOISE = 3
+
+    def seed(self, run_seed: int) -> int:
+        """Return the stream's own seed."""
+        return derive_seed(run_seed, self)
+
+
+@contextmanager
+def about(key: str) -> Iterator[None]:
+    """Say which key a ``ValueError`` is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
+def build_trainer(run: Run, seed: int) -> Trainer:
+    """Build everything of a run that does not write or print; ``ValueError`` and ``OSError`` for the user's mistakes."""
+    with about("impl"):
+        device = find_device(run.impl.device)
+    data = build_data(run.data)
+    model = build_model(run, data, seed, device)
+    optimizer = build_optimizer(run.hyp, model)
+    ema = ExponentialMovingAverage(model, run.hyp.eval_ema_momentum) if run.hyp.evaluate_ema else None
+    with about("hyp.scheduler"):
+        schedule = schedule_named(run.hyp.scheduler, run.hyp.steps, run.hyp.warmup)
+    step = build_step(run, data, model, optimizer, seed)
+    return Trainer(
+        state=TrainState(model, optimizer, ema),
+        take_step=step,
+        steps=1 if run.dryrun else run.hyp.steps,
+        schedule=schedule,
+        validate=build_validation(run, data, step, seed),
+        stochastic=build_mode(run.hyp),
+        stop_rules=build_stop_rules(run.hyp),
+        validate_every=run.impl.validate_every_nth_step,
+        save_every=run.impl.checkpoint.save_every_nth_step,
+    )
+
+
+def build_data(settings: Data) -> PictureData:
+    """Load the pictures."""
+    return load_pictures(
+        settings.name,
+        path=settings.path,
+        size=settings.size,
+        valid_size=settings.valid_size,
+        subset_seed=settings.subset_seed,
+        channels=settings.channels,
+        classes=settings.classes,
+        pixels=settings.pixels,
+        mean=settings.mean,
+        std=settings.std,
+        download=settings.download,
+        mirrors=settings.mirrors or (),
+    )
+
+
+def build_loader(run: Run, data: PictureData, part: PictureSet, seed: int, device: torch.device) -> BlockLoader:
+    """Build what yields blocks of the training or the validation set."""
+    training = part is data.train
+    key = "augmentations_train" if training else "augmentations_val"
+    transforms = getattr(run.data, key)
+    with about(f"data.{key}"):
+        augmentation = Augmentation(transforms, Stream.AUGMENTATION.seed(seed)) if transforms else None
+    return BlockLoader(
+        part,
+        batch_size=run.data.batch_size,
+        mean=data.mean if run.data.normalize else None,
+        std=data.std if run.data.normalize else None,
+        augmentation=augmentation,
+        device=device,
+        dtype=DTYPES[run.impl.dtype],
+        memory_format=MEMORY_FORMATS[run.impl.memory],
+        caching="ram" if run.data.caching is True else run.data.caching,
+        num_workers=min(run.impl.threads, torch.get_num_threads()),
+        pin_memory=run.impl.pin_memory,
+        non_blocking=run.impl.non_blocking,
+        persistent_workers=run.impl.persistent_workers,
+        drop_last=run.data.drop_last and training,
+        seed=Stream.BLOCKS.seed(seed),
+    )
+
+
+def build_model(run: Run, data: PictureData, seed: int, device: torch.device) -> nn.Module:
+    """Build the model with its own random numbers, on the device."""
+    options = dataclasses.asdict(run.model)
+    name = options.pop("name")
+    with about("model"), seeded(Stream.WEIGHTS.seed(seed), torch.device("cpu")):
+        model = model_named(
+            name, channels=data.channels, classes=len(data.train.classes), pixels=data.pixels, **options
+        )
+    return model.to(device=device, dtype=DTYPES[run.impl.dtype]).to(memory_format=MEMORY_FORMATS[run.impl.memory])
+
+
+def build_optimizer(hyp: Hyp, model: nn.Module) -> Optimizer:
+    """Build the optimizer, weight decay where it applies."""
+    groups = parameter_groups(model, only_linear_layers=hyp.only_linear_layers_weight_decay)
+    build: Callable[..., Optimizer] = OPTIMIZERS[hyp.optim.name]
+    return build(groups, hyp.optim)
+
+
+def _gradient_descent(groups: list[dict[str, object]], optim: GradientDescent) -> Optimizer:
+    return torch.optim.SGD(
+        groups,
+        lr=optim.lr,
+        momentum=optim.momentum,
+        dampening=optim.dampening,
+        weight_decay=optim.weight_decay,
+        nesterov=optim.nesterov and optim.momentum != 0,  # without momentum Nesterov's step is the plain one
+        foreach=True,
+    )
+
+
+def _adam(groups: list[dict[str, object]], optim: Adam) -> Optimizer:
+    return torch.optim.AdamW(
+        groups,
+        lr=optim.lr,
+        betas=optim.betas,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        amsgrad=optim.amsgrad,
+        foreach=True,
+    )
+
+
+OPTIMIZERS = {"gd": _gradient_descent, "adam": _adam}
+
+
+def build_step(run: Run, data: PictureData, model: nn.Module, optimizer: Optimizer, seed: int) -> Step:
+    """Build what takes a step: the objective, the transforms of its gradient, and the blocks."""
+    hyp = run.hyp
+    loader = build_loader(run, data, data.train, seed, device_of(model))
+    return Step(
+        build_objective(run, model, optimizer, loader.blocks(0)),
+        optimizer,
+        build_transforms(hyp),
+        loader,
+        shuffle=hyp.shuffle,
+        with_replacement=hyp.sample_with_replacement,
+        blocks_per_update=hyp.blocks_per_update,
+        seed=Stream.NOISE.seed(seed),
+        max_blocks=1 if run.dryrun else None,
+    )
+
+
+def build_objective(run: Run, model: nn.Module, optimizer: Optimizer, blocks: Blocks) -> FullBatchObjective:
+    """Build the training objective with its regularizer."""
+    hyp, low_precision = run.hyp, build_precision(run.impl)
+    with about("hyp.loss_modification"):
+        loss_fn = loss_function(hyp.loss_modification, hyp.label_smoothing)
+    regularizer = None
+    with about("hyp.grad_reg"):
+        implementation_named(hyp.grad_reg.implementation)  # a wrong name is refused even where nothing is regularized
+        if hyp.grad_reg.block_strength != 0 or hyp.grad_reg.acc_strength != 0:
+            regularizer = GradRegularizer(
+                model, optimizer, loss_fn, mixed_precision=low_precision, **dataclasses.asdict(hyp.grad_reg)
+            )
+    return FullBatchObjective(
+        model,
+        loss_fn,
+        blocks,
+        sub_batch=hyp.sub_batch,
+        regularizer=regularizer,
+        batch_clip=hyp.batch_clip,
+        batch_clip_norm=norm_order(hyp),
+        mixed_precision=low_precision,
+        accumulation_dtype=DTYPES[run.impl.accumulation_dtype],
+        gradient_average=hyp.gradient_average,
+    )
+
+
+def build_transforms(hyp: Hyp) -> list[GradientTransform]:
+    """Build the transforms of the gradient, in the order in which they act."""
+    transforms: list[GradientTransform] = []
+    if hyp.norm_bias.strength != 0:
+        transforms.append(NormBias(hyp.norm_bias.strength, hyp.norm_bias.norm_type, hyp.norm_bias.bias))
+    if hyp.grad_clip is not None:
+        transforms.append(ClipByNorm(hyp.grad_clip, norm_order(hyp)))
+    if hyp.grad_noise.additive:
+        transforms.append(AdditiveNoise(hyp.grad_noise.additive))
+    if hyp.grad_noise.multiplicative:
+        transforms.append(MultiplicativeNoise(hyp.grad_noise.multiplicative))
+    return transforms
+
+
+def build_validation(run: Run, data: PictureData, step: Step, seed: int) -> Validate:
+    """Build what evaluates a model on the validation set."""
+    hyp = run.hyp
+    part = slice(1 if run.dryrun else None)
+    blocks = build_loader(run, data, data.valid, seed, device_of(step.objective.model)).blocks(0)[part]
+    plain_loss = loss_function("squared" if hyp.loss_modification == "squared" and not hyp.test_time_flips else None)
+
+    def validation(model: nn.Module, step_number: int) -> LossEvaluation:
+        return validate(
+            model,
+            plain_loss,
+            blocks,
+            flips=hyp.test_time_flips,
+            recalibration=step.data.blocks(step_number)[part] if hyp.recalibrate_batchnorm else None,
+            mixed_precision=build_precision(run.impl),
+        )
+
+    return validation
+
+
+def build_mode(hyp: Hyp) -> Callable[[int], bool]:
+    """Return whether a step is stochastic: as configured, and the other way from ``train_switch_stochastic`` on."""
+    switch = hyp.train_switch_stochastic
+    return lambda step: hyp.train_stochastic != (switch is not None and step >= switch)
+
+
+def build_stop_rules(hyp: Hyp) -> list[StopRule]:
+    """Build the rules that end a run early."""
+    rules = []
+    if hyp.stop_at_full_training_accuracy:
+        rules.append(full_accuracy(hyp.stop_at_full_training_accuracy))
+    if hyp.max_evaluations is not None:
+        rules.append(evaluation_budget(hyp.max_evaluations))
+    return rules
+
+
+def build_precision(impl: Impl) -> bool | torch.dtype:
+    """Return the low precision of forward passes, False for none."""
+    return torch.bfloat16 if impl.mixed_precision else False
+
+
+def norm_order(hyp: Hyp) -> float:
+    """Return the order of the norm that is clipped."""
+    return math.inf if hyp.grad_clip_norm == "inf" else 2.0

@@ -1,0 +1,137 @@
+"""From the composed configuration to frozen settings, with one clear line for each mistake.
+
+The only module that knows omegaconf.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from fullbatch.settings import GradientDescent, Run
+
+GROUPS = ("data.db", "hyp.optim", "hyp.optim_modification", "impl.setup", "data", "model", "hyp", "impl", "analysis")
+
+NOT_YET: dict[str, tuple[Any, str]] = {
+    "plan": (False, "cost estimates"),
+    "hyp.train_semi_stochastic": (False, "it needs the LMDB data base"),
+    "hyp.label_noise": (0.0, "label noise"),
+    "hyp.optim.line_search": (None, "line searches"),
+    "impl.compile": (False, "compilation"),
+    "impl.grad_scaling": (False, "gradient scaling serves float16 only"),
+    "impl.checkpoint.max_minutes": (None, "checkpoints inside a step"),
+    "impl.logger": (None, "loggers beside the CSV tables"),
+}
+"""Keys of parts that this version lacks: the one value that is accepted, and the part."""
+
+
+def parse(cfg: DictConfig) -> Run:
+    """Turn blanks into None and build the settings.
+
+    Raises ``ValueError`` that names every wrong key, what was wrong and what would be accepted.
+    """
+    tree = plain(cfg)
+    _refuse_values_for_groups(tree)
+    _refuse_what_is_missing(tree)
+    try:
+        run: Run = TypeAdapter(Run).validate_python(tree)
+    except ValidationError as error:
+        raise ValueError("\n".join(_describe(detail) for detail in error.errors(include_url=False))) from None
+    for problem in _contradictions(run):
+        raise ValueError(problem)
+    return run
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """Return the resolved configuration as plain dictionaries, blanks as None."""
+    try:
+        tree = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
+    blanked: dict[str, Any] = _blanks_to_none(tree)
+    return blanked
+
+
+def to_yaml(tree: Mapping[str, Any]) -> str:
+    """Return the resolved configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(dict(tree)))
+
+
+def _blanks_to_none(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _blanks_to_none(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_blanks_to_none(value) for value in node]
+    return None if isinstance(node, str) and not node.strip() else node
+
+
+def _lookup(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+def _refuse_values_for_groups(tree: dict[str, Any]) -> None:
+    for key in GROUPS:
+        value = _lookup(tree, key)
+        if value is not None and not isinstance(value, dict):
+            slashed = key.replace(".", "/")
+            raise ValueError(f"{key}={value}: {key} is a group of settings, chosen with a slash: {slashed}={value}")
+
+
+def _refuse_what_is_missing(tree: dict[str, Any]) -> None:
+    for key, (accepted, part) in NOT_YET.items():
+        value = _lookup(tree, key)
+        if value != accepted and not (accepted is None and str(value).lower() == "none"):
+            shown = "a blank" if accepted is None else accepted
+            raise ValueError(f"{key}={value}: not part of this version yet ({part}); accepted: {shown}")
+    if str(_lookup(tree, "hyp.loss_modification")).lower().startswith("maxup-"):
+        raise ValueError("hyp.loss_modification: maxup-K is not part of this version yet (copies of each sample)")
+    if _lookup(tree, "impl.JIT") is not None:
+        raise ValueError("impl.JIT: TorchScript is refused (PyTorch has deprecated it); accepted: a blank")
+
+
+def _describe(detail: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in _without_union_tags(detail["loc"]))
+    message = detail["msg"][:1].lower() + detail["msg"][1:]
+    if detail["type"] == "unexpected_keyword_argument":
+        return f"{key}: there is no such key"
+    if detail["type"] in ("missing", "missing_argument"):
+        return f"{key}: this key is missing"
+    if detail["type"] == "union_tag_invalid":
+        known = detail.get("ctx", {}).get("expected_tags", "")
+        return f"{key}.name={_lookup(detail['input'], 'name')}: unknown; known: {known}"
+    given = "a blank" if detail["input"] is None else repr(detail["input"])
+    return f"{key}: {message.removeprefix('value error, ')} (got {given})"
+
+
+def _without_union_tags(location: tuple[int | str, ...]) -> Iterator[int | str]:
+    for depth, part in enumerate(location):
+        if not (location[:depth] in (("model",), ("hyp", "optim")) and len(location) > depth + 1):
+            yield part
+
+
+def _contradictions(run: Run) -> Iterator[str]:
+    hyp = run.hyp
+    ever_stochastic = hyp.train_stochastic or hyp.train_switch_stochastic is not None
+    rules: dict[str, Callable[[], bool]] = {
+        "hyp.sample_with_replacement=True: only in stochastic mode (hyp.train_stochastic=True)": lambda: (
+            hyp.sample_with_replacement and not ever_stochastic
+        ),
+        f"hyp.blocks_per_update={hyp.blocks_per_update}: only in stochastic mode (hyp.train_stochastic=True)": lambda: (
+            hyp.blocks_per_update != 1 and not ever_stochastic
+        ),
+        "hyp.optim.nesterov=True: needs hyp.optim.dampening=0": lambda: (
+            isinstance(hyp.optim, GradientDescent) and hyp.optim.nesterov and hyp.optim.dampening != 0
+        ),
+        "impl.mixed_precision=True: needs impl.dtype=float": lambda: (
+            run.impl.mixed_precision and run.impl.dtype in ("double", "float64")
+        ),
+        "data.mean and data.std: give both or leave both blank": lambda: (
+            (run.data.mean is None) != (run.data.std is None)
+        ),
+    }
+    yield from (problem for problem, applies in rules.items() if applies())

@@ -1,0 +1,26 @@
+"""Train a vision model by (full-batch) gradient descent: ``python train_with_gradient_descent.py hyp=gradreg``."""
+
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from fullbatch.command_line import match_case
+
+CONFIG = Path(__file__).parent / "config"
+statuses: list[int] = []
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="cfg")
+def main(cfg: DictConfig) -> None:
+    """Run one job, or one after the other in a sweep (``-m``)."""
+    from fullbatch.launch import run_job  # noqa: PLC0415 (imports torch, which `--cfg job` and `--help` can do without)
+
+    statuses.append(run_job(cfg))
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = match_case(sys.argv[1:], CONFIG)
+    main()
+    sys.exit(max(statuses, default=0))
