@@ -1,6 +1,7 @@
 """From settings to objects."""
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ from fullbatch.transforms.noise import AdditiveNoise, MultiplicativeNoise
 from fullbatch.transforms.norm_bias import NormBias
 from fullbatch.typing import Blocks
 
+log = logging.getLogger(__name__)
+
 
 class Stream(IntEnum):
     """What the seed of a run is for; each use has random numbers of its own."""
@@ -60,7 +63,7 @@ def about(key: str) -> Iterator[None]:
 
 
 def build_trainer(run: Run, seed: int) -> Trainer:
-    """Build everything of a run that does not write or print; ``ValueError`` and ``OSError`` for the user's mistakes."""
+    """Build all of a run that writes no files; ``ValueError`` and ``OSError`` for the user's mistakes."""
     with about("impl"):
         device = find_device(run.impl.device)
     data = build_data(run.data)
@@ -85,7 +88,7 @@ def build_trainer(run: Run, seed: int) -> Trainer:
 
 def build_data(settings: Data) -> PictureData:
     """Load the pictures."""
-    return load_pictures(
+    data = load_pictures(
         settings.name,
         path=settings.path,
         size=settings.size,
@@ -99,6 +102,10 @@ def build_data(settings: Data) -> PictureData:
         download=settings.download,
         mirrors=settings.mirrors or (),
     )
+    shape = f"{data.channels}x{data.pixels}x{data.pixels}"
+    counts = f"{len(data.train):,} training and {len(data.valid):,} validation pictures"
+    log.info("data %s: %s of %s in %d classes", settings.name, counts, shape, len(data.classes))
+    return data
 
 
 def build_loader(run: Run, data: PictureData, part: PictureSet, seed: int, device: torch.device) -> BlockLoader:
@@ -106,8 +113,7 @@ def build_loader(run: Run, data: PictureData, part: PictureSet, seed: int, devic
     training = part is data.train
     key = "augmentations_train" if training else "augmentations_val"
     transforms = getattr(run.data, key)
-    with about(f"data.{key}"):
-        augmentation = Augmentation(transforms, Stream.AUGMENTATION.seed(seed)) if transforms else None
+    augmentation = Augmentation(transforms, Stream.AUGMENTATION.seed(seed), f"data.{key}") if transforms else None
     return BlockLoader(
         part,
         batch_size=run.data.batch_size,
@@ -132,17 +138,14 @@ def build_model(run: Run, data: PictureData, seed: int, device: torch.device) ->
     options = dataclasses.asdict(run.model)
     name = options.pop("name")
     with about("model"), seeded(Stream.WEIGHTS.seed(seed), torch.device("cpu")):
-        model = model_named(
-            name, channels=data.channels, classes=len(data.train.classes), pixels=data.pixels, **options
-        )
+        model = model_named(name, channels=data.channels, classes=len(data.classes), pixels=data.pixels, **options)
     return model.to(device=device, dtype=DTYPES[run.impl.dtype]).to(memory_format=MEMORY_FORMATS[run.impl.memory])
 
 
 def build_optimizer(hyp: Hyp, model: nn.Module) -> Optimizer:
     """Build the optimizer, weight decay where it applies."""
     groups = parameter_groups(model, only_linear_layers=hyp.only_linear_layers_weight_decay)
-    build: Callable[..., Optimizer] = OPTIMIZERS[hyp.optim.name]
-    return build(groups, hyp.optim)
+    return OPTIMIZERS[hyp.optim.name](groups, hyp.optim)
 
 
 def _gradient_descent(groups: list[dict[str, object]], optim: GradientDescent) -> Optimizer:
@@ -169,7 +172,7 @@ def _adam(groups: list[dict[str, object]], optim: Adam) -> Optimizer:
     )
 
 
-OPTIMIZERS = {"gd": _gradient_descent, "adam": _adam}
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"gd": _gradient_descent, "adam": _adam}
 
 
 def build_step(run: Run, data: PictureData, model: nn.Module, optimizer: Optimizer, seed: int) -> Step:

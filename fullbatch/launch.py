@@ -61,7 +61,7 @@ class Job:
 
 
 def run_job(cfg: DictConfig) -> int:
-    """Run one job; return 0, 2 for a user's mistake or a file system's refusal, 3 for divergence, 128 + n for signal n."""
+    """Run one job; return 0, 2 for a mistake or a file system's refusal, 3 for divergence, 128 + n for signal n."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     with ExitStack() as stack:
         terminal = stack.enter_context(job_log(folder / "log.txt"))
@@ -143,8 +143,10 @@ def _places(run: Run, folder: Path) -> Places:
         return Places(folder, folder / "checkpoint.pth", folder / "tables")
     name = run.impl.checkpoint.name
     if name is None:
-        return Places(folder, folder / "checkpoint.pth", Path("tables"))
-    return Places(folder, Path("checkpoints") / (name if name.endswith((".pth", ".pt")) else f"{name}.pth"), Path("tables"))
+        checkpoint = folder / "checkpoint.pth"
+    else:
+        checkpoint = Path("checkpoints") / (name if name.endswith((".pth", ".pt")) else f"{name}.pth")
+    return Places(folder, checkpoint, Path("tables"))
 
 
 def _seed(run: Run) -> int:
@@ -180,7 +182,7 @@ def _announce(job: Job) -> None:
     mode = "stochastic" if trainer.stochastic(state.step) else "full batch"
     log.info("run folder %s", job.places.folder)
     log.info("%s, seed %d", describe(device_of(state.model)), job.seed)
-    log.info("model %s, %s parameters; data %s", _model_name(run), f"{parameters:,}", trainer.take_step.describe_data())
+    log.info("model %s, %s parameters", _model_name(run), f"{parameters:,}")
     log.info("%s, optimizer %s: %s", mode, run.hyp.optim.name, settings)
     (job.places.folder / "config.yaml").write_text(to_yaml({**job.tree, "seed": job.seed}), encoding="utf-8")
     (job.places.folder / "run.json").write_text(json.dumps(_provenance(), indent=2) + "\n", encoding="utf-8")
@@ -214,9 +216,7 @@ def _model_name(run: Run) -> str:
 
 
 def _summary(job: Job) -> dict[str, Any]:
-    return summarize(
-        job.trainer.state.rows, warmup=job.run.hyp.warmup, window=job.run.impl.validate_every_nth_step
-    )
+    return summarize(job.trainer.state.rows, warmup=job.run.hyp.warmup, window=job.run.impl.validate_every_nth_step)
 
 
 def _run_row(job: Job, diverged: DivergedError | None) -> dict[str, Any]:

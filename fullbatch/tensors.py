@@ -39,7 +39,7 @@ def dot(left: Tensors, right: Tensors) -> Tensor:
 
 
 def zeros_like(tensors: Tensors, dtype: torch.dtype | None = None) -> list[Tensor]:
-    """Return zeros of the tensors' shapes and devices; in ``dtype`` where that is more precise than the tensor's own."""
+    """Return zeros of the tensors' shapes and devices, in ``dtype`` where that is more precise than their own."""
     return [
         torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, dtype or tensor.dtype)) for tensor in tensors
     ]

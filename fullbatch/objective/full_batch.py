@@ -11,6 +11,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -138,9 +139,7 @@ class FullBatchObjective:
             evaluation = self._pass_over_data(plain.gradient)
         return replace(evaluation, evaluations=plain.evaluations + evaluation.evaluations)
 
-    def hessian_product(
-        self, v: Tensors, implementation: str = "autograd", eps: float = 1e-2
-    ) -> list[Tensor]:
+    def hessian_product(self, v: Tensors, implementation: str = "autograd", eps: float = 1e-2) -> list[Tensor]:
         """Return H v of L (without any regularizer) for ``v`` shaped like the trainable parameters.
 
         ``implementation`` as in ``GradRegularizer``: autograd and forward-over-reverse are exact; differences use eps.
@@ -182,7 +181,7 @@ class FullBatchObjective:
 
     def _sub_batches(self) -> Iterator[Block]:
         device = device_of(self.model)
-        for index, (inputs, labels, *key) in enumerate(self.data):
+        for index, (inputs, labels, *key) in enumerate(cast(Iterable[tuple[Any, ...]], self.data)):
             block_key = int(key[0]) if key else derive_seed(self.seed, index)
             count = self._num_sub_batches(len(labels))
             pieces = zip(inputs.to(device).tensor_split(count), labels.to(device).tensor_split(count), strict=True)

@@ -124,8 +124,8 @@ def implementation_named(name: str) -> Implementation:
     """Look an implementation up, case-insensitively; ``ValueError`` lists the known ones."""
     if name.lower() == "complex-step":
         raise ValueError(
-            "implementation=complex-step is refused: ReLU and cross-entropy are not holomorphic, so a complex step does "
-            "not differentiate them; the exact alternative is forward-over-reverse"
+            "implementation=complex-step is refused: ReLU and cross-entropy are not holomorphic, so a complex step "
+            "does not differentiate them; the exact alternative is forward-over-reverse"
         )
     if name.lower() not in IMPLEMENTATIONS:
         raise ValueError(f"implementation={name} is unknown; known: {', '.join(IMPLEMENTATIONS)}")

@@ -34,9 +34,10 @@ def warmed_up(schedule: Schedule, warmup: int) -> Schedule:
 
 
 def schedule_named(name: str | None, steps: int, warmup: int = 0) -> Schedule:
-    """Return the schedule by name: None (constant), cosine-decay, cosine-4000, cosine-decay-floored, linear, exponential.
+    """Return the schedule by name, None for a constant; with ``warmup`` in front.
 
-    ``steps`` is the length of the run. ``ValueError`` on other names, which are case-insensitive.
+    Names, in any case: cosine-decay, cosine-4000, cosine-decay-floored, linear, exponential. ``steps`` is the length of
+    the run. Raises ``ValueError`` for other names.
     """
     table: dict[str | None, Schedule] = {
         None: constant,

@@ -14,9 +14,7 @@ FORMAT = "fullbatch checkpoint"
 VERSION = 1
 
 
-def save_checkpoint(
-    path: Path, state: dict[str, Any], *, config: dict[str, Any], seed: int, keep: int = 0
-) -> None:
+def save_checkpoint(path: Path, state: dict[str, Any], *, config: dict[str, Any], seed: int, keep: int = 0) -> None:
     """Save a ``TrainState.state_dict()`` with the configuration and the seed it belongs to."""
     content = {"format": FORMAT, "version": VERSION, "config": config, "seed": seed, "state": state}
     buffer = io.BytesIO()  # a full disk is then an OSError of the file system, not one of torch's own

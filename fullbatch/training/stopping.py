@@ -23,6 +23,7 @@ def evaluation_budget(max_evaluations: float) -> StopRule:
 
     def rule(rows: Sequence[Row]) -> str | None:
         spent = sum(row["evaluations"] for row in rows)
-        return f"{spent:g} of {max_evaluations:g} gradient evaluations are used up" if spent >= max_evaluations else None
+        used_up = spent >= max_evaluations
+        return f"{spent:g} of {max_evaluations:g} gradient evaluations are used up" if used_up else None
 
     return rule

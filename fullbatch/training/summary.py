@@ -8,7 +8,7 @@ from fullbatch.training.state import Row
 def summarize(rows: Sequence[Row], *, warmup: int, window: int) -> dict[str, float]:
     """Return the closing values of a run and the accuracies that the table of runs asks for."""
     last, validated = rows[-1], [row for row in rows if "valid_acc" in row]
-    closing = {
+    closing: dict[str, float] = {
         name: last[name]
         for name in ("valid_acc", "train_acc", "valid_loss", "train_loss", "full_loss", "grad_norm", "param_norm")
         if name in last

@@ -18,7 +18,8 @@ from fullbatch.training.validation import Validate
 class Observer(Protocol):
     """Is told of every step; a progress bar, a table."""
 
-    def __call__(self, row: Row) -> None: ...
+    def __call__(self, row: Row) -> None:
+        """Take notice of the row of a step."""
 
 
 @dataclass
@@ -31,8 +32,8 @@ class Trainer:
         steps: how many steps in all.
         schedule: step -> factor of the learning rates.
         validate: (model, step) -> loss and accuracy.
-        save: writes a checkpoint of the state.
         stochastic: step -> whether that step is stochastic.
+        save: writes a checkpoint of the state.
         stop_rules: reasons to end early, for good.
         interrupted: whether somebody wants the run to pause.
         observers: called with every row.
@@ -45,8 +46,8 @@ class Trainer:
     steps: int
     schedule: Schedule
     validate: Validate
-    save: Callable[[], None]
     stochastic: Callable[[int], bool]
+    save: Callable[[], None] = lambda: None
     stop_rules: Sequence[StopRule] = ()
     interrupted: Callable[[], bool] = lambda: False
     observers: Sequence[Observer] = field(default_factory=list)

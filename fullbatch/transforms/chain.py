@@ -14,7 +14,9 @@ Statistics = dict[str, Tensor]
 class GradientTransform(Protocol):
     """Changes gradients in place; knows nothing of where they come from or what follows."""
 
-    def __call__(self, gradients: Tensors, parameters: Tensors) -> None: ...
+    def __call__(self, gradients: Tensors, parameters: Tensors) -> None:
+        """Change ``gradients``, of the shapes of ``parameters``, in place."""
+        ...
 
 
 def chain(transforms: Iterable[GradientTransform], gradients: Tensors, parameters: Tensors) -> Statistics:

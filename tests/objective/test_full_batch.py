@@ -1,5 +1,7 @@
 """The full-batch objective equals one autograd over all the data, whatever the partition, and leaves no trace."""
 
+import itertools
+
 import pytest
 import torch
 from cases import MODELS, PARTITIONS, SAMPLES, WITHOUT_BATCH_STATISTICS, build, cut, samples
@@ -35,7 +37,7 @@ def test_equals_one_autograd_over_all_data(name: str, sizes: list[int], sub_batc
 @settings(max_examples=30, deadline=None)
 def test_no_partition_matters(cuts: set[int], sub_batch: int) -> None:
     edges = [0, *sorted(cuts), SAMPLES]
-    sizes = [end - start for start, end in zip(edges, edges[1:], strict=False)]
+    sizes = [end - start for start, end in itertools.pairwise(edges)]
     objective = objective_on("tanh", sizes, sub_batch=sub_batch)
     _, gradient = loss_and_gradient(objective.model, F.cross_entropy, *samples())
     torch.testing.assert_close(vector(objective.evaluate().gradient), gradient, rtol=1e-10, atol=1e-13)
@@ -53,7 +55,9 @@ def test_weights_after_five_steps_do_not_depend_on_the_partition(sizes: list[int
         F.cross_entropy(plain(samples()[0]), samples()[1]).backward()
         for optimizer in optimizers:
             optimizer.step()
-    torch.testing.assert_close(vector(list(ours.parameters())), vector(list(plain.parameters())), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        vector(list(ours.parameters())), vector(list(plain.parameters())), rtol=1e-10, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(("block", "sub_batch", "passes"), [(33, 8, [9, 8, 8, 8]), (33, 33, [33]), (33, 20, [33])])
@@ -150,10 +154,12 @@ def test_two_processes_add_up_to_one() -> None:
 
     def second(tensors: list[torch.Tensor]) -> None:
         for mine, other in zip(tensors, shared.pop(0), strict=True):
-            mine += other
+            mine.add_(other)
 
     FullBatchObjective(model, F.cross_entropy, cut(inputs[:20], labels[:20], [7, 13]), all_reduce=first).evaluate()
-    found = FullBatchObjective(model, F.cross_entropy, cut(inputs[20:], labels[20:], [13]), all_reduce=second).evaluate()
+    found = FullBatchObjective(
+        model, F.cross_entropy, cut(inputs[20:], labels[20:], [13]), all_reduce=second
+    ).evaluate()
     loss, gradient = loss_and_gradient(model, F.cross_entropy, inputs, labels)
     torch.testing.assert_close(found.loss, loss, rtol=1e-12, atol=0)
     torch.testing.assert_close(vector(found.gradient), gradient, rtol=1e-10, atol=1e-13)

@@ -9,8 +9,8 @@ from references import assert_no_trace, dense_hessian, trace_of, vector
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.objective.full_batch import FullBatchObjective
+from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.objective.hessian_products import IMPLEMENTATIONS
 
 EXACT = ["autograd", "autograd-pen", "forward-over-reverse"]

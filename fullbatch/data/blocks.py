@@ -1,0 +1,230 @@
+"""The one generator that moves samples to the device: pictures in, augmented and normalised blocks out.
+
+Which samples make a block, in which order, and what augmentation does to them is a function of (seed, step) alone, so
+blocks of a step can be asked for again and come out the same.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from fullbatch.data.augmentation import Augmentation
+from fullbatch.data.pictures import Pictures, PictureSet, TensorPictures
+from fullbatch.randomness import derive_seed, random_bits, random_integers
+from fullbatch.typing import Block
+
+_ORDER, _REPLACEMENT, _KEYS = 0, 1, 2  # streams of the loader's seed
+_DEVICE_SHARE, _RAM_SHARE = 0.25, 0.5  # of the free memory that pictures may take unasked; activations need the rest
+_UNKNOWN_RAM = 4 << 30  # bytes to assume where the system does not tell
+_CHUNK = 4096  # pictures read at once on their way into the memory
+
+
+class _Source(Protocol):
+    """Gives the pictures of one block after the other, uint8 [n, C, H, W]."""
+
+    def read(self, plan: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the pictures of each entry of ``plan``, int64 ids."""
+        ...
+
+
+@dataclass(frozen=True)
+class _InMemory:
+    """All the pictures as one tensor, on the device or in the main memory."""
+
+    tensor: Tensor
+
+    def read(self, plan: Sequence[Tensor]) -> Iterator[Tensor]:
+        for ids in plan:
+            yield self.tensor.index_select(0, ids.to(self.tensor.device))
+
+
+class _FromFiles:
+    """Pictures that worker processes read anew each time."""
+
+    def __init__(self, pictures: Pictures, num_workers: int, pin_memory: bool, persistent_workers: bool) -> None:
+        self._plan = _Plan()
+        self._loader: DataLoader[Tensor] = DataLoader(
+            _ByIds(pictures),
+            batch_size=None,
+            sampler=self._plan,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=persistent_workers and num_workers > 0,
+            generator=torch.Generator(),  # else every pass would draw from the global generator
+        )
+
+    def read(self, plan: Sequence[Tensor]) -> Iterator[Tensor]:
+        self._plan.blocks = plan
+        yield from self._loader
+
+
+class _Plan(Sampler[Tensor]):
+    def __init__(self) -> None:
+        self.blocks: Sequence[Tensor] = ()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.blocks)
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+
+class _ByIds(Dataset[Tensor]):
+    def __init__(self, pictures: Pictures) -> None:
+        self._pictures = pictures
+
+    def __getitem__(self, ids: Any) -> Tensor:
+        return self._pictures.fetch(ids)
+
+
+class BlockLoader:
+    """Makes blocks of a set of pictures; see ``blocks``.
+
+    Args:
+        dataset: the labelled pictures.
+        batch_size: samples of a block; the last one holds what is left, unless ``drop_last``.
+        mean: of each channel, subtracted from value/255; None: pictures are value/255.
+        std: of each channel, divided by.
+        augmentation: changes the uint8 pictures first.
+        device: where blocks lie.
+        dtype: of the inputs.
+        memory_format: of the inputs.
+        caching: ``device`` or ``ram`` keeps all pictures there as uint8; False reads them anew in every pass; None
+            takes the first of the three that is at ease in the free memory.
+        num_workers: processes that read, where pictures are not cached.
+        pin_memory: copy pictures to page-locked memory on their way to a CUDA device.
+        non_blocking: do not wait for copies to the device.
+        persistent_workers: keep the workers between passes.
+        drop_last: leave out a last block that is smaller than the others.
+        seed: of the order and of the blocks' keys.
+
+    Raises:
+        ValueError: drop_last leaves no block.
+    """
+
+    def __init__(
+        self,
+        dataset: PictureSet,
+        *,
+        batch_size: int,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        augmentation: Augmentation | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        caching: str | bool | None = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        non_blocking: bool = True,
+        persistent_workers: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if drop_last and len(dataset) < batch_size:
+            raise ValueError(f"data.drop_last=True: leaves nothing of {len(dataset)} samples in blocks of {batch_size}")
+        self.size, self.batch_size, self.drop_last, self.seed = len(dataset), batch_size, drop_last, seed
+        self.device, self.dtype, self.memory_format = device or torch.device("cpu"), dtype, memory_format
+        self.augmentation = augmentation
+        self._pin_memory, self._non_blocking = pin_memory and self.device.type == "cuda", non_blocking
+        self._labels = dataset.labels.to(self.device)
+        self._shift, self._scale = self._normalisation(mean, std)
+        where = caching if caching is not None else _choose_caching(dataset.pictures, self.device)
+        self._source: _Source
+        if where is False:
+            self._source = _FromFiles(dataset.pictures, num_workers, self._pin_memory, persistent_workers)
+        else:
+            self._source = _InMemory(_read_all(dataset.pictures, self.device if where == "device" else None))
+
+    def blocks(self, step: int, *, shuffle: bool = False, with_replacement: bool = False) -> "BlockSequence":
+        """Return the blocks of a step: every sample once, or N samples drawn with replacement.
+
+        Without ``shuffle`` samples come in the order of the set, with it in an order that depends on (seed, step).
+        """
+        ids = torch.arange(self.size)
+        if with_replacement:
+            ids = random_integers(ids, self.size, self.seed, step, _REPLACEMENT)
+        elif shuffle:
+            ids = torch.argsort(random_bits(ids, self.seed, step, _ORDER), stable=True)
+        plan = ids.split(self.batch_size)
+        if self.drop_last and len(plan[-1]) < self.batch_size:
+            plan = plan[:-1]
+        return BlockSequence(self, step, tuple(enumerate(plan)))
+
+    def read(self, step: int, numbered_ids: Sequence[tuple[int, Tensor]]) -> Iterator[Block]:
+        """Yield the blocks of the samples in ``numbered_ids``: a block's number in its step, and ids int64 [n]."""
+        plan = [ids for _, ids in numbered_ids]
+        for (number, ids), pictures in zip(numbered_ids, self._source.read(plan), strict=True):
+            on_device = ids.to(self.device, non_blocking=self._non_blocking)
+            inputs = self._prepare(pictures, on_device, step)
+            yield Block(inputs, self._labels.index_select(0, on_device), derive_seed(self.seed, _KEYS, step, number))
+
+    def _prepare(self, pictures: Tensor, ids: Tensor, step: int) -> Tensor:
+        if self._pin_memory and pictures.device.type == "cpu":
+            pictures = pictures.pin_memory()
+        pictures = pictures.to(self.device, non_blocking=self._non_blocking)
+        if self.augmentation is not None:
+            pictures = self.augmentation(pictures, ids, step)
+        inputs = pictures.to(dtype=self.dtype, memory_format=self.memory_format)
+        return inputs.sub_(self._shift).div_(self._scale)
+
+    def _normalisation(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[Tensor, Tensor]:
+        """Return the numbers of (value - 255 mean) / (255 std), [C, 1, 1] each."""
+        shift = torch.tensor(mean or [0.0], dtype=torch.float64) * 255
+        scale = torch.tensor(std or [1.0], dtype=torch.float64) * 255
+        return tuple(x.to(self.dtype).to(self.device).view(-1, 1, 1) for x in (shift, scale))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class BlockSequence:
+    """Blocks of a step that can be counted, cut and read again; reading yields ``Block``."""
+
+    loader: BlockLoader
+    step: int
+    numbered_ids: tuple[tuple[int, Tensor], ...]
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of samples of each block."""
+        return [len(ids) for _, ids in self.numbered_ids]
+
+    def __len__(self) -> int:
+        return len(self.numbered_ids)
+
+    def __getitem__(self, part: slice) -> "BlockSequence":
+        return replace(self, numbered_ids=self.numbered_ids[part])
+
+    def __iter__(self) -> Iterator[Block]:
+        return self.loader.read(self.step, self.numbered_ids)
+
+
+def _read_all(pictures: Pictures, device: torch.device | None) -> Tensor:
+    """Return all the pictures as one tensor, on ``device`` or, for None, in the main memory."""
+    if isinstance(pictures, TensorPictures):
+        return pictures.tensor if device is None else pictures.tensor.to(device)
+    first = pictures.fetch(torch.arange(1))
+    result = torch.empty(len(pictures), *first.shape[1:], dtype=torch.uint8, device=device)
+    for ids in torch.arange(len(pictures)).split(_CHUNK):
+        result[ids[0] : ids[-1] + 1] = pictures.fetch(ids)
+    return result
+
+
+def _choose_caching(pictures: Pictures, device: torch.device) -> str | bool:
+    size = pictures.fetch(torch.arange(1)).numel() * len(pictures)
+    if device.type == "cuda" and size <= _DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return "device"
+    if isinstance(pictures, TensorPictures) or size <= _RAM_SHARE * _free_ram():
+        return "device" if device.type in ("cpu", "mps") else "ram"
+    return False
+
+
+def _free_ram() -> int:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return _UNKNOWN_RAM
