@@ -102,8 +102,8 @@ def _obtain(source: Any, root: Path, request: PictureRequest) -> None:
     forbidden = "" if request.download else " data.download=False, so nothing was downloaded."
     raise FileNotFoundError(
         f"data.path={root}: {source.__name__} is not there (or damaged) and could not be had from: "
-        f"{'; '.join(attempts)}.{forbidden} Get {source.filename} (md5 {source.tgz_md5}) from {source.url}, put it into "
-        f"{root} and start again; or give its folder or address as data.mirrors."
+        f"{'; '.join(attempts)}.{forbidden} Get {source.filename} (md5 {source.tgz_md5}) from {source.url}, put it "
+        f"into {root} and start again; or give its folder or address as data.mirrors."
     )
 
 

@@ -176,7 +176,9 @@ def _pictures_in(folder: Path) -> list[os.DirEntry[str]]:
 def _facts(train: Listing, valid: Listing, request: PictureRequest) -> folder_cache.Facts:
     channels, pixels = request.channels, request.pixels
     if channels is None or pixels is None:
-        sizes, colour = scan_pictures([split.path(index) for split in (train, valid) for index in range(len(split.files))])
+        sizes, colour = scan_pictures(
+            [split.path(index) for split in (train, valid) for index in range(len(split.files))]
+        )
         channels = channels or (3 if colour else 1)
         pixels = pixels or _common_side(sizes)
     counts = (len(train.files), len(valid.files))

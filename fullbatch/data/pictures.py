@@ -172,14 +172,16 @@ def normalisation(
     """
     mean, std = request.mean, request.std
     if found is not None:
-        mean, std = (found if mean is None else (mean, found[1] if std is None else std))
+        mean, std = found if mean is None else (mean, found[1] if std is None else std)
     assert mean is not None
     assert std is not None
     for key, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
             raise ValueError(f"data.{key}: {len(values)} values, but the pictures have {channels} channels")
     if min(std) <= 0:
-        raise ValueError(f"data.std={list(std)}: must be positive (a channel of one colour needs a data.std of its own)")
+        raise ValueError(
+            f"data.std={list(std)}: must be positive (a channel of one colour needs a data.std of its own)"
+        )
     return tuple(map(float, mean)), tuple(map(float, std))
 
 

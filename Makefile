@@ -1,0 +1,38 @@
+# Every target installs what it needs into .venv on first use.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8
+
+.DEFAULT_GOAL := help
+.PHONY: help demo quick test soak lint bench
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 8
+
+demo: $(VENV)/installed ## train resnet20 on real digits by regularized full-batch descent (under 2 minutes on 2 cores)
+	$(BIN)/python train_with_gradient_descent.py --config-name=demo
+
+quick: $(VENV)/installed ## the tests of the inner loop (under 3 minutes on 2 cores)
+	$(PYTEST) -m "not slow and not distributed and not gpu and not soak"
+
+test: $(VENV)/installed ## all tests that need neither a GPU nor patience (under 20 minutes on 2 cores)
+	$(PYTEST) -m "not gpu and not soak"
+
+soak: $(VENV)/installed ## the long tests
+	$(PYTEST) -m soak
+
+lint: $(VENV)/installed ## style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(VENV)/installed ## speed of the full-batch gradient beside a plain loop
+	$(BIN)/python benchmarks/gradient.py
+
+$(VENV)/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "$$($(PYTHON) --version) is too old: make PYTHON=python3.10 (or later)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,38 @@
+"""The average of the weights: its recursion, and what it leaves alone."""
+
+import pytest
+import torch
+from cases import build, samples
+from torch.nn import functional as F
+
+from fullbatch.optim.ema import ExponentialMovingAverage
+
+
+def test_it_starts_as_a_copy_and_follows_with_its_momentum() -> None:
+    model = build("batchnorm")
+    average = ExponentialMovingAverage(model, 0.9)
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        F.cross_entropy(model(samples()[0]), samples()[1]).backward()
+        optimizer.step()
+        average.update(model)
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                expected[name] = 0.9 * expected[name] + 0.1 * value
+            else:
+                expected[name] = value.clone()
+    found = average.model.state_dict()
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name])
+    assert not torch.equal(found["1.running_mean"], model.state_dict()["1.running_mean"])
+    assert not any(p.requires_grad for p in average.model.parameters())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.1])
+def test_momentum_is_between_0_and_1(momentum: float) -> None:
+    with pytest.raises(ValueError, match=f"momentum={momentum}"):
+        ExponentialMovingAverage(build("tanh"), momentum)
