@@ -1,0 +1,62 @@
+"""Atomic files: whole at every moment, with as many predecessors as asked for."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fullbatch.runtime import files
+from fullbatch.runtime.files import previous_paths, write_atomically
+
+
+def test_predecessors_are_kept_newest_first(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "x.pth"
+    for number in range(5):
+        write_atomically(path, b"%d" % number, keep=2)
+    assert path.read_bytes() == b"4"
+    assert [p.read_bytes() for p in previous_paths(path, 2)] == [b"3", b"2"]
+    assert [p.name for p in previous_paths(path, 2)] == ["x.previous.pth", "x.previous1.pth"]
+    assert len(list(path.parent.iterdir())) == 3
+
+
+def test_nothing_is_kept_unasked(tmp_path: Path) -> None:
+    for content in (b"a", b"b"):
+        write_atomically(tmp_path / "x", content)
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_failure_at_any_point_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    path = tmp_path / "x.pth"
+    write_atomically(path, b"old", keep=1)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", fail) if broken == "fsync" else monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"new", keep=1)
+    assert path.read_bytes() == b"old"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_file_reaches_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(files.os, "fsync", lambda fd: (events.append("fsync"), fsync(fd))[1])
+    monkeypatch.setattr(Path, "replace", lambda self, to: (events.append("replace"), replace(self, to))[1])
+    write_atomically(tmp_path / "x", b"content")
+    assert events == ["fsync", "replace", "fsync"]
+
+
+def test_file_systems_without_links_get_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(files.os, "link", refuse)
+    path = tmp_path / "x.pth"
+    for content in (b"a", b"b"):
+        write_atomically(path, content, keep=1)
+    assert (path.read_bytes(), previous_paths(path, 1)[0].read_bytes()) == (b"b", b"a")

@@ -1,0 +1,42 @@
+"""Signals: the first is remembered, a second Ctrl-C is not waited for, and handlers come back."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from fullbatch.runtime.interruption import interruption
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_remembered(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with interruption() as caught:
+        assert not caught
+        assert caught.exit_status == 0
+        os.kill(os.getpid(), number)
+        assert caught
+        assert caught.exit_status == 128 + number
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_leaves_at_once() -> None:
+    with interruption():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_other_threads_catch_nothing() -> None:
+    found = []
+
+    def look() -> None:
+        with interruption() as caught:
+            found.append(bool(caught))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert found == [False]
