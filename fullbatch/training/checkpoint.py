@@ -2,7 +2,7 @@
 
 import io
 import pickle
-import zipfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises ``ValueError`` for a damaged, truncated or foreign file, which is left untouched.
     """
+    stored = io.BytesIO(path.read_bytes())  # an OSError from here is the file system's, one from below the content's
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unusual pickles: what is not understood is refused
+            content = torch.load(stored, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         reason = "damaged, truncated, or holds more than tensors and plain containers"
         raise ValueError(f"{path}: no checkpoint of this program ({reason}); left untouched.{_advice(path)}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

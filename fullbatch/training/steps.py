@@ -81,7 +81,8 @@ class Step:
             self._update(blocks[start : start + size], derive_seed(self.seed, step, start))
             for start in range(0, len(blocks), size)
         ]
-        updates[-1]["norm_after"] = global_norm(trainable(self.objective.model))
+        with torch.no_grad():
+            updates[-1]["norm_after"] = global_norm(trainable(self.objective.model))
         columns = _columns(updates)
         _refuse_what_is_not_finite(step, columns)
         return _summarize(columns)

@@ -1,0 +1,69 @@
+"""Small trainers on a few of the digits, for the laws of the training loop."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from fullbatch.data.augmentation import Augmentation
+from fullbatch.data.blocks import BlockLoader
+from fullbatch.data.datasets import load_pictures
+from fullbatch.objective.full_batch import FullBatchObjective
+from fullbatch.objective.gradient_penalty import GradRegularizer
+from fullbatch.objective.losses import loss_function
+from fullbatch.optim.ema import ExponentialMovingAverage
+from fullbatch.optim.schedules import schedule_named
+from fullbatch.training.state import TrainState
+from fullbatch.training.steps import Step
+from fullbatch.training.trainer import Trainer
+from fullbatch.training.validation import validate
+from fullbatch.transforms.clipping import ClipByNorm
+from fullbatch.transforms.noise import AdditiveNoise, MultiplicativeNoise
+
+
+def network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, stride=2, padding=1),
+        nn.BatchNorm2d(4),
+        nn.Tanh(),
+        nn.Dropout(0.2),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    ).double()
+
+
+def loader(training: bool = True, size: int = 50, **options: Any) -> BlockLoader:
+    data = load_pictures("digits", size=size, valid_size=size)
+    options = {"batch_size": 16, "mean": data.mean, "std": data.std, "dtype": torch.float64, "seed": 5, **options}
+    if training:
+        options.setdefault("augmentation", Augmentation({"RandomCrop": [8, 1], "RandomHorizontalFlip": 0.5}, 7))
+    return BlockLoader(data.train if training else data.valid, **options)
+
+
+def trainer(steps: int = 10, stochastic: bool = False, shuffle: bool = False, seed: int = 0, **options: Any) -> Trainer:
+    """Everything on at once: augmentation, dropout, batch norm, regularizer, momentum, clip, noise, average."""
+    torch.manual_seed(seed)
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    regularizer = GradRegularizer(model, optimizer, loss_function(), block_strength=0.5)
+    valid = loader(training=False).blocks(0)
+    take_step = Step(
+        FullBatchObjective(model, loss_function(), [], sub_batch=8, regularizer=regularizer),
+        optimizer,
+        [ClipByNorm(1.0), AdditiveNoise(0.001), MultiplicativeNoise(0.01)],
+        loader(),
+        shuffle=shuffle,
+        seed=11,
+    )
+    return Trainer(
+        **{
+            "state": TrainState(model, optimizer, ExponentialMovingAverage(model, 0.9)),
+            "take_step": take_step,
+            "steps": steps,
+            "schedule": schedule_named("cosine-decay", 10, 2),
+            "validate": lambda model, step: validate(model, loss_function(), valid),
+            "stochastic": lambda step: stochastic,
+            "validate_every": 3,
+            **options,
+        }
+    )

@@ -1,0 +1,83 @@
+"""The trajectories measured from the paper's code, step by step, from the same command lines."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from composing import composed
+from filling import fill_, inputs
+from fullbatch.models.registry import build_model
+from torch import Tensor
+
+from fullbatch import build
+from fullbatch.config import parse
+from fullbatch.objective.losses import loss_function
+from fullbatch.optim.schedules import schedule_named
+from fullbatch.training.state import TrainState
+from fullbatch.training.steps import Step
+from fullbatch.training.trainer import Trainer
+from fullbatch.training.validation import validate
+from fullbatch.typing import Block
+
+GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "trajectories.json").read_text(encoding="utf-8"))
+RUNS = ["gd", "fbclip", "gradreg", "gradreg_autograd", "smooth", "adam", "sgd"]
+
+
+class GoldenBlocks(list[Block]):
+    """64 pictures in four blocks of 16, always in the same order."""
+
+    def __init__(self, blocks: list[Block]) -> None:
+        super().__init__(blocks)
+        self.sizes = [len(block.labels) for block in blocks]
+
+    @classmethod
+    def all(cls) -> "GoldenBlocks":
+        labels = torch.arange(64) * 7 % 10
+        pairs = zip(inputs(64, 3, 8).split(16), labels.split(16), strict=True)
+        return cls([Block(x, y, key) for key, (x, y) in enumerate(pairs)])
+
+    def blocks(self, step: int, **_: bool) -> "GoldenBlocks":
+        return self
+
+    def __getitem__(self, part: slice) -> "GoldenBlocks":  # type: ignore[override]
+        return GoldenBlocks(list.__getitem__(self, part))
+
+
+def train(overrides: list[str]) -> Trainer:
+    run = parse(composed(*overrides, "hyp.optim.lr=0.005", "impl.dtype=double", "data.batch_size=16"))
+    model = build_model("resnet18", channels=3, classes=10, pixels=8).double()
+    fill_(model)
+    optimizer, data = build.build_optimizer(run.hyp, model), GoldenBlocks.all()
+    step = Step(build.build_objective(run, model, optimizer, data), optimizer, build.build_transforms(run.hyp), data)
+    trainer = Trainer(
+        state=TrainState(model, optimizer),
+        take_step=step,
+        steps=run.hyp.steps,
+        schedule=schedule_named(run.hyp.scheduler, run.hyp.steps, run.hyp.warmup),
+        validate=lambda model, _: validate(model, loss_function(), data),
+        stochastic=build.build_mode(run.hyp),
+        validate_every=1,
+    )
+    trainer.run()
+    return trainer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_every_step_is_the_reference(name: str) -> None:
+    golden = GOLDEN[name]
+    state = train(golden["overrides"]).state
+    columns = ["train_loss", "train_acc", "grad_norm", "param_norm"]
+    if name != "gradreg":  # there the original moved batch-norm statistics at perturbed parameters, too
+        columns += ["valid_loss", "valid_acc"]
+    for column in columns:
+        found = [row[column] for row in state.rows]
+        tolerance = 1e-6 if column.endswith("norm") else 1e-9
+        assert found == pytest.approx(golden[column], rel=tolerance), column
+    weights: dict[str, Tensor] = state.model.state_dict()
+    for key, expected in golden["probe"].items():
+        if name != "gradreg" or "running" not in key:
+            assert weights[key].flatten()[:3].tolist() == pytest.approx(expected, rel=1e-9), key
+    assert math.isfinite(state.rows[-1]["full_loss"])
