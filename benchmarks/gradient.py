@@ -1,6 +1,6 @@
 """Speed of one full-batch gradient beside a plain PyTorch loop over the same blocks, alternating in one process.
 
-    python benchmarks/gradient.py [--model resnet18] [--samples 512] [--batch-size 128] [--repetitions 5] [--device auto]
+    python benchmarks/gradient.py [--model resnet18] [--samples 512] [--batch-size 128] [--repetitions 5]
 
 Prints pictures per second and, since machines are noisy, the ratios to the plain loop of the same repetition.
 """

@@ -21,7 +21,7 @@ def convolutional() -> nn.Module:
 
 
 def dropped_out() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(32, 6), nn.Tanh(), nn.Dropout(0.4), nn.Linear(6, CLASSES))
+    return nn.Sequential(nn.Flatten(), nn.Linear(32, 6), nn.SiLU(), nn.Dropout(0.4), nn.Linear(6, CLASSES))
 
 
 def batch_normalized() -> nn.Module:

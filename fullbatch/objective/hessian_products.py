@@ -7,6 +7,7 @@ Every evaluation away from t leaves no trace: parameters and buffers come back b
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,20 @@ def reverse_over_reverse(point: SubBatchLoss, gradient: Tensors, v: Tensors, eps
 
 def forward_over_reverse(point: SubBatchLoss, gradient: Tensors, v: Tensors, eps: float = 0.0) -> list[Tensor]:
     """Return H v exactly as the derivative of g along v, forward mode through the backward pass (Pearlmutter, 1994)."""
+    if point.model not in _NEEDS_GRAPH:
+        try:
+            return _derivative_of_gradient(point, v, create_graph=False)
+        except NotImplementedError:
+            # A fused backward pass (of group norm, SiLU, ...) without a derivative in forward mode; where a graph is
+            # asked for, PyTorch takes one that is composed of differentiable steps.
+            _NEEDS_GRAPH.add(point.model)
+    return _derivative_of_gradient(point, v, create_graph=True)
+
+
+_NEEDS_GRAPH: "WeakSet[nn.Module]" = WeakSet()
+
+
+def _derivative_of_gradient(point: SubBatchLoss, v: Tensors, create_graph: bool) -> list[Tensor]:
     model = point.model
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with preserved(list(model.buffers())), forward_ad.dual_level(), torch.enable_grad(), warnings.catch_warnings():
@@ -87,10 +102,8 @@ def forward_over_reverse(point: SubBatchLoss, gradient: Tensors, v: Tensors, eps
             for (name, parameter), direction in zip(named.items(), v, strict=True)
         }
         loss = point.loss(lambda inputs: functional_call(model, duals, (inputs,)))
-        # PyTorch differentiates the fused backward pass of group norm in no mode; a graph makes it take an open one
-        grouped = any(isinstance(module, nn.GroupNorm) for module in model.modules())
         gradient = torch.autograd.grad(
-            loss, list(duals.values()), create_graph=grouped, allow_unused=True, materialize_grads=True
+            loss, list(duals.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True
         )
         tangents = [forward_ad.unpack_dual(g).tangent for g in gradient]
     return [

@@ -1,0 +1,154 @@
+"""The configuration: documented defaults, blanks, case, and one clear line for each mistake."""
+
+from typing import Any
+
+import pytest
+from composing import composed
+from hydra.errors import HydraException
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fullbatch.command_line import match_case
+from fullbatch.config import parse, plain
+
+from composing import CONFIG  # isort: skip
+
+
+def test_the_documented_defaults() -> None:
+    run = parse(composed())
+    assert (run.base_dir, run.seed, run.dryrun, run.plan) == ("outputs", None, False, False)
+    data = run.data
+    assert (data.name, data.size, data.channels, data.classes, data.pixels) == ("CIFAR10", 50_000, 3, 10, 32)
+    assert data.mean == (0.4914672374725342, 0.4822617471218109, 0.4467701315879822)
+    assert data.std == (0.24703224003314972, 0.24348513782024384, 0.26158785820007324)
+    assert (data.batch_size, data.augmentations_train) == (128, {"RandomCrop": [32, 4], "RandomHorizontalFlip": 0.5})
+    assert (data.drop_last, data.download, data.subset_seed, data.normalize) == (False, True, 0, True)
+    model: Any = run.model
+    assert (model.name, model.depth, model.width, model.downsample, model.stem) == ("resnet", 18, 64, "C", "CIFAR")
+    hyp, optim = run.hyp, run.hyp.optim
+    assert (hyp.steps, hyp.train_stochastic, hyp.shuffle, hyp.scheduler, hyp.warmup) == (
+        300,
+        True,
+        True,
+        "cosine-decay",
+        5,
+    )
+    assert (hyp.sub_batch, hyp.gradient_average, hyp.blocks_per_update, hyp.max_evaluations) == (128, "exact", 1, None)
+    assert (hyp.grad_reg.eps, hyp.grad_reg.implementation, hyp.norm_bias.norm_type) == (1e-2, "forward-differences", 1)
+    assert (optim.name, optim.lr, optim.weight_decay) == ("gd", 0.1, 5e-4)
+    impl = run.impl
+    assert (impl.dtype, impl.threads, impl.validate_every_nth_step, impl.checkpoint.keep) == ("float", 8, 100, 1)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("base_sgd", ("baseline", True, True, 300, 0.1, "cosine-decay", 5, None, 0.0)),
+        ("fb1", ("fb1", False, False, 300, 0.1, "cosine-decay", 5, None, 0.0)),
+        ("fb2", ("fb2", False, False, 3000, 0.4, "cosine-4000", 400, None, 0.0)),
+        ("fbclip", ("fbclip", False, False, 3000, 0.4, "cosine-4000", 400, 0.25, 0.0)),
+        ("gradreg", ("fbgradreg", False, False, 3000, 0.8, "cosine-4000", 400, 0.25, 0.5)),
+        ("_default_hyperparams", ("default", True, False, 120, 0.1, "cosine-decay", 5, None, 0.0)),
+    ],
+)
+def test_templates(template: str, expected: tuple[object, ...]) -> None:
+    hyp = parse(composed(f"hyp={template}")).hyp
+    found = (hyp.template_name, hyp.train_stochastic, hyp.shuffle, hyp.steps, hyp.optim.lr, hyp.scheduler, hyp.warmup)
+    assert (*found, hyp.grad_clip, hyp.grad_reg.block_strength) == expected
+
+
+def test_the_template_keeps_its_learning_rate_with_another_optimizer() -> None:
+    optim = parse(composed("hyp=gradreg", "hyp/optim=adam")).hyp.optim
+    assert (optim.name, optim.lr, optim.weight_decay) == ("adam", 0.8, 0.01)
+
+
+def test_blanks_mean_none() -> None:
+    run = parse(composed("data.augmentations_train=", "hyp.scheduler=", "data.mean=", "data.std=", "seed="))
+    assert (run.data.augmentations_train, run.hyp.scheduler, run.data.mean, run.seed) == (None, None, None, None)
+
+
+def test_names_are_case_insensitive() -> None:
+    assert match_case(["data=cifar10", "HYP=FB1", "hyp/optim=ADAM", "-m", "data=cifar10,DIGITS"], CONFIG) == [
+        "data=CIFAR10",
+        "HYP=FB1",
+        "hyp/optim=adam",
+        "-m",
+        "data=CIFAR10,digits",
+    ]
+    run = parse(composed("data=DIGITS", "model=ResNet18", "impl.memory=Channels_Last", "hyp.grad_clip_norm=INF"))
+    assert (run.data.name, run.impl.memory, run.hyp.grad_clip_norm) == ("digits", "channels_last", "inf")
+
+
+MISTAKES = {
+    "hyp.stepz=3": "stepz",
+    "hyp.steps=many": r"hyp\.steps: .*valid integer.*'many'",
+    "hyp.steps=0": r"hyp\.steps: .*greater than or equal to 1 \(got 0\)",
+    "hyp.steps=": r"hyp\.steps: .*got a blank",
+    "hyp.steps=True": r"hyp\.steps: should be a number",
+    "+hyp.optim.nestrov=True": r"hyp\.optim\.nestrov: there is no such key",
+    "~hyp.steps": r"hyp\.steps: this key is missing",
+    "hyp.optim.lr=-1": r"hyp\.optim\.lr: .*greater than or equal to 0",
+    "hyp.optim.name=madam": r"hyp\.optim\.name=madam: unknown; known: 'gd', 'adam'",
+    "model.name=resnot": r"model\.name=resnot: unknown; known: 'resnet', 'linear'",
+    "hyp.grad_reg.norm=1": r"hyp\.grad_reg\.norm: .*2",
+    "hyp.grad_clip_norm=3": r"hyp\.grad_clip_norm: .*2 or 'inf'",
+    "data.caching=disk": r"data\.caching: .*'device', 'ram'",
+    "data.batch_size=1.5": r"data\.batch_size: ",
+    "data.std=[0.1,0,0.1]": r"data\.std\.1: .*greater than 0",
+    "seed=-1": r"seed: .*greater than or equal to 0",
+    "hyp.optim_modification=SAM": r"hyp\.optim_modification=SAM: .*with a slash: hyp/optim_modification=SAM",
+    "hyp.optim=adam": r"hyp\.optim=adam: .*with a slash: hyp/optim=adam",
+    "data.db=LMDB": r"data\.db=LMDB: .*with a slash: data/db=LMDB",
+    "plan=True": r"plan=True: not part of this version yet \(cost estimates\); accepted: False",
+    "hyp.train_semi_stochastic=True": r"hyp\.train_semi_stochastic=True: .*LMDB",
+    "hyp.label_noise=0.2": r"hyp\.label_noise=0\.2: not part",
+    "hyp.optim.line_search=wolfe": r"hyp\.optim\.line_search=wolfe: not part of this version yet \(line searches\)",
+    "hyp.loss_modification=maxup-4": r"hyp\.loss_modification: maxup-K is not part",
+    "impl.JIT=script": r"impl\.JIT: TorchScript is refused",
+    "impl.compile=True": r"impl\.compile=True: not part",
+    "impl.grad_scaling=True": r"impl\.grad_scaling=True: .*float16",
+    "impl.logger=wandb": r"impl\.logger=wandb: not part",
+    "impl.checkpoint.max_minutes=5": r"impl\.checkpoint\.max_minutes=5: not part",
+    "hyp.optim.dampening=0.5": r"hyp\.optim\.nesterov=True: needs hyp\.optim\.dampening=0",
+    "data.std=": r"data\.mean and data\.std: give both",
+    "impl.dtype=double impl.mixed_precision=True": r"impl\.mixed_precision=True: needs impl\.dtype=float",
+    "hyp=fb1 hyp.blocks_per_update=2": r"hyp\.blocks_per_update=2: only in stochastic mode",
+    "hyp=fb1 hyp.sample_with_replacement=True": r"hyp\.sample_with_replacement=True: only in stochastic mode",
+    "data=ImageNot": "CIFAR10",
+    "hyp/optim=lbfgs": "adam",
+    "name=${nowhere}": "nowhere",
+}
+
+
+@pytest.mark.parametrize(("overrides", "message"), MISTAKES.items())
+def test_a_mistake_is_named(overrides: str, message: str) -> None:
+    with pytest.raises((ValueError, HydraException), match=message) as refused:
+        parse(composed(*overrides.split()))
+    if isinstance(refused.value, ValueError):
+        assert "\n" not in str(refused.value)
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    with pytest.raises(ValueError, match=r"(?s)data\.batch_size: .*\nhyp\.steps: "):
+        parse(composed("data.batch_size=x", "hyp.steps=y"))
+
+
+@given(
+    st.fixed_dictionaries(
+        {
+            "hyp.steps": st.integers(1, 10_000),
+            "hyp.optim.lr": st.floats(0, 10),
+            "data.batch_size": st.integers(1, 4096),
+            "hyp.grad_clip": st.none() | st.floats(1e-6, 100),
+            "hyp.shuffle": st.booleans(),
+        }
+    )
+)
+@settings(max_examples=20, deadline=None)
+def test_what_is_typed_is_what_is_meant(values: dict[str, Any]) -> None:
+    cfg = composed(*(f"{key}={'' if value is None else value}" for key, value in values.items()))
+    run = parse(cfg)
+    hyp = run.hyp
+    found = (hyp.steps, hyp.optim.lr, run.data.batch_size, hyp.grad_clip, hyp.shuffle)
+    assert found == tuple(values.values())
+    assert plain(cfg)["hyp"]["grad_clip"] == values["hyp.grad_clip"]

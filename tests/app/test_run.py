@@ -1,0 +1,261 @@
+"""Runs as a user starts them: what they leave behind, how they continue, how they end."""
+
+import csv
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from running import SMALL, Script, run_in_process, signal_when, start
+
+from fullbatch.training.checkpoint import load_checkpoint, save_checkpoint
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Script:
+    return lambda *arguments: run_in_process(monkeypatch, tmp_path, *SMALL, *arguments)
+
+
+def run_folders(folder: Path) -> list[Path]:
+    return sorted((folder / "outputs").glob("*/*"))
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def test_a_run_leaves_what_the_readme_lists(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script("name=first", "impl.validate_every_nth_step=2") == 0
+    (folder,) = run_folders(tmp_path)
+    assert {path.name for path in folder.iterdir()} == {
+        "checkpoint.pth",
+        "checkpoint.previous.pth",
+        "config.yaml",
+        "curves_first.png",
+        "log.txt",
+        "run.json",
+        "table_first_convergence_results.csv",
+    }
+    steps = rows_of(folder / "table_first_convergence_results.csv")
+    assert [row["step"] for row in steps] == ["1", "2", "3", "4"]
+    assert [bool(row["valid_acc"]) for row in steps] == [True, False, True, True]
+    assert [float(row["lr"]) for row in steps] == pytest.approx([0.0, 0.05, 0.1, 0.1])
+    (run,) = rows_of(tmp_path / "tables" / "table_fb_digits_runs.csv")
+    assert (run["name"], run["model"], run["optimizer"], run["seed"]) == ("first", "resnet20", "gd", "1")
+    assert float(run["train_loss"]) == float(steps[-1]["train_loss"])
+    assert (run["status"], run["grad_reg.block_strength"]) == ("all 4 steps are taken", "0.5")
+    provenance = json.loads((folder / "run.json").read_text())
+    assert "name=first" in provenance["command"]
+    assert "seed: 1" in (folder / "config.yaml").read_text()
+    shown = capsys.readouterr().out
+    assert "full batch, optimizer gd: lr 0.1, momentum 0.9" in shown
+    assert "valid_acc_at_min_loss" in shown
+    assert "data digits: 60 training and 40 validation pictures of 1x8x8 in 10 classes" in shown
+
+
+def test_the_same_seed_gives_the_same_run(script: Script, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert script() == 0
+    first, second = (load_checkpoint(folder / "checkpoint.pth")["state"]["model"] for folder in run_folders(tmp_path))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert script("seed=2") == 0
+    third = load_checkpoint(run_folders(tmp_path)[-1] / "checkpoint.pth")["state"]["model"]
+    assert not torch.equal(first["fc.weight"], third["fc.weight"])
+
+
+def test_a_finished_run_prints_its_result_again(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script("impl.checkpoint.name=mine") == 0
+    content = (tmp_path / "checkpoints" / "mine.pth").read_bytes()
+    capsys.readouterr()
+    assert script("impl.checkpoint.name=mine", "impl.validate_every_nth_step=3") == 0
+    shown = capsys.readouterr().out
+    assert "this run has finished before (all 4 steps are taken)" in shown
+    assert "max_val_acc" in shown
+    assert (tmp_path / "checkpoints" / "mine.pth").read_bytes() == content
+    assert len(rows_of(tmp_path / "tables" / "table_fb_digits_runs.csv")) == 1
+
+
+def test_more_steps_continue_a_named_checkpoint(script: Script, tmp_path: Path) -> None:
+    constant = ["impl.checkpoint.name=mine", "hyp.scheduler="]
+    assert script(*constant) == 0
+    assert script(*constant, "hyp.steps=6") == 0
+    assert script("hyp.scheduler=", "hyp.steps=6") == 0
+    continued = load_checkpoint(tmp_path / "checkpoints" / "mine.pth")["state"]
+    straight = load_checkpoint(run_folders(tmp_path)[-1] / "checkpoint.pth")["state"]
+    assert all(torch.equal(continued["model"][key], value) for key, value in straight["model"].items())
+    assert [row["train_loss"] for row in continued["rows"]] == [row["train_loss"] for row in straight["rows"]]
+    assert [row["step"] for row in rows_of(sorted((tmp_path / "outputs").rglob("table_*.csv"))[1])] == list("123456")
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script("impl.checkpoint.name=mine") == 0
+    content = (tmp_path / "checkpoints" / "mine.pth").read_bytes()
+    capsys.readouterr()
+    for change, message in (
+        ("hyp.optim.lr=0.2", "hyp.optim.lr: 0.1 there, 0.2 here"),
+        ("seed=7", "seed: 1 there, 7 here"),
+        ("data.batch_size=30", "data.batch_size: 20 there, 30 here"),
+    ):
+        assert script("impl.checkpoint.name=mine", change) == 2
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "checkpoints" / "mine.pth").read_bytes() == content
+
+
+def test_a_blank_seed_is_drawn_stored_and_used_again(script: Script, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert script("seed=", "impl.checkpoint.name=mine") == 0
+    seed = load_checkpoint(tmp_path / "checkpoints" / "mine.pth")["seed"]
+    assert f"seed: {seed}" in (run_folders(tmp_path)[-1] / "config.yaml").read_text()
+    assert script("seed=") == 0
+    assert load_checkpoint(run_folders(tmp_path)[-1] / "checkpoint.pth")["seed"] != seed
+
+
+def test_a_damaged_checkpoint_is_reported(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    path = tmp_path / "checkpoints" / "mine.pth"
+    path.write_bytes(b"PK\x03\x04 nothing of the kind")
+    assert script("impl.checkpoint.name=mine") == 2
+    assert "checkpoints/mine.pth: no checkpoint of this program" in capsys.readouterr().err
+    assert path.read_bytes() == b"PK\x03\x04 nothing of the kind"
+
+
+def test_weights_that_do_not_fit_name_the_file(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script("impl.checkpoint.name=mine") == 0
+    path = tmp_path / "checkpoints" / "mine.pth"
+    content = load_checkpoint(path)
+    del content["state"]["model"]["fc.weight"]
+    save_checkpoint(path, content["state"], config=content["config"], seed=1)
+    assert script("impl.checkpoint.name=mine") == 2
+    assert "checkpoints/mine.pth: the weights are those of another model: 1 entries differ" in capsys.readouterr().err
+
+
+def test_a_dry_run_leaves_nothing(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script("dryrun=True", "impl.checkpoint.name=mine", "hyp.evaluate_ema=True") == 0
+    assert "max_val_acc" in capsys.readouterr().out
+    assert not (tmp_path / "checkpoints").exists()
+    assert not (tmp_path / "tables").exists()
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["log.txt"]
+
+
+def test_divergence_ends_with_status_3_and_a_row(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["hyp.optim.lr=1e30", "hyp.grad_clip=", "hyp.warmup=1", "impl.checkpoint.name=mine"]
+    assert script(*arguments) == 3
+    assert "is not finite" in (shown := capsys.readouterr().err)
+    assert "the last good checkpoint is checkpoints/mine.pth" in shown
+    (run,) = rows_of(tmp_path / "tables" / "table_fb_digits_runs.csv")
+    assert run["status"].startswith("diverged: step ")
+    rows = load_checkpoint(tmp_path / "checkpoints" / "mine.pth")["state"]["rows"]
+    assert 1 <= len(rows) < 4
+
+
+def test_a_sweep_records_failures_and_goes_on(script: Script, tmp_path: Path) -> None:
+    assert script("-m", "hyp.optim.lr=1e30,0.1", "hyp.grad_clip=", "seed=1,2") == 3
+    runs = rows_of(tmp_path / "tables" / "table_fb_digits_runs.csv")
+    assert [run["status"].split(":")[0] for run in runs] == ["diverged", "diverged"] + ["all 4 steps are taken"] * 2
+    assert [run["seed"] for run in runs] == ["1", "2", "1", "2"]
+    assert len(list((tmp_path / "outputs").glob("*/*/[0-3]/log.txt"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("argument", "status", "message"),
+    [
+        ("hyp.steps=0", 2, "hyp.steps: "),
+        ("hyp.stepz=3", 1, "stepz"),
+        ("model=resnet19", 1, "resnet18"),
+        ("hyp/optim=lbfgs", 1, "adam"),
+        ("model.depth=19", 2, "depth"),
+        ("model.normalization=Batch", 2, "normalization"),
+        ("model.nonlin_fn=Rectifier", 2, "nonlin_fn"),
+        ("hyp.scheduler=sawtooth", 2, "hyp.scheduler: unknown scheduler 'sawtooth'; known: cosine-decay"),
+        ("hyp.loss_modification=hinge", 2, "hyp: unknown loss modification 'hinge'"),
+        ("hyp.grad_reg.implementation=complex-step", 2, "hyp.grad_reg: implementation=complex-step is refused"),
+        ("data.augmentations_train={RandomCorp: 8}", 2, "data.augmentations_train.RandomCorp: .*RandomCrop"),
+        ("data.size=5000", 2, "data.size=5000: the training set has 1437 pictures"),
+        ("data.channels=3", 2, "data.channels=3: digits has channels=1"),
+        ("data.name=mnist", 2, "data.name=mnist: unknown; known are CIFAR10"),
+        ("impl.device=tpu", 2, "impl: device=tpu: cannot be used"),
+        ("data.batch_size=100 data.drop_last=True", 2, "data.drop_last=True: leaves nothing"),
+    ],
+)
+def test_a_mistake_is_one_message_and_its_status(
+    script: Script, capsys: pytest.CaptureFixture[str], argument: str, status: int, message: str
+) -> None:
+    import re
+
+    assert script(*([argument] if "{" in argument else argument.split())) == status
+    shown = capsys.readouterr().err
+    assert re.search(message, shown)
+    assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["hyp=base_sgd", "hyp.steps=2", "hyp.sample_with_replacement=True", "hyp.blocks_per_update=2"],
+        ["hyp.train_switch_stochastic=2", "hyp.only_linear_layers_weight_decay=True"],
+        ["hyp.test_time_flips=True", "hyp.recalibrate_batchnorm=True", "hyp.evaluate_ema=True"],
+        ["hyp.loss_modification=squared", "hyp.label_smoothing=0.1", "hyp.test_time_flips=True"],
+        ["hyp.loss_modification=batch-maxup", "hyp.batch_clip=1.0", "hyp.grad_clip_norm=inf"],
+        ["hyp.grad_reg.acc_strength=0.3", "hyp.grad_reg.implementation=autograd", "hyp.gradient_average=moving"],
+        ["hyp.norm_bias.strength=0.01", "hyp.norm_bias.bias=3", "hyp.grad_noise.additive=0.01"],
+        ["hyp/optim=adam", "hyp.optim.lr=1e-3", "hyp.grad_noise.multiplicative=0.1", "hyp.shuffle=True"],
+        ["impl.dtype=double", "impl.memory=channels_last", "data.caching=ram", "impl.deterministic=True"],
+        ["impl.mixed_precision=True", "impl.accumulation_dtype=double", "data.normalize=False"],
+        ["model=linear", "data.augmentations_train=", "hyp.max_evaluations=4"],
+        ["data.augmentations_val={CenterCrop: 6}", "data.augmentations_train={RandomRotation: 10, CenterCrop: 6}"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_every_switch_trains(script: Script, tmp_path: Path, arguments: list[str]) -> None:
+    width = [] if "model=linear" not in arguments else ["~model.width"]
+    if width:  # the small network's width is not a key of the linear model
+        arguments = [*arguments, *width]
+    assert script(*arguments) == 0
+    rows = rows_of(next((tmp_path / "outputs").rglob("table_*.csv")))
+    assert float(rows[-1]["valid_loss"]) > 0
+    assert "max_evaluations" not in str(arguments) or len(rows) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_run_continues_bitwise(script: Script, tmp_path: Path, number: signal.Signals) -> None:
+    arguments = [*SMALL, "hyp.steps=60", "impl.checkpoint.name=mine", "impl.checkpoint.save_every_nth_step=1000"]
+    process = start(tmp_path, *arguments)
+    shown = signal_when(process, (tmp_path / "checkpoints" / "mine.pth").exists, number)
+    assert process.returncode == 128 + number
+    assert f"{number.name}: finishing this step, then saving" in shown
+    assert "paused after step" in shown
+    assert "Traceback" not in shown
+    step = len(load_checkpoint(tmp_path / "checkpoints" / "mine.pth")["state"]["rows"])
+    assert 1 <= step < 60
+    assert script(*arguments[len(SMALL) :]) == 0
+    assert script("hyp.steps=60") == 0
+    continued = load_checkpoint(tmp_path / "checkpoints" / "mine.pth")["state"]["model"]
+    straight = load_checkpoint(run_folders(tmp_path)[-1] / "checkpoint.pth")["state"]["model"]
+    assert all(torch.equal(continued[key], value) for key, value in straight.items())
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.1, 0.2, 0.5, 1.0])
+def test_a_killed_run_loses_at_most_the_steps_since_the_last_save(script: Script, tmp_path: Path, delay: float) -> None:
+    import time
+
+    process = start(tmp_path, *SMALL, "hyp.steps=200", "impl.checkpoint.name=mine")
+    path = tmp_path / "checkpoints" / "mine.pth"
+    signal_when(process, lambda: path.exists() and (time.sleep(delay) is None), signal.SIGKILL)
+    assert len(load_checkpoint(path)["state"]["rows"]) >= 1
+    assert script("hyp.steps=200", "impl.checkpoint.name=mine") == 0
+    assert script("hyp.steps=200") == 0
+    continued = load_checkpoint(path)["state"]["model"]
+    straight = load_checkpoint(run_folders(tmp_path)[-1] / "checkpoint.pth")["state"]["model"]
+    assert all(torch.equal(continued[key], value) for key, value in straight.items())

@@ -1,0 +1,73 @@
+"""The script as a user runs it, in this process (fast) or in one of its own."""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from composing import ROOT
+from hydra.core.global_hydra import GlobalHydra
+
+SCRIPT = ROOT / "train_with_gradient_descent.py"
+SMALL = [
+    "data=digits",
+    "data.size=60",
+    "data.valid_size=40",
+    "data.batch_size=20",
+    "model=resnet20",
+    "model.width=4",
+    "hyp=gradreg",
+    "hyp.steps=4",
+    "hyp.warmup=2",
+    "hyp.optim.lr=0.1",
+    "impl.device=cpu",
+    "impl.threads=1",
+    "seed=1",
+]
+"""A run of a second or two."""
+
+Script = Callable[..., int]
+
+
+def run_in_process(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> int:
+    """Run the script with ``folder`` as the launch folder and return its exit status."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+    GlobalHydra.instance().clear()
+    try:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    finally:
+        GlobalHydra.instance().clear()
+    return 0
+
+
+def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """Start the script in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *arguments],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def signal_when(process: "subprocess.Popen[str]", ready: Callable[[], bool], number: signal.Signals) -> str:
+    """Send a signal as soon as ``ready``, and return all that the process printed."""
+    deadline = time.monotonic() + 120
+    while not ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(process.communicate()[0])
+        time.sleep(0.02)
+    process.send_signal(number)
+    return process.communicate(timeout=120)[0]
