@@ -1,0 +1,1 @@
+"""The model families, and building a model by its name."""
