@@ -1,4 +1,4 @@
-"""The user's own pictures: ``path/train/<class>/*`` and ``path/val/<class>/*`` (or ``test``), decoded when asked for."""
+"""The user's own pictures: ``path/train/<class>/*`` and ``path/val/<class>/*`` (or ``test``), decoded when asked."""
 
 import logging
 import os
@@ -19,6 +19,7 @@ from fullbatch.data.pictures import (
     channel_statistics,
     check_found,
     choose_samples,
+    mixed,
     needs_statistics,
     normalisation,
 )
@@ -82,6 +83,7 @@ class FolderPictures:
 def load_image_folder(request: PictureRequest) -> PictureData:
     """Return the pictures below ``data.path``; classes are the sorted folder names, subsets are class-balanced.
 
+    Training pictures come in an order drawn with ``subset_seed``, the same in every run.
     Hidden files, and files whose name does not end like a picture's, are left out. What had to be read from the
     pictures (size, channels, mean, std) is remembered in the user's cache folder until the folder changes.
 
@@ -93,7 +95,8 @@ def load_image_folder(request: PictureRequest) -> PictureData:
     check_found("classes", request.classes, len(train.classes), str(train.root))
     if request.channels is not None and request.channels not in (1, 3):
         raise ValueError(f"data.channels={request.channels}: give 1 (grey), 3 (colour) or leave it blank (as found)")
-    train = train.subset(choose_samples(train.labels, request.size, "size", request.subset_seed))
+    chosen = choose_samples(train.labels, request.size, "size", request.subset_seed)
+    train = train.subset(mixed(chosen, request.subset_seed))  # by class, a block would hold one class alone
     valid = valid.subset(choose_samples(valid.labels, request.valid_size, "valid_size", request.subset_seed))
     name = folder_cache.fingerprint(
         [(split.files, split.stamps) for split in (train, valid)], request.channels, request.pixels

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fullbatch.randomness import random_bits
 
-_WITHIN, _ACROSS = 0x5375_6273_6574_0001, 0x5375_6273_6574_0002  # streams of the balanced subset
+_WITHIN, _ACROSS, _MIXED = (0x5375_6273_6574_0000 + n for n in (1, 2, 3))  # streams of the subset's seed
 _CHUNK = 1024  # pictures read at once for statistics
 
 
@@ -137,6 +137,11 @@ def balanced_subset(labels: Tensor, size: int, seed: int) -> Tensor:
     who_goes_first = torch.argsort(torch.argsort(random_bits(torch.arange(len(counts)), seed, _ACROSS)))
     priority = turn * len(counts) + who_goes_first[labels[order]]
     return order[torch.argsort(priority)[:size]].sort().values
+
+
+def mixed(ids: Tensor, seed: int) -> Tensor:
+    """Return the ids (int64) in an order drawn with ``seed``."""
+    return ids[torch.argsort(random_bits(ids, seed, _MIXED), stable=True)]
 
 
 def channel_statistics(pictures: Pictures) -> tuple[tuple[float, ...], tuple[float, ...]]:
