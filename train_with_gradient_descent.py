@@ -6,9 +6,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from fullbatch.command_line import match_case
+from fullbatch.command_line import normalized
 
 CONFIG = Path(__file__).parent / "config"
+INTERRUPTED = 128
 statuses: list[int] = []
 
 
@@ -18,9 +19,11 @@ def main(cfg: DictConfig) -> None:
     from fullbatch.launch import run_job  # noqa: PLC0415 (imports torch, which `--cfg job` and `--help` can do without)
 
     statuses.append(run_job(cfg))
+    if statuses[-1] >= INTERRUPTED:
+        sys.exit(statuses[-1])  # a signal ends a sweep, too
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = match_case(sys.argv[1:], CONFIG)
+    sys.argv[1:] = normalized(sys.argv[1:], CONFIG)
     main()
     sys.exit(max(statuses, default=0))

@@ -1,22 +1,31 @@
-"""Command lines before Hydra sees them: the names of group choices are case-insensitive."""
+"""Command lines before Hydra sees them: choices in any case, home folders, tables that replace tables."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+REPLACED = ("data.augmentations_train", "data.augmentations_val")
 
-def match_case(arguments: Sequence[str], config_folder: Path) -> list[str]:
-    """Spell group choices as their files are: ``data=cifar10`` becomes ``data=CIFAR10``.
 
-    Only overrides ``group=choice[,choice...]`` of groups below ``config_folder`` change, and only where a file of that
-    name exists in some spelling.
+def normalized(arguments: Sequence[str], config_folder: Path) -> list[str]:
+    """Say in Hydra's grammar what users mean.
+
+    - ``data=cifar10``: choices are spelled as their files below ``config_folder``.
+    - ``key=~/folder``: the tilde, which Hydra refuses, is written out.
+    - ``data.augmentations_train={...}``: the whole table is replaced; Hydra would add to it, and refuse new names.
     """
-    return [_match_one(argument, config_folder) for argument in arguments]
+    return [override for argument in arguments for override in _normalized(argument, config_folder)]
 
 
-def _match_one(argument: str, config_folder: Path) -> str:
-    group, equals, choices = argument.partition("=")
-    folder = config_folder / group.lstrip("+~")
-    if not equals or not group or group.startswith("-") or not folder.is_dir():
-        return argument
-    spellings = {file.stem.lower(): file.stem for file in folder.glob("*.yaml")}
-    return f"{group}={','.join(spellings.get(choice.strip().lower(), choice) for choice in choices.split(','))}"
+def _normalized(argument: str, config_folder: Path) -> list[str]:
+    key, equals, value = argument.partition("=")
+    if not equals or not key or key.startswith("-"):
+        return [argument]
+    if key in REPLACED and value.startswith("{"):
+        return [f"{key}=", f"++{argument}"]
+    folder = config_folder / key.lstrip("+~")
+    if folder.is_dir():
+        spellings = {file.stem.lower(): file.stem for file in folder.glob("*.yaml")}
+        value = ",".join(spellings.get(choice.strip().lower(), choice) for choice in value.split(","))
+    elif value.startswith("~/"):
+        value = str(Path(value).expanduser())
+    return [f"{key}={value}"]

@@ -3,6 +3,7 @@
 The same tree as ``config/``; ``fullbatch.config.parse`` fills it. Nothing here imports torch.
 """
 
+import math
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
@@ -19,6 +20,10 @@ def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("should be a number, not a truth value")
     return value
+
+
+def _infinity_as_name(value: Any) -> Any:
+    return "inf" if value == math.inf else _lower(value)  # YAML reads inf as a number
 
 
 Int = Annotated[int, BeforeValidator(_no_bool)]
@@ -182,7 +187,7 @@ class Hyp:
     eval_ema_momentum: Annotated[Float, Field(ge=0, le=1)]
     grad_clip: Positive | None
     batch_clip: Positive | None
-    grad_clip_norm: Annotated[Literal[2, "inf"], Name]
+    grad_clip_norm: Annotated[Literal[2, "inf"], BeforeValidator(_infinity_as_name)]
     grad_noise: GradNoise
     grad_reg: GradReg
     sub_batch: Count

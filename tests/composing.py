@@ -5,7 +5,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from fullbatch.command_line import match_case
+from fullbatch.command_line import normalized
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "config"
@@ -13,4 +13,4 @@ CONFIG = ROOT / "config"
 
 def composed(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONFIG), version_base="1.3"):
-        return compose("cfg", match_case(overrides, CONFIG), return_hydra_config=False)
+        return compose("cfg", normalized(overrides, CONFIG), return_hydra_config=False)

@@ -111,7 +111,10 @@ def _places(source: Any, root: Path, request: PictureRequest) -> list[str]:
     """Paths and addresses of the archive in the order to try them: what costs nothing comes first."""
     local, remote = [str(root / source.filename)], [source.url]
     for mirror in request.mirrors:
-        parts = urllib.parse.urlsplit(mirror)
+        try:
+            parts = urllib.parse.urlsplit(mirror)
+        except ValueError as error:
+            raise ValueError(f"data.mirrors: {mirror} is neither an address nor a path ({error})") from error
         if "://" in mirror and parts.scheme != "file":
             whole = parts.path.endswith(_ARCHIVES)
             remote.append(mirror if whole else f"{mirror.rstrip('/')}/{source.filename}")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import os
 import tempfile
 from dataclasses import asdict, dataclass, replace
@@ -43,15 +44,25 @@ def read(name: str) -> Facts | None:
     path = Path(name)
     try:
         path = cache_folder() / f"{name}.json"
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        statistics = stored["statistics"] and tuple(tuple(map(float, values)) for values in stored["statistics"])
-        classes, (train, valid) = tuple(map(str, stored["classes"])), stored["counts"]
-        return Facts(classes, (train, valid), int(stored["channels"]), int(stored["pixels"]), statistics)
+        return _parsed(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowError) as error:
         _log.warning("%s: not usable, reading the pictures instead (%r)", path, error)
         return None
+
+
+def _parsed(stored: Any) -> Facts:
+    classes, (train, valid) = tuple(map(str, stored["classes"])), map(int, stored["counts"])
+    channels, pixels, statistics = int(stored["channels"]), int(stored["pixels"]), None
+    if stored["statistics"] is not None:
+        mean, std = (tuple(map(float, values)) for values in stored["statistics"])
+        if not len(mean) == len(std) == channels or not all(map(math.isfinite, (*mean, *std))):
+            raise ValueError("statistics that do not fit the channels")
+        statistics = mean, std
+    if channels not in (1, 3) or pixels < 1:
+        raise ValueError(f"pictures of {channels} channels and {pixels} pixels")
+    return Facts(classes, (train, valid), channels, pixels, statistics)
 
 
 def write(name: str, facts: Facts) -> None:

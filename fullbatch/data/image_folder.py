@@ -99,7 +99,7 @@ def load_image_folder(request: PictureRequest) -> PictureData:
     train = train.subset(mixed(chosen, request.subset_seed))  # by class, a block would hold one class alone
     valid = valid.subset(choose_samples(valid.labels, request.valid_size, "valid_size", request.subset_seed))
     name = folder_cache.fingerprint(
-        [(split.files, split.stamps) for split in (train, valid)], request.channels, request.pixels
+        [(str(split.root), split.files, split.stamps) for split in (train, valid)], request.channels, request.pixels
     )
     remembered = folder_cache.read(name)
     facts = remembered or _facts(train, valid, request)

@@ -121,7 +121,7 @@ class GradRegularizer:
         """
         if self.create_graph and not any(grad.requires_grad for grad in grads):
             raise ValueError("this implementation differentiates the gradients: compute them with create_graph=True")
-        if self.acc_strength != 0 and pre_grads is None:
+        if self.active and self.acc_strength != 0 and pre_grads is None:
             raise ValueError("acc_strength needs pre_grads, the gradient of the whole data set")
         if self.active:
             point = SubBatchLoss(self.model, lambda forward: self._loss(forward, inputs, labels))

@@ -6,10 +6,11 @@ import subprocess
 from itertools import product
 
 import pytest
-from composing import ROOT, composed
+from composing import CONFIG, ROOT, composed
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from fullbatch.command_line import normalized
 from fullbatch.config import parse
 
 NOT_YET = [  # what this version lacks, and what its refusal says
@@ -33,7 +34,7 @@ def commands() -> list[str]:
 
 def sweep(arguments: list[str]) -> list[list[str]]:
     """All the jobs of a command line, more than one with ``-m``."""
-    overrides = [argument for argument in arguments if argument not in ("-m", "--multirun")]
+    overrides = normalized([argument for argument in arguments if argument not in ("-m", "--multirun")], CONFIG)
     parsed = OverridesParser.create().parse_overrides(overrides)
     choices = [
         [f"{o.key_or_group}={value}" for value in o.sweep_string_iterator()] if o.is_sweep_override() else [text]

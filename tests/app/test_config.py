@@ -1,17 +1,16 @@
 """The configuration: documented defaults, blanks, case, and one clear line for each mistake."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-from composing import composed
+from composing import CONFIG, composed
 from hydra.errors import HydraException
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fullbatch.command_line import match_case
+from fullbatch.command_line import normalized
 from fullbatch.config import parse, plain
-
-from composing import CONFIG  # isort: skip
 
 
 def test_the_documented_defaults() -> None:
@@ -68,7 +67,7 @@ def test_blanks_mean_none() -> None:
 
 
 def test_names_are_case_insensitive() -> None:
-    assert match_case(["data=cifar10", "HYP=FB1", "hyp/optim=ADAM", "-m", "data=cifar10,DIGITS"], CONFIG) == [
+    assert normalized(["data=cifar10", "HYP=FB1", "hyp/optim=ADAM", "-m", "data=cifar10,DIGITS"], CONFIG) == [
         "data=CIFAR10",
         "HYP=FB1",
         "hyp/optim=adam",
@@ -77,6 +76,23 @@ def test_names_are_case_insensitive() -> None:
     ]
     run = parse(composed("data=DIGITS", "model=ResNet18", "impl.memory=Channels_Last", "hyp.grad_clip_norm=INF"))
     assert (run.data.name, run.impl.memory, run.hyp.grad_clip_norm) == ("digits", "channels_last", "inf")
+
+
+def test_a_tilde_is_the_home_folder() -> None:
+    home = str(Path.home())
+    assert normalized(["data.path=~/pictures", "name=a~/b", "~hyp.steps", "-m"], CONFIG) == [
+        f"data.path={home}/pictures",
+        "name=a~/b",
+        "~hyp.steps",
+        "-m",
+    ]
+
+
+def test_a_table_of_augmentations_replaces_the_other() -> None:
+    run = parse(composed("data.augmentations_train={RandomRotation: 10}", "data.augmentations_val={CenterCrop: 6}"))
+    assert (run.data.augmentations_train, run.data.augmentations_val) == ({"RandomRotation": 10}, {"CenterCrop": 6})
+    more = parse(composed("+data.augmentations_train.RandomErasing=0.5", "~data.augmentations_train.RandomCrop"))
+    assert more.data.augmentations_train == {"RandomHorizontalFlip": 0.5, "RandomErasing": 0.5}
 
 
 MISTAKES = {
@@ -149,6 +165,11 @@ def test_what_is_typed_is_what_is_meant(values: dict[str, Any]) -> None:
     cfg = composed(*(f"{key}={'' if value is None else value}" for key, value in values.items()))
     run = parse(cfg)
     hyp = run.hyp
-    found = (hyp.steps, hyp.optim.lr, run.data.batch_size, hyp.grad_clip, hyp.shuffle)
-    assert found == tuple(values.values())
+    assert values == {
+        "hyp.steps": hyp.steps,
+        "hyp.optim.lr": hyp.optim.lr,
+        "data.batch_size": run.data.batch_size,
+        "hyp.grad_clip": hyp.grad_clip,
+        "hyp.shuffle": hyp.shuffle,
+    }
     assert plain(cfg)["hyp"]["grad_clip"] == values["hyp.grad_clip"]

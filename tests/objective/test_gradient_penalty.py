@@ -104,7 +104,7 @@ def test_nothing_is_added_for_v_zero_strength_zero_or_learning_rate_zero(impleme
     regularizer(grads, inputs, labels, pre_grads=[torch.zeros_like(g) for g in grads])
     assert torch.equal(vector(grads), plain)
 
-    regularizer = regularizer_of(model, implementation)
+    regularizer = regularizer_of(model, implementation, acc_strength=BETA)  # needs no pre_grads while eta is 0
     regularizer.optimizer.param_groups[0]["lr"] = 0.0
     grads = gradients(model, regularizer, inputs, labels)
     regularizer(grads, inputs, labels)
