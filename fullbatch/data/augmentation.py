@@ -73,7 +73,8 @@ class _RandomCrop:
 
         given = tuple(pictures.shape[-2:])
         if any(self.padding):
-            pictures = functional.pad(pictures, self.padding, fill=self.fill, padding_mode=self.mode)
+            pad = partial(functional.pad, padding=self.padding, fill=self.fill, padding_mode=self.mode)
+            pictures = _fitted(pad, pictures)
         rows, columns = pictures.shape[-2] - self.height + 1, pictures.shape[-1] - self.width + 1
         if rows < 1 or columns < 1:
             raise ValueError(
@@ -128,7 +129,7 @@ class _Unrandom:
         self.reference = reference
 
     def __call__(self, pictures: Tensor, draw: Draw) -> Tensor:
-        return self.reference(pictures)
+        return _fitted(self.reference, pictures)
 
 
 class _PictureByPicture:
@@ -148,16 +149,21 @@ class _PictureByPicture:
         return torch.stack(results)
 
     def _one(self, picture: Tensor) -> Tensor:
-        try:
-            result = self.reference(picture)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            raise ValueError(str(error)) from error
+        result = _fitted(self.reference, picture)
         if not isinstance(result, Tensor) or result.dtype != torch.uint8 or result.dim() != 3:
             what = f"{result.dtype} {list(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
             raise ValueError(f"makes {what} of a picture; pictures stay torch.uint8 [C, H, W] (see data.normalize)")
         return result
+
+
+def _fitted(transform: Callable[[Tensor], Any], pictures: Tensor) -> Any:
+    """Call the transform, whose RuntimeErrors say that it does not fit the pictures (unless the device failed)."""
+    try:
+        return transform(pictures)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
 
 
 _BATCHED: Mapping[str, Callable[[Any], BatchTransform]] = {

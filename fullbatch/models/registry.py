@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -10,8 +11,20 @@ from torch import nn
 from fullbatch.models.linear import build_linear
 from fullbatch.models.resnets import DEPTHS, build_resnet
 
-FAMILIES: dict[str, Callable[..., nn.Module]] = {"resnet": build_resnet, "linear": build_linear}
-NAMES = (*(f"resnet{depth}" for depth in sorted(DEPTHS)), "linear")
+
+@dataclass(frozen=True)
+class Family:
+    """The builder of a family, and the numbers that may follow its name."""
+
+    build: Callable[..., nn.Module]
+    depths: tuple[int, ...] = ()
+
+
+FAMILIES = {
+    "resnet": Family(build_resnet, tuple(sorted(DEPTHS))),
+    "linear": Family(build_linear),
+}
+NAMES = tuple(f"{name}{depth}" for name, family in FAMILIES.items() for depth in family.depths or ("",))
 _GIVEN = ("channels", "classes", "pixels")
 
 
@@ -31,13 +44,20 @@ def build_model(name: str, *, channels: int, classes: int, pixels: int, **option
     family, depth = re.fullmatch(r"(.*?)(\d*)", name.lower()).groups()  # type: ignore[union-attr]  # matches any line
     if family not in FAMILIES:
         raise ValueError(f"name={name}: unknown; known: {', '.join(NAMES)}")
-    build = FAMILIES[family]
     if depth and options.setdefault("depth", int(depth)) != int(depth):
         raise ValueError(f"name={name} and depth={options['depth']} contradict each other")
-    accepted = [option for option in inspect.signature(build).parameters if option not in _GIVEN]
+    build = FAMILIES[family].build
+    _refuse_options(name, options, accepted=[key for key in inspect.signature(build).parameters if key not in _GIVEN])
+    given = {"channels": channels, "classes": classes, "pixels": pixels}
+    for option, value in given.items():
+        if value < 1:
+            raise ValueError(f"{option}={value}: should be at least 1")
+    return build(**given, **options)
+
+
+def _refuse_options(name: str, options: dict[str, Any], accepted: list[str]) -> None:
     for option in options:
         if option not in accepted:
             raise ValueError(f"{option}: no option of {name}; accepted: {', '.join(accepted) or 'none'}")
     if "depth" in accepted and "depth" not in options:
         raise ValueError(f"name={name}: needs a depth; known: {', '.join(NAMES)}")
-    return build(channels=channels, classes=classes, pixels=pixels, **options)

@@ -151,15 +151,15 @@ def build_resnet(
         raise ValueError(f"depth={depth}: unknown; known: {', '.join(map(str, sorted(DEPTHS)))}")
     expansion, lengths = DEPTHS[depth]
     stem = _one_of("stem", stem, ("CIFAR", "standard", "efficient"))
+    shortcut = ("B" if depth == 20 else "C") if downsample is None else downsample
     parts = Parts(
         convolution_named(convolution),
         activation_named(nonlin_fn),
         None if normalization.lower() == "skipinit" else normalization_named(normalization),
-        _one_of("downsample", downsample or ("B" if depth == 20 else "C"), ("A", "B", "C")),
+        _one_of("downsample", shortcut, ("A", "B", "C")),
     )
-    if convolution.lower() == "reflect":
-        _refuse_small_pictures(pixels, stem, len(lengths))
-    width = width or (64 if len(lengths) == 4 else 16)
+    _refuse_small_pictures(pixels, len(lengths), stem, convolution, normalization)
+    width = _first_width(width, len(lengths))
     layers = _stages(parts, width, expansion, lengths)
     preactivated = parts.normalization is None
     head = parts.activation() if preactivated else nn.Identity()
@@ -167,6 +167,14 @@ def build_resnet(
     model = ResNet(_stem(stem, channels, width, parts), layers, head, features, classes)
     _initialize(model, _one_of("initialization", initialization, ("default", "skip-residual")))
     return model
+
+
+def _first_width(width: int | None, stages: int) -> int:
+    if width is None:
+        return 64 if stages == 4 else 16
+    if width < 1:
+        raise ValueError(f"width={width}: should be at least 1")
+    return width
 
 
 def _stem(name: str, channels: int, width: int, parts: Parts) -> nn.Sequential:
@@ -219,11 +227,18 @@ def _initialize(model: ResNet, initialization: str) -> None:
                 nn.init.zeros_(weight)
 
 
-def _refuse_small_pictures(pixels: int, stem: str, stages: int) -> None:
+def _refuse_small_pictures(pixels: int, stages: int, stem: str, convolution: str, normalization: str) -> None:
+    """Name the option that does not fit, before a layer of PyTorch complains of a shape in the middle of a step."""
     smallest = -(-pixels // (STEMS[stem] * 2 ** (stages - 1)))
-    if smallest < 2:
+    if convolution.lower() == "reflect" and smallest < 2:
         raise ValueError(
             f"convolution=reflect: pictures of {pixels} pixels shrink to one, which has nothing to reflect"
+        )
+    if convolution.lower() == "circular" and stem == "standard" and pixels < 3:
+        raise ValueError(f"convolution=circular: pictures of {pixels} pixels are smaller than the stem's padding of 3")
+    if normalization.lower() == "instancenorm2d" and smallest < 2:
+        raise ValueError(
+            f"normalization=InstanceNorm2d: pictures of {pixels} pixels shrink to one, which has no variance"
         )
 
 

@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 PANELS = (
     ("loss", {"train_loss": "training", "full_loss": "full objective", "valid_loss": "validation"}, "log"),
     ("accuracy", {"train_acc": "training", "valid_acc": "validation"}, "linear"),
-    ("gradient norm", {"grad_norm": "of blocks (r.m.s.)", "full_grad_norm": "of all data"}, "log"),
+    ("gradient norm", {"grad_norm": "of blocks (r.m.s.)", "full_grad_norm": "of all data, regularized"}, "log"),
     ("learning rate", {"lr": "learning rate"}, "linear"),
 )
 COLORS = ("#0072B2", "#E69F00", "#009E73")  # told apart by colour-blind readers, too (Okabe & Ito, 2008)

@@ -13,7 +13,7 @@ from fullbatch.models.registry import build_model
 GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parent.parent / "golden" / "models.json").read_text(encoding="utf-8")
 )
-FAST = ("resnet18",)
+FAST = ("resnet18", "resnet50")
 LOGITS = [
     pytest.param(name, mode, id=f"{name}-{mode}", marks=() if name in FAST else pytest.mark.slow)
     for name, golden in GOLDEN.items()

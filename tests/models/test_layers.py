@@ -1,0 +1,74 @@
+"""Each layer of ours beside its formula."""
+
+import pytest
+import torch
+from filling import inputs
+from torch import nn
+from torch.nn import functional as F
+
+from fullbatch.models.layers import (
+    SequentialGhostNorm,
+    StandardizedConv2d,
+    SubsampledMean,
+    convolution_named,
+    normalization_named,
+)
+
+PICTURES = inputs(4, 3, 16)
+
+
+@pytest.mark.parametrize("name", ["circular", "reflect", "replicate"])
+def test_paddings_are_their_own(name: str) -> None:
+    layer = convolution_named(name)(3, 4, 3, padding=1).double()
+    padded = F.pad(PICTURES, (1, 1, 1, 1), mode=name)
+    torch.testing.assert_close(layer(PICTURES), F.conv2d(padded, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("shifts", [(1, 0), (0, 5), (7, 3)])
+def test_circular_convolutions_commute_with_shifts(shifts: tuple[int, int]) -> None:
+    layer = convolution_named("Circular")(3, 4, 3, padding=1).double()
+    torch.testing.assert_close(layer(PICTURES.roll(shifts, (2, 3))), layer(PICTURES).roll(shifts, (2, 3)))
+
+
+def test_standardized_filters_ignore_their_mean_and_scale() -> None:
+    layer = StandardizedConv2d(3, 4, 3).double()
+    before = layer(PICTURES)
+    with torch.no_grad():
+        layer.weight.mul_(torch.tensor([1.0, 20.0, 30.0, 40.0]).view(4, 1, 1, 1)).add_(5.0)
+    torch.testing.assert_close(layer(PICTURES), before, rtol=2e-3, atol=1e-3)  # up to the 1e-5 beside the variance
+
+
+def test_standardized_filters_have_mean_0_and_variance_1() -> None:
+    layer = StandardizedConv2d(3, 4, 3).double()
+    filters = layer.weight.detach().flatten(1)
+    deviations = filters - filters.mean(dim=1, keepdim=True)
+    weight = deviations / (deviations.square().mean(dim=1, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(layer(PICTURES), F.conv2d(PICTURES, weight.view(4, 3, 3, 3), layer.bias))
+    assert layer.state_dict().keys() == nn.Conv2d(3, 4, 3).state_dict().keys()
+
+
+def test_ghost_norm_is_batch_norm_of_64_samples_in_turn() -> None:
+    ghost, plain = SequentialGhostNorm(3).double(), nn.BatchNorm2d(3).double()
+    many = inputs(150, 3, 5)
+    chunks = many.split(64)
+    assert [len(chunk) for chunk in chunks] == [64, 64, 22]
+    torch.testing.assert_close(ghost(many), torch.cat([plain(chunk) for chunk in chunks]))
+    assert ghost.state_dict().keys() == plain.state_dict().keys()
+    for name, value in plain.state_dict().items():
+        assert torch.equal(ghost.state_dict()[name], value)
+    torch.testing.assert_close(ghost.eval()(many), plain.eval()(many))
+
+
+@pytest.mark.parametrize(
+    ("name", "groups"), [("groupnorm1", 1), ("groupnorm8", 8), ("groupnorm32", 24), ("groupnorm4th", 6)]
+)
+def test_group_norms_have_their_groups(name: str, groups: int) -> None:
+    assert normalization_named(name)(24).num_groups == groups
+
+
+@pytest.mark.parametrize("pixels", [7, 8])
+def test_pooling_by_the_stride_takes_what_is_there_at_the_rim(pixels: int) -> None:
+    pictures = inputs(2, 3, pixels)
+    rows = [pictures[:, :, i : i + 2] for i in range(0, pixels, 2)]
+    expected = [torch.stack([row[..., j : j + 2].mean(dim=(2, 3)) for j in range(0, pixels, 2)], 2) for row in rows]
+    torch.testing.assert_close(SubsampledMean(2)(pictures), torch.stack(expected, 2))

@@ -1,0 +1,94 @@
+"""Models by name: defaults as in the configuration, mistakes named."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from composing import CONFIG
+from filling import inputs
+from omegaconf import OmegaConf
+
+import fullbatch
+from fullbatch.models.registry import FAMILIES, NAMES, build_model
+
+FILES = sorted((CONFIG / "model").glob("*.yaml"))
+
+
+def test_softmax_regression_sees_the_whole_picture() -> None:
+    model = build_model("linear", channels=3, classes=5, pixels=16).double()
+    assert [tuple(p.shape) for p in model.parameters()] == [(5, 768), (5,)]
+    pictures = inputs(4, 3, 16).requires_grad_()
+    (gradient,) = torch.autograd.grad(model(pictures).sum(), pictures)
+    assert gradient.ne(0).all()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_configuration_has_the_defaults_of_the_code(path: Path) -> None:
+    options = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(options, dict)
+    with torch.device("meta"):
+        configured = build_model(**options, channels=3, classes=10, pixels=32)
+        default = build_model(path.stem, channels=3, classes=10, pixels=32)
+    assert repr(configured) == repr(default)
+    shapes = [{key: tensor.shape for key, tensor in model.state_dict().items()} for model in (configured, default)]
+    assert list(shapes[0].items()) == list(shapes[1].items())
+    # what the modules do not show, like the initialization
+    for option, parameter in inspect.signature(FAMILIES[options["name"]].build).parameters.items():
+        if parameter.default not in (None, inspect.Parameter.empty):
+            assert options[option] == parameter.default, option
+
+
+def test_every_name_has_its_configuration() -> None:
+    assert sorted(NAMES) == sorted(path.stem for path in FILES)
+
+
+@pytest.mark.parametrize("name", ["ResNet18", "RESNET18"])
+def test_names_are_case_insensitive(name: str) -> None:
+    with torch.device("meta"):
+        models = [fullbatch.build_model(spelled, channels=3, classes=10, pixels=32) for spelled in (name, "resnet18")]
+    assert repr(models[0]) == repr(models[1])
+
+
+MISTAKES = [
+    ("alexnet", {}, "name=alexnet: unknown; known: resnet18, resnet20, .*, linear"),
+    ("resnet", {}, "name=resnet: needs a depth; known: resnet18"),
+    ("resnet", {"depth": 19}, "depth=19: unknown; known: 18, 20, 32"),
+    ("resnet18", {"depth": 20}, "name=resnet18 and depth=20 contradict"),
+    ("resnet20", {"wide": 3}, "wide: no option of resnet20; accepted: depth, width, stem"),
+    ("linear", {"width": 3}, "width: no option of linear; accepted: none"),
+    ("linear18", {}, "depth: no option of linear18; accepted: none"),
+    ("linear", {"pixels": 0}, "pixels=0: should be at least 1"),
+    ("resnet20", {"width": 0}, "width=0: should be at least 1"),
+    ("resnet20", {"stem": "imagenet"}, "stem=imagenet: unknown; known: CIFAR, standard, efficient"),
+    ("resnet20", {"downsample": "D"}, "downsample=D: unknown; known: A, B, C"),
+    ("resnet20", {"downsample": ""}, "downsample=: unknown; known: A, B, C"),
+    ("resnet20", {"initialization": "zero"}, "initialization=zero: unknown; known: default, skip-residual"),
+    ("resnet20", {"convolution": "wavy"}, "convolution=wavy: unknown; known: Standard, circular"),
+    ("resnet20", {"normalization": "Norm"}, "normalization=Norm: unknown; known: BatchNorm2d, .*groupnorm4th"),
+    ("resnet20", {"nonlin_fn": "Softmax"}, "nonlin_fn=Softmax: unknown; known: ReLU"),
+    ("resnet20", {"normalization": "skipinit", "initialization": "skip-residual"}, "residual: needs a normalization"),
+    ("resnet20", {"convolution": "reflect", "pixels": 4}, "convolution=reflect: pictures of 4 pixels shrink to one"),
+    ("resnet20", {"convolution": "Circular", "stem": "standard", "pixels": 2}, "circular: pictures of 2 pixels are sm"),
+    ("resnet18", {"normalization": "InstanceNorm2d", "pixels": 8}, "InstanceNorm2d: pictures of 8 pixels shrink"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "message"), MISTAKES, ids=[message[:40] for *_, message in MISTAKES])
+def test_a_mistake_is_named(name: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_model(name, **{"channels": 3, "classes": 2, "pixels": 32, **options})  # type: ignore[arg-type]
+
+
+SMALLEST = [
+    {"convolution": "reflect", "pixels": 5},
+    {"convolution": "circular", "stem": "standard", "pixels": 3},
+    {"normalization": "InstanceNorm2d", "pixels": 5},
+    {"normalization": "InstanceNorm2d", "stem": "efficient", "pixels": 17},
+]
+
+
+@pytest.mark.parametrize("options", SMALLEST, ids=str)
+def test_no_picture_is_refused_without_need(options: dict[str, int]) -> None:
+    model = build_model("resnet20", width=4, channels=3, classes=2, **options)
+    assert model(inputs(2, 3, options["pixels"]).float()).isfinite().all()
