@@ -11,7 +11,8 @@ help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 8
 
 demo: $(VENV)/installed ## train resnet20 on real digits by regularized full-batch descent (under 2 minutes on 2 cores)
-	$(BIN)/python train_with_gradient_descent.py --config-name=demo
+	$(BIN)/python train_with_gradient_descent.py name=demo data=digits model=resnet20 hyp=gradreg hyp.optim.lr=0.4 \
+		hyp.steps=80 hyp.warmup=10 hyp.scheduler=cosine-decay impl.validate_every_nth_step=5 seed=0
 
 quick: $(VENV)/installed ## the tests of the inner loop (under 3 minutes on 2 cores)
 	$(PYTEST) -m "not slow and not distributed and not gpu and not soak"
