@@ -1,0 +1,31 @@
+"""What a run can be told, as frozen dataclasses: every key with its type, its range and its accepted names.
+
+The same tree as ``config/``; ``fullbatch.config.parse`` fills it. Nothing here imports torch.
+"""
+
+from pydantic.dataclasses import dataclass
+
+from fullbatch.settings.data import Data
+from fullbatch.settings.hyp import Hyp
+from fullbatch.settings.impl import Analysis, Impl
+from fullbatch.settings.model import Model
+from fullbatch.settings.optim import Adam, GradientDescent
+from fullbatch.settings.types import SETTINGS, NonNegativeInt
+
+__all__ = ["Adam", "Data", "GradientDescent", "Hyp", "Impl", "Run"]
+
+
+@dataclass(frozen=True, config=SETTINGS)
+class Run:
+    """One run, whole."""
+
+    base_dir: str
+    seed: NonNegativeInt | None
+    name: str
+    dryrun: bool
+    plan: bool
+    data: Data
+    model: Model
+    hyp: Hyp
+    impl: Impl
+    analysis: Analysis

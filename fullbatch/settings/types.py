@@ -1,0 +1,41 @@
+"""Kinds of values: numbers with their ranges, names in any case, and which of several settings a name stands for."""
+
+import math
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ConfigDict, Field
+
+SETTINGS = ConfigDict(extra="forbid", allow_inf_nan=False)
+"""Of every dataclass here: unknown keys are errors, and so are numbers that are not finite."""
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("should be a number, not a truth value")
+    return value
+
+
+def infinity_as_name(value: Any) -> Any:
+    """Return 'inf' for the number, else the name in lower case."""
+    return "inf" if value == math.inf else _lower(value)  # YAML reads inf as a number
+
+
+Int = Annotated[int, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool)]
+Count = Annotated[Int, Field(ge=1)]
+NonNegativeInt = Annotated[Int, Field(ge=0)]
+NonNegative = Annotated[Float, Field(ge=0)]
+Positive = Annotated[Float, Field(gt=0)]
+Fraction = Annotated[Float, Field(ge=0, lt=1)]
+Name = BeforeValidator(_lower)
+ChannelValues = tuple[Float, ...]
+
+
+def family(value: Any) -> str | None:
+    """Return the name that settings carry, without the numbers at its end (a depth): what selects their dataclass."""
+    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+    return str(name).lower().rstrip("0123456789") if name else None
