@@ -136,9 +136,9 @@ def build_loader(run: Run, data: PictureData, part: PictureSet, seed: int, devic
 def build_model(run: Run, data: PictureData, seed: int, device: torch.device) -> nn.Module:
     """Build the model with its own random numbers, on the device."""
     options = dataclasses.asdict(run.model)
-    name = options.pop("name")
+    family = options.pop("family", None) or options.pop("name")
     with about("model"), seeded(Stream.WEIGHTS.seed(seed), torch.device("cpu")):
-        model = model_named(name, channels=data.channels, classes=len(data.classes), pixels=data.pixels, **options)
+        model = model_named(family, channels=data.channels, classes=len(data.classes), pixels=data.pixels, **options)
     return model.to(device=device, dtype=DTYPES[run.impl.dtype]).to(memory_format=MEMORY_FORMATS[run.impl.memory])
 
 

@@ -103,7 +103,8 @@ def _describe(detail: ErrorDetails) -> str:
         return f"{key}: this key is missing"
     if detail["type"] == "union_tag_invalid":
         known = detail.get("ctx", {}).get("expected_tags", "")
-        return f"{key}.name={_lookup(detail['input'], 'name')}: unknown; known: {known}"
+        decisive = "name" if _lookup(detail["input"], "family") is None else "family"
+        return f"{key}.{decisive}={_lookup(detail['input'], decisive)}: unknown; known: {known}"
     given = "a blank" if detail["input"] is None else repr(detail["input"])
     return f"{key}: {message.removeprefix('value error, ')} (got {given})"
 

@@ -212,7 +212,8 @@ def _how_it_ended(job: Job) -> str:
 
 
 def _model_name(run: Run) -> str:
-    return f"{run.model.name}{getattr(run.model, 'depth', '')}"
+    model = run.model
+    return getattr(model, "target", None) or f"{getattr(model, 'name', '')}{getattr(model, 'depth', '')}"
 
 
 def _summary(job: Job) -> dict[str, Any]:

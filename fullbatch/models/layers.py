@@ -87,6 +87,36 @@ def normalization_named(name: str) -> Normalization:
     return _lookup("normalization", name, _NORMALIZATIONS)
 
 
+def one_of(option: str, name: str, known: tuple[str, ...]) -> str:
+    """Return the name in lower case; ``ValueError`` names the option and lists what is known."""
+    if name.lower() not in map(str.lower, known):
+        raise ValueError(f"{option}={name}: unknown; known: {', '.join(known)}")
+    return name.lower()
+
+
+def refuse_small_pictures(pixels: int, smallest: int, convolution: str, normalization: str) -> None:
+    """Name the option that does not fit, before a layer of PyTorch complains of a shape in the middle of a step.
+
+    ``smallest`` is the side to which pictures of ``pixels`` shrink in the last layers that convolve and normalize.
+    """
+    if smallest < 1:
+        raise ValueError(f"pictures of {pixels} pixels shrink to nothing; this model needs larger ones")
+    if convolution.lower() == "reflect" and smallest < 2:
+        raise ValueError(
+            f"convolution=reflect: pictures of {pixels} pixels shrink to one, which has nothing to reflect"
+        )
+    if normalization.lower() == "instancenorm2d" and smallest < 2:
+        raise ValueError(
+            f"normalization=InstanceNorm2d: pictures of {pixels} pixels shrink to one, which has no variance"
+        )
+
+
+def refuse_wide_padding(pixels: int, stem: str, convolution: str) -> None:
+    """Refuse pictures that cannot be wrapped around the 7x7 convolution of the stem ``standard``."""
+    if convolution.lower() == "circular" and stem.lower() == "standard" and pixels < 3:
+        raise ValueError(f"convolution=circular: pictures of {pixels} pixels are smaller than the stem's padding of 3")
+
+
 def _grouped(channels: int, *, groups: int) -> nn.GroupNorm:
     return _group_norm(channels, min(groups, channels))
 

@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from fullbatch.models import densenets, pyramidnets, resnets, vgg
+from fullbatch.models.libraries import build_imported, build_timm, build_torchvision
 from fullbatch.models.linear import build_linear
-from fullbatch.models.resnets import DEPTHS, build_resnet
+from fullbatch.models.nfnets import build_nfnet
 
 
 @dataclass(frozen=True)
@@ -21,18 +23,37 @@ class Family:
 
 
 FAMILIES = {
-    "resnet": Family(build_resnet, tuple(sorted(DEPTHS))),
+    "resnet": Family(resnets.build_resnet, tuple(sorted(resnets.DEPTHS))),
+    "densenet": Family(densenets.build_densenet, tuple(densenets.DEPTHS)),
+    "vgg": Family(vgg.build_vgg, tuple(vgg.DEPTHS)),
+    "pyramidnet": Family(pyramidnets.build_pyramidnet, tuple(pyramidnets.ALPHAS)),
+    "nfn": Family(build_nfnet),
     "linear": Family(build_linear),
+    "torchvision": Family(build_torchvision),
+    "timm": Family(build_timm),
+    "import": Family(build_imported),
 }
+ALIASES = {"nfnet": "nfn"}
 NAMES = tuple(f"{name}{depth}" for name, family in FAMILIES.items() for depth in family.depths or ("",))
 _GIVEN = ("channels", "classes", "pixels")
 
 
-def build_model(name: str, *, channels: int, classes: int, pixels: int, **options: Any) -> nn.Module:
+def family_named(name: str) -> tuple[Family, int | None]:
+    """Return the family of a model, and the depth in its name; ``ValueError`` lists the known models."""
+    family, depth = re.fullmatch(r"(.*?)(\d*)", name.lower()).groups()  # type: ignore[union-attr]  # matches any line
+    family = ALIASES.get(family, family)
+    if family not in FAMILIES:
+        raise ValueError(f"name={name}: unknown; known: {', '.join(NAMES)}")
+    return FAMILIES[family], int(depth) if depth else None
+
+
+def build_model(name: str, /, *, channels: int, classes: int, pixels: int, **options: Any) -> nn.Module:
     """Build a model with fresh weights: any ``torch.nn.Module`` from pictures [B, C, H, W] to outputs [B, classes].
 
     Args:
-        name: in any case; the depth is part of it (``resnet18``) or an option (``resnet``, ``depth=18``).
+        name: in any case; the depth is part of it (``resnet18``) or an option (``resnet``, ``depth=18``). Models of
+            other libraries are ``torchvision`` and ``timm`` with their ``name`` as an option, and ``import`` with
+            ``target="package.module:callable"``.
         channels: of the pictures.
         classes: number of outputs.
         pixels: side of the square pictures.
@@ -41,12 +62,10 @@ def build_model(name: str, *, channels: int, classes: int, pixels: int, **option
     Raises:
         ValueError: an unknown name or option, or one that does not fit; the message lists what is known.
     """
-    family, depth = re.fullmatch(r"(.*?)(\d*)", name.lower()).groups()  # type: ignore[union-attr]  # matches any line
-    if family not in FAMILIES:
-        raise ValueError(f"name={name}: unknown; known: {', '.join(NAMES)}")
-    if depth and options.setdefault("depth", int(depth)) != int(depth):
+    family, depth = family_named(name)
+    build = family.build
+    if depth is not None and options.setdefault("depth", depth) != depth:
         raise ValueError(f"name={name} and depth={options['depth']} contradict each other")
-    build = FAMILIES[family].build
     _refuse_options(name, options, accepted=[key for key in inspect.signature(build).parameters if key not in _GIVEN])
     given = {"channels": channels, "classes": classes, "pixels": pixels}
     for option, value in given.items():
@@ -59,5 +78,6 @@ def _refuse_options(name: str, options: dict[str, Any], accepted: list[str]) -> 
     for option in options:
         if option not in accepted:
             raise ValueError(f"{option}: no option of {name}; accepted: {', '.join(accepted) or 'none'}")
-    if "depth" in accepted and "depth" not in options:
-        raise ValueError(f"name={name}: needs a depth; known: {', '.join(NAMES)}")
+    for required, known in (("depth", f"; known: {', '.join(NAMES)}"), ("name", ""), ("target", "")):
+        if required in accepted and required not in options:
+            raise ValueError(f"name={name}: needs a {required}{known}")

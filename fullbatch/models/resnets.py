@@ -13,6 +13,9 @@ from fullbatch.models.layers import (
     activation_named,
     convolution_named,
     normalization_named,
+    one_of,
+    refuse_small_pictures,
+    refuse_wide_padding,
 )
 
 BASIC, BOTTLENECK = 1, 4  # how many times wider a block's output is than its inside
@@ -150,22 +153,23 @@ def build_resnet(
     if depth not in DEPTHS:
         raise ValueError(f"depth={depth}: unknown; known: {', '.join(map(str, sorted(DEPTHS)))}")
     expansion, lengths = DEPTHS[depth]
-    stem = _one_of("stem", stem, ("CIFAR", "standard", "efficient"))
+    stem = one_of("stem", stem, ("CIFAR", "standard", "efficient"))
     shortcut = ("B" if depth == 20 else "C") if downsample is None else downsample
     parts = Parts(
         convolution_named(convolution),
         activation_named(nonlin_fn),
         None if normalization.lower() == "skipinit" else normalization_named(normalization),
-        _one_of("downsample", shortcut, ("A", "B", "C")),
+        one_of("downsample", shortcut, ("A", "B", "C")),
     )
-    _refuse_small_pictures(pixels, len(lengths), stem, convolution, normalization)
+    refuse_small_pictures(pixels, -(-pixels // (STEMS[stem] * 2 ** (len(lengths) - 1))), convolution, normalization)
+    refuse_wide_padding(pixels, stem, convolution)
     width = _first_width(width, len(lengths))
     layers = _stages(parts, width, expansion, lengths)
     preactivated = parts.normalization is None
     head = parts.activation() if preactivated else nn.Identity()
     features = expansion * width * 2 ** (len(lengths) - 1)
     model = ResNet(_stem(stem, channels, width, parts), layers, head, features, classes)
-    _initialize(model, _one_of("initialization", initialization, ("default", "skip-residual")))
+    _initialize(model, one_of("initialization", initialization, ("default", "skip-residual")))
     return model
 
 
@@ -225,24 +229,3 @@ def _initialize(model: ResNet, initialization: str) -> None:
                 if weight is None:
                     raise ValueError("initialization=skip-residual: needs a normalization with weights, to start at 0")
                 nn.init.zeros_(weight)
-
-
-def _refuse_small_pictures(pixels: int, stages: int, stem: str, convolution: str, normalization: str) -> None:
-    """Name the option that does not fit, before a layer of PyTorch complains of a shape in the middle of a step."""
-    smallest = -(-pixels // (STEMS[stem] * 2 ** (stages - 1)))
-    if convolution.lower() == "reflect" and smallest < 2:
-        raise ValueError(
-            f"convolution=reflect: pictures of {pixels} pixels shrink to one, which has nothing to reflect"
-        )
-    if convolution.lower() == "circular" and stem == "standard" and pixels < 3:
-        raise ValueError(f"convolution=circular: pictures of {pixels} pixels are smaller than the stem's padding of 3")
-    if normalization.lower() == "instancenorm2d" and smallest < 2:
-        raise ValueError(
-            f"normalization=InstanceNorm2d: pictures of {pixels} pixels shrink to one, which has no variance"
-        )
-
-
-def _one_of(option: str, name: str, known: tuple[str, ...]) -> str:
-    if name.lower() not in map(str.lower, known):
-        raise ValueError(f"{option}={name}: unknown; known: {', '.join(known)}")
-    return name.lower()
