@@ -12,11 +12,23 @@ _HOMES = {
     "FullBatchObjective": "fullbatch.objective.full_batch",
     "GradRegularizer": "fullbatch.objective.gradient_penalty",
     "build_model": "fullbatch.models.registry",
+    "export_model": "fullbatch.training.export",
     "load_checkpoint": "fullbatch.training.checkpoint",
+    "load_weights": "fullbatch.training.state",
     "loss_function": "fullbatch.objective.losses",
+    "read_model": "fullbatch.training.stored_models",
 }
 
-__all__ = ["FullBatchObjective", "GradRegularizer", "build_model", "load_checkpoint", "loss_function"]
+__all__ = [
+    "FullBatchObjective",
+    "GradRegularizer",
+    "build_model",
+    "export_model",
+    "load_checkpoint",
+    "load_weights",
+    "loss_function",
+    "read_model",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ import json
 import logging
 import platform
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,10 +27,11 @@ from fullbatch.runtime.interruption import Interruption, interruption
 from fullbatch.runtime.logs import ProgressBar, job_log
 from fullbatch.settings import Run
 from fullbatch.tensors import device_of
-from fullbatch.training.checkpoint import differences, find_checkpoint, load_checkpoint, save_checkpoint
+from fullbatch.training.checkpoint import differences, find_checkpoint, save_checkpoint
 from fullbatch.training.curves import draw_curves
 from fullbatch.training.recorder import ConvergenceTable, add_run
 from fullbatch.training.steps import DivergedError
+from fullbatch.training.stored_models import StoredModel, read_model, resume_from
 from fullbatch.training.summary import summarize
 from fullbatch.training.trainer import Trainer
 
@@ -86,12 +88,14 @@ def prepare(run: Run, tree: dict[str, Any], folder: Path) -> Job:
     places = _places(run, folder)
     set_up(threads=run.impl.threads, benchmark=run.impl.benchmark, deterministic=run.impl.deterministic)
     path = find_checkpoint(places.checkpoint)
-    content = None if path is None else _matching_checkpoint(path, run, tree)
-    seed = _seed(run) if content is None else int(content["seed"])
+    stored = None if path is None else _matching_checkpoint(path, run, tree)
+    seed = int(stored.checkpoint["seed"]) if stored and stored.checkpoint else _seed(run)
     trainer = build_trainer(run, seed)
-    if content is not None:
+    if path is not None and stored is not None:
         with about(str(path)):
-            trainer.state.load_state_dict(content["state"])
+            resume_from(trainer.state, stored)
+        if not stored.checkpoint:
+            _keep_foreign(path, stored)
         log.info("continuing after step %d from %s", trainer.state.step, path)
     job = Job(run, tree, seed, places, trainer)
     _announce(job)
@@ -103,6 +107,7 @@ def execute(job: Job, interrupted: Interruption, console: Console) -> int:
     trainer, state = job.trainer, job.trainer.state
     if trainer.done:
         log.info("this run has finished before (%s); its result:", _how_it_ended(job))
+        trainer.validate_last()
         _show(job, console)
         return DONE
     trainer.interrupted = lambda: bool(interrupted)
@@ -111,6 +116,7 @@ def execute(job: Job, interrupted: Interruption, console: Console) -> int:
         state.state_dict(),
         config=_identity(job.tree),
         seed=job.seed,
+        command=sys.argv,
         keep=job.run.impl.checkpoint.keep,
     )
     table = ConvergenceTable(
@@ -161,8 +167,11 @@ def _identity(tree: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _matching_checkpoint(path: Path, run: Run, tree: dict[str, Any]) -> dict[str, Any]:
-    content = load_checkpoint(path)
+def _matching_checkpoint(path: Path, run: Run, tree: dict[str, Any]) -> StoredModel:
+    stored = read_model(path)
+    if not stored.checkpoint:
+        return stored  # the file of another program, which does not say what it belongs to
+    content = stored.checkpoint
     different = differences(content["config"], _identity(tree))
     if run.seed is not None and run.seed != content["seed"]:
         different.append(f"seed: {content['seed']} there, {run.seed} here")
@@ -171,7 +180,15 @@ def _matching_checkpoint(path: Path, run: Run, tree: dict[str, Any]) -> dict[str
             f"{path}: the checkpoint of a run with another configuration ({'; '.join(different[:5])}); "
             "choose another impl.checkpoint.name, or move the file away"
         )
-    return content
+    return stored
+
+
+def _keep_foreign(path: Path, stored: StoredModel) -> None:
+    """Say what a file of another program lacks, and keep it: the run's own checkpoints take its place."""
+    kept = path.with_name(f"{path.stem}.original{path.suffix}")
+    shutil.copy2(path, kept)
+    lacking = ", ".join(stored.notes)
+    log.warning("%s: a file of another program, kept as %s; it lacks %s", path, kept, lacking)
 
 
 def _announce(job: Job) -> None:

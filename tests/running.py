@@ -1,5 +1,6 @@
 """The script as a user runs it, in this process (fast) or in one of its own."""
 
+import csv
 import os
 import runpy
 import signal
@@ -46,6 +47,12 @@ def run_in_process(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: st
     finally:
         GlobalHydra.instance().clear()
     return 0
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """Read a table of a run."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
 
 
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":

@@ -1,8 +1,8 @@
 """Checkpoints: written atomically, read without unpickling anything but tensors and plain containers."""
 
 import io
-import pickle
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,18 @@ FORMAT = "fullbatch checkpoint"
 VERSION = 1
 
 
-def save_checkpoint(path: Path, state: dict[str, Any], *, config: dict[str, Any], seed: int, keep: int = 0) -> None:
-    """Save a ``TrainState.state_dict()`` with the configuration and the seed it belongs to."""
+def save_checkpoint(
+    path: Path,
+    state: dict[str, Any],
+    *,
+    config: dict[str, Any],
+    seed: int,
+    command: Sequence[str] = (),
+    keep: int = 0,
+) -> None:
+    """Save a ``TrainState.state_dict()`` with the configuration, the seed and the command line it belongs to."""
     content = {"format": FORMAT, "version": VERSION, "config": config, "seed": seed, "state": state}
+    content["command"] = list(command)
     buffer = io.BytesIO()  # a full disk is then an OSError of the file system, not one of torch's own
     torch.save(content, buffer)
     write_atomically(path, buffer.getbuffer(), keep=keep)
@@ -27,19 +36,33 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises ``ValueError`` for a damaged, truncated or foreign file, which is left untouched.
     """
-    stored = io.BytesIO(path.read_bytes())  # an OSError from here is the file system's, one from below the content's
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of unusual pickles: what is not understood is refused
-            content = torch.load(stored, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        reason = "damaged, truncated, or holds more than tensors and plain containers"
-        raise ValueError(f"{path}: no checkpoint of this program ({reason}); left untouched.{_advice(path)}") from error
+    content = read_pickle(path)
+    check_checkpoint(path, content)
+    checkpoint: dict[str, Any] = content
+    return checkpoint
+
+
+def check_checkpoint(path: Path, content: Any) -> None:
+    """Raise ``ValueError`` unless the content of a file is a checkpoint that this version reads."""
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path}: a file of another program, no checkpoint of this one; left untouched")
     if content["version"] != VERSION:
         raise ValueError(f"{path}: checkpoint of format {content['version']}; this version reads format {VERSION}")
-    return content
+
+
+def read_pickle(path: Path) -> Any:
+    """Return what ``torch.save`` wrote, tensors on the CPU; nothing in the file is called.
+
+    Raises ``ValueError`` where it is damaged or holds more than tensors and plain containers.
+    """
+    stored = io.BytesIO(path.read_bytes())  # an OSError from here is the file system's, one from below the content's
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unusual pickles: what is not understood is refused
+            return torch.load(stored, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or a foreign pickle leads to
+        reason = "damaged, truncated, or holds more than tensors and plain containers"
+        raise ValueError(f"{path}: no checkpoint of this program ({reason}); left untouched.{_advice(path)}") from error
 
 
 def find_checkpoint(path: Path) -> Path | None:

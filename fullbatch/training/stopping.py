@@ -12,7 +12,7 @@ def full_accuracy(num_steps: int) -> StopRule:
 
     def rule(rows: Sequence[Row]) -> str | None:
         last = rows[-num_steps:]
-        reached = len(last) == num_steps and all(row["train_acc"] == 1.0 for row in last)
+        reached = len(last) == num_steps and all(row.get("train_acc") == 1.0 for row in last)
         return f"{num_steps} steps in a row at 100 % training accuracy" if reached else None
 
     return rule
@@ -22,7 +22,7 @@ def evaluation_budget(max_evaluations: float) -> StopRule:
     """Stop when the steps together took ``max_evaluations`` gradient evaluations of the whole training set."""
 
     def rule(rows: Sequence[Row]) -> str | None:
-        spent = sum(row["evaluations"] for row in rows)
+        spent = sum(row.get("evaluations", 0.0) for row in rows)
         used_up = spent >= max_evaluations
         return f"{spent:g} of {max_evaluations:g} gradient evaluations are used up" if used_up else None
 

@@ -13,14 +13,15 @@ def summarize(rows: Sequence[Row], *, warmup: int, window: int) -> dict[str, flo
         for name in ("valid_acc", "train_acc", "valid_loss", "train_loss", "full_loss", "grad_norm", "param_norm")
         if name in last
     }
-    train_time = sum(row["train_time"] for row in rows)
+    timed = [row["train_time"] for row in rows if "train_time" in row]  # steps of another program have no times
+    train_time = sum(timed)
     return {
         **closing,
         "valid_acc_at_min_loss": accuracy_at_minimal_loss(rows, warmup=warmup, window=window),
         "max_val_acc": max((row["valid_acc"] for row in validated), default=float("nan")),
-        "avg_step_time": train_time / len(rows),
+        "avg_step_time": train_time / max(len(timed), 1),
         "total_time": train_time + sum(row.get("valid_time", 0.0) for row in rows),
-        "evaluations": sum(row["evaluations"] for row in rows),
+        "evaluations": sum(row.get("evaluations", 0.0) for row in rows),
         "steps_taken": len(rows),
     }
 
@@ -33,8 +34,9 @@ def accuracy_at_minimal_loss(rows: Sequence[Row], *, warmup: int, window: int) -
     rows = rows[warmup:] or rows
     windows = [rows[start : start + window] for start in range(0, len(rows), window)]
     candidates = [
-        (sum(row["full_loss"] for row in part) / len(part), validated[-1]["valid_acc"])
+        (sum(losses) / len(losses), validated[-1]["valid_acc"])
         for part in windows
         if (validated := [row for row in part if "valid_acc" in row])
+        and (losses := [row["full_loss"] for row in part if "full_loss" in row])
     ]
     return min(candidates, default=(0.0, float("nan")))[1]

@@ -75,6 +75,11 @@ class Trainer:
             if interrupted:
                 return
 
+    def validate_last(self) -> None:
+        """Validate the model as it is, unless its last step has been (one taken by another program has not)."""
+        if "valid_acc" not in self.state.rows[-1]:
+            self.state.rows[-1].update(self._validation())
+
     @property
     def done(self) -> bool:
         """Whether nothing is left to do."""

@@ -1,13 +1,12 @@
 """Runs as a user starts them: what they leave behind, how they continue, how they end."""
 
-import csv
 import json
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from running import SMALL, Script, run_in_process, signal_when, start
+from running import SMALL, Script, rows_of, run_in_process, signal_when, start
 
 from fullbatch.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -19,11 +18,6 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Script:
 
 def run_folders(folder: Path) -> list[Path]:
     return sorted((folder / "outputs").glob("*/*"))
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t"))
 
 
 def test_a_run_leaves_what_the_readme_lists(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
