@@ -1,19 +1,15 @@
 """From settings to objects."""
 
 import dataclasses
-import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from enum import IntEnum
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from fullbatch.data.augmentation import Augmentation
-from fullbatch.data.blocks import BlockLoader
-from fullbatch.data.datasets import PictureData, PictureSet, load_pictures
+from fullbatch.build_data import Stream, about, build_data, build_label_noise, build_loader, build_loss
+from fullbatch.data.datasets import PictureData
 from fullbatch.models.registry import build_model as model_named
 from fullbatch.objective.full_batch import FullBatchObjective, LossEvaluation
 from fullbatch.objective.gradient_penalty import GradRegularizer
@@ -22,9 +18,9 @@ from fullbatch.objective.losses import loss_function
 from fullbatch.optim.ema import ExponentialMovingAverage
 from fullbatch.optim.schedules import schedule_named
 from fullbatch.optim.weight_decay import parameter_groups
-from fullbatch.randomness import derive_seed, seeded
+from fullbatch.randomness import seeded
 from fullbatch.runtime.device import DTYPES, MEMORY_FORMATS, find_device
-from fullbatch.settings import Adam, Data, GradientDescent, Hyp, Impl, Run
+from fullbatch.settings import Adam, GradientDescent, Hyp, Impl, Run
 from fullbatch.tensors import device_of
 from fullbatch.training.state import TrainState
 from fullbatch.training.steps import Step
@@ -37,36 +33,14 @@ from fullbatch.transforms.noise import AdditiveNoise, MultiplicativeNoise
 from fullbatch.transforms.norm_bias import NormBias
 from fullbatch.typing import Blocks
 
-log = logging.getLogger(__name__)
-
-
-class Stream(IntEnum):
-    """What the seed of a run is for; each use has random numbers of its own."""
-
-    WEIGHTS = 0
-    BLOCKS = 1
-    AUGMENTATION = 2
-    NOISE = 3
-
-    def seed(self, run_seed: int) -> int:
-        """Return the stream's own seed."""
-        return derive_seed(run_seed, self)
-
-
-@contextmanager
-def about(key: str) -> Iterator[None]:
-    """Say which key a ``ValueError`` is about."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error
-
 
 def build_trainer(run: Run, seed: int) -> Trainer:
     """Build all of a run that writes no files; ``ValueError`` and ``OSError`` for the user's mistakes."""
     with about("impl"):
         device = find_device(run.impl.device)
     data = build_data(run.data)
+    if run.hyp.label_noise:
+        data = build_label_noise(run.hyp, data, seed)
     model = build_model(run, data, seed, device)
     optimizer = build_optimizer(run.hyp, model)
     ema = ExponentialMovingAverage(model, run.hyp.eval_ema_momentum) if run.hyp.evaluate_ema else None
@@ -83,53 +57,6 @@ def build_trainer(run: Run, seed: int) -> Trainer:
         stop_rules=build_stop_rules(run.hyp),
         validate_every=run.impl.validate_every_nth_step,
         save_every=run.impl.checkpoint.save_every_nth_step,
-    )
-
-
-def build_data(settings: Data) -> PictureData:
-    """Load the pictures."""
-    data = load_pictures(
-        settings.name,
-        path=settings.path,
-        size=settings.size,
-        valid_size=settings.valid_size,
-        subset_seed=settings.subset_seed,
-        channels=settings.channels,
-        classes=settings.classes,
-        pixels=settings.pixels,
-        mean=settings.mean,
-        std=settings.std,
-        download=settings.download,
-        mirrors=settings.mirrors or (),
-    )
-    shape = f"{data.channels}x{data.pixels}x{data.pixels}"
-    counts = f"{len(data.train):,} training and {len(data.valid):,} validation pictures"
-    log.info("data %s: %s of %s in %d classes", settings.name, counts, shape, len(data.classes))
-    return data
-
-
-def build_loader(run: Run, data: PictureData, part: PictureSet, seed: int, device: torch.device) -> BlockLoader:
-    """Build what yields blocks of the training or the validation set."""
-    training = part is data.train
-    key = "augmentations_train" if training else "augmentations_val"
-    transforms = getattr(run.data, key)
-    augmentation = Augmentation(transforms, Stream.AUGMENTATION.seed(seed), f"data.{key}") if transforms else None
-    return BlockLoader(
-        part,
-        batch_size=run.data.batch_size,
-        mean=data.mean if run.data.normalize else None,
-        std=data.std if run.data.normalize else None,
-        augmentation=augmentation,
-        device=device,
-        dtype=DTYPES[run.impl.dtype],
-        memory_format=MEMORY_FORMATS[run.impl.memory],
-        caching="ram" if run.data.caching is True else run.data.caching,
-        num_workers=min(run.impl.threads, torch.get_num_threads()),
-        pin_memory=run.impl.pin_memory,
-        non_blocking=run.impl.non_blocking,
-        persistent_workers=run.impl.persistent_workers,
-        drop_last=run.data.drop_last and training,
-        seed=Stream.BLOCKS.seed(seed),
     )
 
 
@@ -195,8 +122,7 @@ def build_step(run: Run, data: PictureData, model: nn.Module, optimizer: Optimiz
 def build_objective(run: Run, model: nn.Module, optimizer: Optimizer, blocks: Blocks) -> FullBatchObjective:
     """Build the training objective with its regularizer."""
     hyp, low_precision = run.hyp, build_precision(run.impl)
-    with about("hyp.loss_modification"):
-        loss_fn = loss_function(hyp.loss_modification, hyp.label_smoothing)
+    loss_fn = build_loss(hyp)
     regularizer = None
     with about("hyp.grad_reg"):
         implementation_named(hyp.grad_reg.implementation)  # a wrong name is refused even where nothing is regularized
@@ -209,6 +135,7 @@ def build_objective(run: Run, model: nn.Module, optimizer: Optimizer, blocks: Bl
         loss_fn,
         blocks,
         sub_batch=hyp.sub_batch,
+        copies=loss_fn.copies,
         regularizer=regularizer,
         batch_clip=hyp.batch_clip,
         batch_clip_norm=norm_order(hyp),

@@ -18,7 +18,6 @@ GROUPS = ("data.db", "hyp.optim", "hyp.optim_modification", "impl.setup", "data"
 NOT_YET: dict[str, tuple[Any, str]] = {
     "plan": (False, "cost estimates"),
     "hyp.train_semi_stochastic": (False, "it needs the LMDB data base"),
-    "hyp.label_noise": (0.0, "label noise"),
     "hyp.optim.line_search": (None, "line searches"),
     "impl.compile": (False, "compilation"),
     "impl.grad_scaling": (False, "gradient scaling serves float16 only"),
@@ -88,8 +87,6 @@ def _refuse_what_is_missing(tree: dict[str, Any]) -> None:
         if value != accepted and not (accepted is None and str(value).lower() == "none"):
             shown = "a blank" if accepted is None else accepted
             raise ValueError(f"{key}={value}: not part of this version yet ({part}); accepted: {shown}")
-    if str(_lookup(tree, "hyp.loss_modification")).lower().startswith("maxup-"):
-        raise ValueError("hyp.loss_modification: maxup-K is not part of this version yet (copies of each sample)")
     if _lookup(tree, "impl.JIT") is not None:
         raise ValueError("impl.JIT: TorchScript is refused (PyTorch has deprecated it); accepted: a blank")
 

@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fullbatch import __version__
-from fullbatch.build import about, build_trainer
+from fullbatch.build import build_trainer
+from fullbatch.build_data import about
 from fullbatch.config import parse, plain, to_yaml
 from fullbatch.runtime.device import describe, set_up
 from fullbatch.runtime.interruption import Interruption, interruption

@@ -46,17 +46,19 @@ class Augmentation:
         self.seed = seed
         self._transforms = [(f"{key}.{name}", _build(key, name, arguments)) for name, arguments in transforms.items()]
 
-    def __call__(self, pictures: Tensor, ids: Tensor, step: int) -> Tensor:
+    def __call__(self, pictures: Tensor, ids: Tensor, step: int, copy: int = 0) -> Tensor:
         """Augment ``pictures`` (uint8 [n, C, H, W]) of the samples ``ids`` (int64 [n], same device) at ``step``.
 
+        Copies of a sample, counted by ``copy``, have draws of their own; copy 0 has those of the sample alone.
         The transforms that are not batched copy ``ids`` to the CPU, which waits for the device; the others do not.
 
         Raises:
             ValueError: a transform does not fit the pictures.
         """
         for position, (key, transform) in enumerate(self._transforms):
+            counters = (self.seed, _STREAM, step, position, *((copy,) if copy else ()))
             try:
-                pictures = transform(pictures, partial(random_bits, ids, self.seed, _STREAM, step, position))
+                pictures = transform(pictures, partial(random_bits, ids, *counters))
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{key}: {error}") from error
         return pictures

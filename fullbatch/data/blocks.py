@@ -101,6 +101,7 @@ class BlockLoader:
         non_blocking: do not wait for copies to the device.
         persistent_workers: keep the workers between passes.
         drop_last: leave out a last block that is smaller than the others.
+        copies: how often each sample comes, one copy after the other, each augmented by draws of its own (Maxup).
         seed: of the order and of the blocks' keys.
 
     Raises:
@@ -124,13 +125,14 @@ class BlockLoader:
         non_blocking: bool = True,
         persistent_workers: bool = False,
         drop_last: bool = False,
+        copies: int = 1,
         seed: int = 0,
     ) -> None:
         if drop_last and len(dataset) < batch_size:
             raise ValueError(f"data.drop_last=True: leaves nothing of {len(dataset)} samples in blocks of {batch_size}")
         self.size, self.batch_size, self.drop_last, self.seed = len(dataset), batch_size, drop_last, seed
         self.device, self.dtype, self.memory_format = device or torch.device("cpu"), dtype, memory_format
-        self.augmentation = augmentation
+        self.augmentation, self.copies = augmentation, copies
         self._pin_memory, self._non_blocking = pin_memory and self.device.type == "cuda", non_blocking
         self._labels = dataset.labels.to(self.device)
         self._shift, self._scale = self._normalisation(mean, std)
@@ -162,16 +164,27 @@ class BlockLoader:
         for (number, ids), pictures in zip(numbered_ids, self._source.read(plan), strict=True):
             on_device = ids.to(self.device, non_blocking=self._non_blocking)
             inputs = self._prepare(pictures, on_device, step)
-            yield Block(inputs, self._labels.index_select(0, on_device), derive_seed(self.seed, _KEYS, step, number))
+            labels = self._labels.index_select(0, on_device)
+            if self.copies > 1:
+                labels = labels.repeat_interleave(self.copies)
+            yield Block(inputs, labels, derive_seed(self.seed, _KEYS, step, number))
 
     def _prepare(self, pictures: Tensor, ids: Tensor, step: int) -> Tensor:
         if self._pin_memory and pictures.device.type == "cpu":
             pictures = pictures.pin_memory()
         pictures = pictures.to(self.device, non_blocking=self._non_blocking)
-        if self.augmentation is not None:
-            pictures = self.augmentation(pictures, ids, step)
+        pictures = self._augmented(pictures, ids, step)
         inputs = pictures.to(dtype=self.dtype, memory_format=self.memory_format)
         return inputs.sub_(self._shift).div_(self._scale)
+
+    def _augmented(self, pictures: Tensor, ids: Tensor, step: int) -> Tensor:
+        """Return the pictures, or all the copies of each one after the other, augmented."""
+        if self.augmentation is None:
+            return pictures if self.copies == 1 else pictures.repeat_interleave(self.copies, 0)
+        if self.copies == 1:
+            return self.augmentation(pictures, ids, step)
+        copies = [self.augmentation(pictures, ids, step, copy) for copy in range(self.copies)]
+        return torch.stack(copies, dim=1).flatten(0, 1)
 
     def _normalisation(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[Tensor, Tensor]:
         """Return the numbers of (value - 255 mean) / (255 std), [C, 1, 1] each."""

@@ -9,7 +9,7 @@ which is one autograd over all the data at once, whatever the partition, as long
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -69,6 +69,7 @@ class FullBatchObjective:
         data: something that yields the same (inputs, labels) blocks each time it is iterated: a list of pairs, a
             ``DataLoader`` without shuffling, or ``fullbatch.typing.Blocks``, whose keys then seed dropout.
         sub_batch: a block of n samples is one forward pass per max(n // sub_batch, 1) nearly equal parts; None: one.
+        copies: how many consecutive rows of the inputs are copies of one sample (Maxup); a part has all of a sample's.
         regularizer: a ``GradRegularizer`` around the same model.
         batch_clip: clip each (regularized) sub-batch gradient to this norm before averaging.
         batch_clip_norm: the order of that norm, 2 or ``math.inf``.
@@ -89,6 +90,7 @@ class FullBatchObjective:
         data: Data,
         *,
         sub_batch: int | None = None,
+        copies: int = 1,
         regularizer: GradRegularizer | None = None,
         batch_clip: float | None = None,
         batch_clip_norm: float = 2.0,
@@ -101,7 +103,7 @@ class FullBatchObjective:
         if gradient_average not in ("exact", "moving"):
             raise ValueError(f"gradient_average={gradient_average}: accepted are exact and moving")
         self.model, self.data = model, data
-        self.sub_batch, self.regularizer = sub_batch, regularizer
+        self.sub_batch, self.copies, self.regularizer = sub_batch, copies, regularizer
         self.accumulation_dtype, self.gradient_average = accumulation_dtype, gradient_average
         self.all_reduce, self.seed = all_reduce, seed
         self._block_objective = BlockObjective(
@@ -123,7 +125,7 @@ class FullBatchObjective:
         means = self._scalar_means(2)
         with preserved(list(self.model.buffers())):
             for block in self._sub_batches():
-                means.add(self._block_objective.loss(block), len(block.labels))
+                means.add(self._block_objective.loss(block), self._num_samples(block))
         loss, accuracy = means.value(self.all_reduce)
         return LossEvaluation(loss=loss, accuracy=accuracy, num_samples=means.weight)
 
@@ -150,14 +152,14 @@ class FullBatchObjective:
             for block in self._sub_batches():
                 point = self._block_objective.point(block)
                 gradient = point.gradient(create_graph=method.needs_graph)
-                mean.add(method.product(point, gradient, v, eps), len(block.labels))
+                mean.add(method.product(point, gradient, v, eps), self._num_samples(block))
         return mean.value(self.all_reduce)
 
     def _pass_over_data(self, mean_gradient: Tensors | None = None, *, plain: bool = False) -> Evaluation:
         gradient, means = self._gradient_mean(), self._scalar_means(4)
         for block in self._sub_batches():
             found = self._block_objective.gradient(block, mean_gradient, plain=plain)
-            size = len(block.labels)
+            size = self._num_samples(block)
             gradient.add(found.gradient, size)
             means.add([found.loss, found.accuracy, found.squared_norm, found.clipped / size], size)
         loss, accuracy, squared_norms, clipped = means.value(self.all_reduce)
@@ -183,10 +185,18 @@ class FullBatchObjective:
         device = device_of(self.model)
         for index, (inputs, labels, *key) in enumerate(cast(Iterable[tuple[Any, ...]], self.data)):
             block_key = int(key[0]) if key else derive_seed(self.seed, index)
-            count = self._num_sub_batches(len(labels))
-            pieces = zip(inputs.to(device).tensor_split(count), labels.to(device).tensor_split(count), strict=True)
+            count = self._num_sub_batches(len(labels) // self.copies)
+            pieces = zip(self._cut(inputs.to(device), count), self._cut(labels.to(device), count), strict=True)
             for piece, (some_inputs, some_labels) in enumerate(pieces):
                 yield Block(some_inputs, some_labels, derive_seed(block_key, piece))
+
+    def _cut(self, rows: Tensor, count: int) -> Sequence[Tensor]:
+        if self.copies == 1:
+            return rows.tensor_split(count)
+        return [part.flatten(0, 1) for part in rows.unflatten(0, (-1, self.copies)).tensor_split(count)]
+
+    def _num_samples(self, block: Block) -> int:
+        return len(block.labels) // self.copies
 
     def _num_sub_batches(self, size: int) -> int:
         return 1 if self.sub_batch is None else max(size // self.sub_batch, 1)
@@ -195,7 +205,11 @@ class FullBatchObjective:
         parameters = trainable(self.model)
         if self.gradient_average == "exact":
             return WeightedMean(parameters, self.accumulation_dtype)
-        sizes = self.data.sizes if hasattr(self.data, "sizes") else [len(labels) for _, labels, *_ in self.data]
+        sizes = (
+            self.data.sizes
+            if hasattr(self.data, "sizes")
+            else [len(labels) // self.copies for _, labels, *_ in self.data]
+        )
         return MovingAverage(parameters, sum(map(self._num_sub_batches, sizes)), self.accumulation_dtype)
 
     def _scalar_means(self, count: int) -> WeightedMean:

@@ -22,6 +22,11 @@ class Loss:
     per_sample: SampleLoss
     reduction: Reduction
 
+    @property
+    def copies(self) -> int:
+        """How many consecutive rows of a sub-batch belong to one sample."""
+        return getattr(self.reduction, "copies", 1)
+
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of the sub-batch."""
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))

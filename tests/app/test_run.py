@@ -1,6 +1,7 @@
 """Runs as a user starts them: what they leave behind, how they continue, how they end."""
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -188,8 +189,6 @@ def test_a_sweep_records_failures_and_goes_on(script: Script, tmp_path: Path) ->
 def test_a_mistake_is_one_message_and_its_status(
     script: Script, capsys: pytest.CaptureFixture[str], argument: str, status: int, message: str
 ) -> None:
-    import re
-
     assert script(*([argument] if "{" in argument else argument.split())) == status
     shown = capsys.readouterr().err
     assert re.search(message, shown)
@@ -203,6 +202,7 @@ def test_a_mistake_is_one_message_and_its_status(
         ["hyp.train_switch_stochastic=2", "hyp.only_linear_layers_weight_decay=True"],
         ["hyp.test_time_flips=True", "hyp.recalibrate_batchnorm=True", "hyp.evaluate_ema=True"],
         ["hyp.loss_modification=squared", "hyp.label_smoothing=0.1", "hyp.test_time_flips=True"],
+        ["hyp.loss_modification=maxup-2", "hyp.sub_batch=7", "hyp.label_noise=0.2"],
         ["hyp.loss_modification=batch-maxup", "hyp.batch_clip=1.0", "hyp.grad_clip_norm=inf"],
         ["hyp.grad_reg.acc_strength=0.3", "hyp.grad_reg.implementation=autograd", "hyp.gradient_average=moving"],
         ["hyp.norm_bias.strength=0.01", "hyp.norm_bias.bias=3", "hyp.grad_noise.additive=0.01"],
@@ -219,6 +219,16 @@ def test_every_switch_trains(script: Script, tmp_path: Path, arguments: list[str
     rows = rows_of(next((tmp_path / "outputs").rglob("table_*.csv")))
     assert float(rows[-1]["valid_loss"]) > 0
     assert len(rows) == (3 if "max_evaluations" in str(arguments) else 2 if "hyp.steps=2" in arguments else 4)
+
+
+def test_noise_in_labels_and_copies_without_augmentation_are_announced(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = ["hyp.label_noise=0.3", "hyp.loss_modification=maxup-3", "data.augmentations_train=", "hyp.steps=1"]
+    assert script(*noise) == 0
+    shown = capsys.readouterr()
+    assert re.search(r"label noise 0\.3: 1\d of 60 training labels replaced", shown.out)
+    assert "maxup-3: without data.augmentations_train all copies of a sample are the same" in shown.err
 
 
 def test_softmax_regression_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

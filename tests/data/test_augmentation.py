@@ -44,12 +44,19 @@ def test_the_company_and_the_order_of_a_sample_do_not_matter(transforms: dict[st
 
 
 @configurations
-def test_seed_step_and_id_each_make_a_difference(transforms: dict[str, Any]) -> None:
+def test_seed_step_id_and_copy_each_make_a_difference(transforms: dict[str, Any]) -> None:
     same = pictures(1).expand(40, -1, -1, -1)  # forty times the same picture: only the draws differ
     ids = torch.arange(40)
     results = [
-        Augmentation(transforms, seed)(same, ids + shift, step)
-        for seed, step, shift in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 40))
+        Augmentation(transforms, seed)(same, ids + shift, step, copy)
+        for seed, step, shift, copy in (
+            (0, 0, 0, 0),
+            (1, 0, 0, 0),
+            (0, 1, 0, 0),
+            (0, 0, 40, 0),
+            (0, 0, 0, 1),
+            (0, 0, 0, 2),
+        )
     ]
     for index, result in enumerate(results):
         assert len({picture.numpy().tobytes() for picture in result}) > 1

@@ -87,6 +87,33 @@ def test_nor_on_the_number_of_workers_or_the_caching(persistent: bool) -> None:
         assert torch.equal(labels, cached[0][1])
 
 
+@pytest.mark.parametrize("caching", ["device", False])
+def test_copies_of_a_sample_lie_together_each_with_draws_of_its_own(caching: str | bool) -> None:
+    augmentation = Augmentation(TRANSFORMS, 3)
+    inputs, labels = everything(loader(augmentation=augmentation, copies=3, caching=caching), shuffle=True)
+    assert torch.equal(labels.view(45, 3), labels[::3, None].expand(45, 3))
+    alone, alone_labels = everything(loader(augmentation=augmentation), shuffle=True)
+    assert torch.equal(inputs[::3], alone)  # the first copy is the sample as it would be alone
+    assert torch.equal(labels[::3], alone_labels)
+    for copy in (1, 2):
+        different = (inputs[copy::3] != alone).flatten(1).any(dim=1)
+        assert different.double().mean() > 0.9
+    assert not torch.equal(inputs[1::3], inputs[2::3])
+    for size in (1, 32):
+        cut = everything(loader(augmentation=augmentation, copies=3, batch_size=size), shuffle=True)
+        assert torch.equal(cut[0], inputs)
+
+
+def test_blocks_count_samples_and_not_copies() -> None:
+    found = loader(copies=3).blocks(0)
+    assert found.sizes == [8, 8, 8, 8, 8, 5]
+    blocks = list(found)
+    assert [len(block.labels) for block in blocks] == [24, 24, 24, 24, 24, 15]
+    plain = list(loader().blocks(0))
+    assert [block.key for block in blocks] == [block.key for block in plain]
+    assert torch.equal(blocks[5].inputs, plain[5].inputs.repeat_interleave(3, 0))
+
+
 def test_steps_are_augmented_differently_and_repeat() -> None:
     some_loader = loader(augmentation=Augmentation(TRANSFORMS, 3))
     blocks = some_loader.blocks(1)

@@ -8,11 +8,12 @@ from cases import MODELS, PARTITIONS, SAMPLES, WITHOUT_BATCH_STATISTICS, build, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import assert_no_trace, dense_hessian, loss_and_gradient, trace_of, vector
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.gradient_penalty import GradRegularizer
+from fullbatch.objective.losses import loss_function
 from fullbatch.tensors import trainable
 
 
@@ -41,6 +42,51 @@ def test_no_partition_matters(cuts: set[int], sub_batch: int) -> None:
     objective = objective_on("tanh", sizes, sub_batch=sub_batch)
     _, gradient = loss_and_gradient(objective.model, F.cross_entropy, *samples())
     torch.testing.assert_close(vector(objective.evaluate().gradient), gradient, rtol=1e-10, atol=1e-13)
+
+
+def copied_samples(copies: int) -> tuple[Tensor, Tensor]:
+    """Every sample followed by its copies, each copy another picture."""
+    inputs, labels = samples()
+    noise = samples(SAMPLES * copies, seed=2)[0]
+    return inputs.repeat_interleave(copies, 0) + noise, labels.repeat_interleave(copies)
+
+
+def largest_of_each(outputs: Tensor, labels: Tensor, copies: int) -> Tensor:
+    losses = F.cross_entropy(outputs, labels, reduction="none")
+    return torch.stack([part.max() for part in losses.split(copies)]).mean()
+
+
+@pytest.mark.parametrize("name", WITHOUT_BATCH_STATISTICS)
+@pytest.mark.parametrize("sizes", PARTITIONS.values(), ids=PARTITIONS.keys())
+@pytest.mark.parametrize("sub_batch", [None, 1, 3])
+def test_copies_of_a_sample_stay_together(name: str, sizes: list[int], sub_batch: int | None) -> None:
+    inputs, labels = copied_samples(4)
+    model, loss_fn = build(name), loss_function("maxup-4")
+    loss, gradient = loss_and_gradient(model, lambda *a: largest_of_each(*a, 4), inputs, labels)
+    blocks = cut(inputs, labels, [4 * size for size in sizes])
+    objective = FullBatchObjective(model, loss_fn, blocks, sub_batch=sub_batch, copies=loss_fn.copies)
+    found = objective.evaluate()
+    torch.testing.assert_close(found.loss, loss, rtol=1e-12, atol=0)
+    assert (vector(found.gradient) - gradient).norm() <= 1e-10 * gradient.norm()
+    assert int(found.num_samples) == SAMPLES
+    torch.testing.assert_close(objective.loss().loss, loss, rtol=1e-12, atol=0)
+    v = [torch.randn_like(p) for p in model.parameters()]
+    whole = FullBatchObjective(model, loss_fn, [(inputs, labels)], copies=4).hessian_product(v)
+    torch.testing.assert_close(objective.hessian_product(v), whole, rtol=1e-9, atol=1e-12)
+
+
+def test_sub_batches_count_samples_and_not_copies() -> None:
+    inputs, labels = copied_samples(2)
+    seen: list[int] = []
+    model = build("linear")
+    model.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+    objective = FullBatchObjective(model, loss_function("maxup-2"), [(inputs, labels)], sub_batch=10, copies=2)
+    objective.evaluate()
+    assert seen == [22, 22, 22]  # 33 samples in 33 // 10 parts
+    moving = FullBatchObjective(
+        model, loss_function("maxup-2"), [(inputs, labels)], sub_batch=10, copies=2, gradient_average="moving"
+    )
+    assert moving.evaluate().gradient[0].isfinite().all()
 
 
 @pytest.mark.parametrize("sizes", PARTITIONS.values(), ids=PARTITIONS.keys())

@@ -1,0 +1,109 @@
+"""From settings to objects, as far as samples and their labels go: data, noise in labels, blocks, the loss."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+
+import torch
+
+from fullbatch.data.augmentation import Augmentation
+from fullbatch.data.blocks import BlockLoader
+from fullbatch.data.datasets import PictureData, PictureSet, load_pictures
+from fullbatch.data.label_noise import with_label_noise
+from fullbatch.objective.losses import Loss, loss_function
+from fullbatch.randomness import derive_seed
+from fullbatch.runtime.device import DTYPES, MEMORY_FORMATS
+from fullbatch.settings import Data, Hyp, Run
+
+log = logging.getLogger(__name__)
+
+
+class Stream(IntEnum):
+    """What the seed of a run is for; each use has random numbers of its own."""
+
+    WEIGHTS = 0
+    BLOCKS = 1
+    AUGMENTATION = 2
+    NOISE = 3
+    LABELS = 4
+
+    def seed(self, run_seed: int) -> int:
+        """Return the stream's own seed."""
+        return derive_seed(run_seed, self)
+
+
+@contextmanager
+def about(key: str) -> Iterator[None]:
+    """Say which key a ``ValueError`` is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
+def build_data(settings: Data) -> PictureData:
+    """Load the pictures."""
+    data = load_pictures(
+        settings.name,
+        path=settings.path,
+        size=settings.size,
+        valid_size=settings.valid_size,
+        subset_seed=settings.subset_seed,
+        channels=settings.channels,
+        classes=settings.classes,
+        pixels=settings.pixels,
+        mean=settings.mean,
+        std=settings.std,
+        download=settings.download,
+        mirrors=settings.mirrors or (),
+    )
+    shape = f"{data.channels}x{data.pixels}x{data.pixels}"
+    counts = f"{len(data.train):,} training and {len(data.valid):,} validation pictures"
+    log.info("data %s: %s of %s in %d classes", settings.name, counts, shape, len(data.classes))
+    return data
+
+
+def build_label_noise(hyp: Hyp, data: PictureData, seed: int) -> PictureData:
+    """Replace some of the training labels."""
+    noisy = with_label_noise(data, hyp.label_noise, Stream.LABELS.seed(seed))
+    replaced = int((noisy.train.labels != data.train.labels).sum())
+    log.info(
+        "label noise %g: %s of %s training labels replaced", hyp.label_noise, f"{replaced:,}", f"{len(data.train):,}"
+    )
+    return noisy
+
+
+def build_loader(run: Run, data: PictureData, part: PictureSet, seed: int, device: torch.device) -> BlockLoader:
+    """Build what yields blocks of the training or the validation set."""
+    training = part is data.train
+    key = "augmentations_train" if training else "augmentations_val"
+    transforms = getattr(run.data, key)
+    augmentation = Augmentation(transforms, Stream.AUGMENTATION.seed(seed), f"data.{key}") if transforms else None
+    copies = build_loss(run.hyp).copies if training else 1
+    if copies > 1 and augmentation is None:
+        log.warning("hyp.loss_modification=maxup-%d: without data.%s all copies of a sample are the same", copies, key)
+    return BlockLoader(
+        part,
+        batch_size=run.data.batch_size,
+        mean=data.mean if run.data.normalize else None,
+        std=data.std if run.data.normalize else None,
+        augmentation=augmentation,
+        device=device,
+        dtype=DTYPES[run.impl.dtype],
+        memory_format=MEMORY_FORMATS[run.impl.memory],
+        caching="ram" if run.data.caching is True else run.data.caching,
+        num_workers=min(run.impl.threads, torch.get_num_threads()),
+        pin_memory=run.impl.pin_memory,
+        non_blocking=run.impl.non_blocking,
+        persistent_workers=run.impl.persistent_workers,
+        drop_last=run.data.drop_last and training,
+        copies=copies,
+        seed=Stream.BLOCKS.seed(seed),
+    )
+
+
+def build_loss(hyp: Hyp) -> Loss:
+    """Build the training loss."""
+    with about("hyp.loss_modification"):
+        return loss_function(hyp.loss_modification, hyp.label_smoothing)

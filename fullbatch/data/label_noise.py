@@ -1,0 +1,31 @@
+"""Label noise: some training labels replaced by others, the same ones in every step and every run of a seed.
+
+The label of sample i is replaced where u(seed, i) < fraction, u uniform in [0, 1), by one of the other classes, each
+equally likely. Both draws are functions of (seed, i) alone. So the noise of a sample depends neither on the other
+samples nor on the size of the set, a larger fraction keeps what a smaller one replaced, and the share of replaced
+labels is the fraction up to the chance of its draws, standard deviation sqrt(fraction (1 - fraction) / N).
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fullbatch.data.pictures import PictureData
+from fullbatch.randomness import random_integers, random_uniform
+
+_WHETHER, _WHICH = 0, 1  # streams of the seed
+
+
+def noisy_labels(labels: Tensor, num_classes: int, fraction: float, seed: int) -> Tensor:
+    """Return ``labels`` (int64 [N], sample i at place i) with about ``fraction`` of them replaced."""
+    ids = torch.arange(len(labels))
+    replaced = random_uniform(ids, seed, _WHETHER) < fraction
+    shift = 1 + random_integers(ids, num_classes - 1, seed, _WHICH)
+    return torch.where(replaced, (labels + shift) % num_classes, labels)
+
+
+def with_label_noise(data: PictureData, fraction: float, seed: int) -> PictureData:
+    """Return the data with noise in the training labels; the validation set stays as it is."""
+    labels = noisy_labels(data.train.labels, len(data.classes), fraction, seed)
+    return replace(data, train=replace(data.train, labels=labels))
