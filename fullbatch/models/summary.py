@@ -47,6 +47,13 @@ def norm_of(model: nn.Module) -> str:
 def independent_of_blocks(model: nn.Module) -> bool:
     """Whether the full-batch gradient, without regularizer, is the same however the data are cut into blocks.
 
-    It is where no layer mixes the samples of a batch, as batch norm does in training mode.
+    It is where no layer mixes the samples of a batch, as batch norm does in training mode, and none drops anything at
+    random, by masks that are a block's own.
     """
-    return not any(isinstance(module, _BatchNorm) for module in model.modules())
+    return not any(isinstance(module, _BatchNorm) or _drops(module) for module in model.modules())
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether a layer is dropout or stochastic depth, and on; its rate goes by one of three names here and there."""
+    rates = (getattr(module, name, 0.0) for name in ("p", "drop_rate", "drop_prob"))
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)

@@ -27,8 +27,14 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def three_steps(case: str, loss: str | None = None, memory_format: Any = None, **options: Any) -> list[float]:
     """The losses before each of three regularized full-batch steps without warm-up, and after them."""
-    model = small(case).to(memory_format=memory_format or torch.contiguous_format).train()
-    inputs = pictures_for(case, 12).float().to(memory_format=memory_format or torch.contiguous_format)
+    return steps_of(small(case), pictures_for(case, 12), loss, memory_format or torch.contiguous_format, **options)
+
+
+def steps_of(
+    model: nn.Module, inputs: Tensor, loss: str | None, memory_format: torch.memory_format, **options: Any
+) -> list[float]:
+    model = model.to(memory_format=memory_format).train()
+    inputs = inputs.float().to(memory_format=memory_format)
     blocks = list(zip(inputs.split(6), (torch.arange(12) % 5).split(6), strict=True))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
     loss_fn = loss_function(loss)
@@ -48,6 +54,18 @@ def three_steps(case: str, loss: str | None = None, memory_format: Any = None, *
 @pytest.mark.parametrize("loss", [None, "squared", "maxup-2"])
 def test_the_loss_falls(case: str, loss: str | None) -> None:
     losses = three_steps(case, loss)
+    assert losses[0] > losses[-1], losses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "pixels"), [("resnet18", 8), ("densenet121", 8), ("vgg16", 32), ("pyramidnet110", 8), ("nfn", 16)]
+)
+def test_the_loss_of_the_real_networks_falls(monkeypatch: pytest.MonkeyPatch, name: str, pixels: int) -> None:
+    monkeypatch.undo()  # the families' own tables
+    inputs = pictures_for("resnet", 12, pixels)
+    model = build_model(name, channels=3, classes=5, pixels=pixels)
+    losses = steps_of(model, inputs, None, torch.channels_last)
     assert losses[0] > losses[-1], losses
 
 
@@ -85,6 +103,18 @@ def test_whether_the_gradient_depends_on_the_blocks_is_known(case: str) -> None:
     assert torch.allclose(found, expected, rtol=0, atol=1e-10 * float(expected.abs().max())) == (
         independent_of_blocks(model)
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vgg11", {"drop_rate": 0.5, "normalization": "groupnorm8"}),
+        ("nfn", {"use_dropout": True}),
+        ("nfn", {"stochdepth_rate": 0.1}),
+    ],
+)
+def test_what_drops_at_random_depends_on_the_blocks(name: str, options: dict[str, Any]) -> None:
+    assert not summarize_model(name, pixels=32, **options).independent
 
 
 @pytest.mark.parametrize(
