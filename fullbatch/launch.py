@@ -1,5 +1,6 @@
 """One job from configuration to exit status: its folder, its checkpoint, its tables."""
 
+import filecmp
 import json
 import logging
 import platform
@@ -187,6 +188,8 @@ def _matching_checkpoint(path: Path, run: Run, tree: dict[str, Any]) -> StoredMo
 def _keep_foreign(path: Path, stored: StoredModel) -> None:
     """Say what a file of another program lacks, and keep it: the run's own checkpoints take its place."""
     kept = path.with_name(f"{path.stem}.original{path.suffix}")
+    if kept.exists() and not filecmp.cmp(path, kept, shallow=False):
+        raise ValueError(f"{kept}: in the way of {path}, which would be kept there; move it away")
     shutil.copy2(path, kept)
     lacking = ", ".join(stored.notes)
     log.warning("%s: a file of another program, kept as %s; it lacks %s", path, kept, lacking)

@@ -51,6 +51,7 @@ def build_timm(name: str, *, channels: int, classes: int, pixels: int) -> nn.Mod
         import timm  # noqa: PLC0415 (an extra)
     except ImportError:
         raise ValueError("timm is not installed: pip install 'fullbatch[timm]'") from None
+    name = name if timm.is_model(name) else name.lower()
     if not timm.is_model(name):
         raise ValueError(f"name={name}: no classifier of timm; {_near(name, timm.list_models())}")
     config = timm.models.get_pretrained_cfg(name)

@@ -49,6 +49,11 @@ def test_a_list_of_five_is_resumed_with_a_note(
         ("3", True),
         ("4", True),
     ]
+    (tmp_path / "checkpoints" / "theirs.pth").write_bytes(original + b"of another time")
+    assert script("impl.checkpoint.name=theirs", "hyp.scheduler=") == 2
+    assert "theirs.original.pth: in the way of checkpoints/theirs.pth" in capsys.readouterr().err
+    (tmp_path / "checkpoints" / "theirs.pth").write_bytes(original)
+    assert script("impl.checkpoint.name=theirs", "hyp.scheduler=") == 0
     assert script("impl.checkpoint.name=ours", "hyp.scheduler=") == 0
     resumed, straight = (load_checkpoint(tmp_path / "checkpoints" / f"{n}.pth")["state"] for n in ("theirs", "ours"))
     assert all(torch.equal(resumed["model"][key], value) for key, value in straight["model"].items())

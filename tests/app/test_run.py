@@ -202,7 +202,7 @@ def test_a_mistake_is_one_message_and_its_status(
         ["hyp.train_switch_stochastic=2", "hyp.only_linear_layers_weight_decay=True"],
         ["hyp.test_time_flips=True", "hyp.recalibrate_batchnorm=True", "hyp.evaluate_ema=True"],
         ["hyp.loss_modification=squared", "hyp.label_smoothing=0.1", "hyp.test_time_flips=True"],
-        ["hyp.loss_modification=maxup-2", "hyp.sub_batch=7", "hyp.label_noise=0.2"],
+        ["hyp.loss_modification=maxup-2", "hyp.sub_batch=7", "hyp.label_noise=0.2", "data.batch_size=15"],
         ["hyp.loss_modification=batch-maxup", "hyp.batch_clip=1.0", "hyp.grad_clip_norm=inf"],
         ["hyp.grad_reg.acc_strength=0.3", "hyp.grad_reg.implementation=autograd", "hyp.gradient_average=moving"],
         ["hyp.norm_bias.strength=0.01", "hyp.norm_bias.bias=3", "hyp.grad_noise.additive=0.01"],
