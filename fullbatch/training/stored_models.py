@@ -9,9 +9,9 @@ Read are
 A prefix ``module.`` or ``_orig_mod.`` of all names, left by a parallel or a compiled model, is taken off.
 
 Nothing in a file is ever called: ``torch.load(weights_only=True)`` reads tensors and plain containers and refuses all
-else, with one exception. Some of the paper's files have configuration nodes of OmegaConf inside their optimizer state;
-the classes below are then read as inert placeholders that ignore what they are given, and the optimizer state is left
-out.
+else, with one exception. Files of the paper may have configuration nodes of OmegaConf inside their optimizer state, and
+whole schedulers inside their scheduler state. Those classes, listed below, are read as inert placeholders that ignore
+what they are given; an optimizer state with a placeholder in it is left out, the scheduler state is not used anyway.
 """
 
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.serialization import safe_globals
@@ -31,7 +32,7 @@ _OF_OMEGACONF = (
     *(f"omegaconf.{name}" for name in ("base.Metadata", "base.ContainerMetadata")),
     *(f"omegaconf.{name}" for name in ("listconfig.ListConfig", "dictconfig.DictConfig")),
     *(f"omegaconf.nodes.{kind}Node" for kind in ("Any", "Integer", "Float", "String", "Boolean", "Bytes", "Enum")),
-    *("typing.Any", "collections.defaultdict"),
+    "typing.Any",
     *(f"builtins.{kind}" for kind in ("int", "float", "str", "bool", "bytes", "list", "dict", "tuple")),
 )
 
@@ -76,7 +77,7 @@ def read_model(path: str | Path) -> StoredModel:
     try:
         content = read_pickle(path)
     except ValueError:
-        with safe_globals([(type("_Placeholder", (_Inert,), {}), name) for name in _OF_OMEGACONF]):
+        with safe_globals(_placeholders()):
             content = read_pickle(path)
     if isinstance(content, dict) and content.get("format") == FORMAT:
         check_checkpoint(path, content)
@@ -86,6 +87,15 @@ def read_model(path: str | Path) -> StoredModel:
     if isinstance(content, list):
         return _from_list(path, content)
     return StoredModel(_state_dict(path, content))
+
+
+def _placeholders() -> list[Any]:
+    """Return what to read in the place of the classes that may stand in a file without being wanted."""
+    known = [*vars(torch.optim).values(), *vars(torch.optim.lr_scheduler).values()]
+    classes = [kind for kind in known if isinstance(kind, type) and kind.__module__.startswith("torch.optim")]
+    names = {*_OF_OMEGACONF, *(f"{kind.__module__}.{kind.__qualname__}" for kind in classes)}
+    inert = [(type("_Placeholder", (_Inert,), {}), name) for name in sorted(names)]
+    return [*inert, (lambda *_: {}, "collections.defaultdict")]  # is filled with items, which only a dictionary may be
 
 
 def _from_list(path: Path, content: list[Any]) -> StoredModel:

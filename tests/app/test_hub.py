@@ -59,7 +59,9 @@ def test_a_named_file_is_loaded_offline(monkeypatch: pytest.MonkeyPatch, tmp_pat
         entry("resnet18_fbaug_highreg", pretrained=True, file=tmp_path / "y.pth")
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if "152" in name else ()) for name in ENTRIES]
+)
 def test_released_files_are_downloaded_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
     asked = []
 
@@ -96,6 +98,7 @@ def test_a_known_checksum_is_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert found == ["abc"]
 
 
+@pytest.mark.slow
 def test_torch_is_all_that_is_needed(tmp_path: Path) -> None:
     filled(tmp_path / "x.pth")
     code = f"""

@@ -28,6 +28,7 @@ def as_list_of_five(script: Script, folder: Path, steps: int, name: str = "their
     torch.save(content, folder / "checkpoints" / f"{name}.pth")
 
 
+@pytest.mark.slow
 def test_a_list_of_five_is_resumed_with_a_note(
     script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

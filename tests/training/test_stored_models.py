@@ -92,6 +92,19 @@ def test_configuration_nodes_in_the_optimizer_state_cost_its_momentum_only(
     assert resumed.step == 3
 
 
+def test_a_scheduler_in_the_scheduler_state_costs_nothing(model: nn.Module, tmp_path: Path) -> None:
+    optimizer = trained(model, INPUTS)
+    inside = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    state = {"multiplier": 1.0, "after_scheduler": inside, "last_epoch": 3}
+    torch.save([optimizer.state_dict(), model.state_dict(), state, {}, 3], tmp_path / "x.pth")
+    stored = read_model(tmp_path / "x.pth")
+    assert same(stored.weights, dict(model.state_dict()))
+    resumed = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+    resume_from(resumed, stored)
+    for index, entry in optimizer.state_dict()["state"].items():
+        assert torch.equal(resumed.optimizer.state_dict()["state"][index]["momentum_buffer"], entry["momentum_buffer"])
+
+
 class Calls:
     """A pickle that calls ``function`` when it is read by an ordinary unpickler."""
 
