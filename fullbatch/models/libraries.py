@@ -5,7 +5,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fullbatch.randomness import preserved_rng
+from fullbatch.tensors import device_of
 
 log = logging.getLogger(__name__)
 
@@ -72,30 +73,38 @@ def build_imported(target: str, *, channels: int, classes: int, pixels: int) -> 
     if not (colon and module_name and attribute):
         raise ValueError(f"target={target}: should be package.module:callable")
     with _launch_folder_importable():
-        try:
-            found: Any = importlib.import_module(module_name)
-        except ImportError as error:
-            raise ValueError(f"target={target}: cannot be imported ({error})") from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"target={target}: {module_name} has no {attribute}")
-        found = getattr(found, part)
-    if not callable(found):
-        raise ValueError(f"target={target}: is no callable but {type(found).__name__}")
-    with _refusing(f"target={target}"):
-        model = found(channels=channels, classes=classes)
+        build = _imported(target, module_name, attribute)
+        with _refusing(f"target={target}"):
+            model = build(channels=channels, classes=classes)
     if not isinstance(model, nn.Module):
         raise ValueError(f"target={target}: returned {type(model).__name__} in the place of a torch.nn.Module")
     check_outputs(f"target={target}", model, channels, classes, pixels)
     return model
 
 
+def _imported(target: str, module_name: str, attribute: str) -> Callable[..., Any]:
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"target={target}: cannot be imported ({error})") from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"target={target}: {module_name} has no {attribute}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise ValueError(f"target={target}: is no callable but {type(found).__name__}")
+    callable_found: Callable[..., Any] = found
+    return callable_found
+
+
 def check_outputs(what: str, model: nn.Module, channels: int, classes: int, pixels: int) -> None:
     """Raise ``ValueError`` unless ``model`` maps pictures [B, channels, pixels, pixels] to outputs [B, classes]."""
     modes = [(module, module.training) for module in model.modules()]
-    pictures = torch.zeros(1, channels, pixels, pixels)
+    dtype = next((parameter.dtype for parameter in model.parameters()), None)
+    pictures = torch.zeros(1, channels, pixels, pixels, device=device_of(model), dtype=dtype)
     try:
-        with torch.no_grad(), preserved_rng(torch.device("cpu")), _refusing(what, f" on pictures {_shape(pictures)}"):
+        generator = torch.device("cpu") if pictures.is_meta else pictures.device
+        with torch.no_grad(), preserved_rng(generator), _refusing(what, f" on pictures {_shape(pictures)}"):
             outputs = model.eval()(pictures)
     finally:
         for module, training in modes:
@@ -122,11 +131,12 @@ def _refusing(what: str, where: str = "") -> Iterator[None]:
 @contextmanager
 def _launch_folder_importable() -> Iterator[None]:
     """Let imports find the modules of the folder where the program was started, after all others."""
-    sys.path.append(os.getcwd())
+    folder = os.getcwd()
+    sys.path.append(folder)
     try:
         yield
     finally:
-        sys.path.remove(os.getcwd())
+        sys.path.remove(folder)
 
 
 def _near(name: str, known: list[str]) -> str:

@@ -25,7 +25,7 @@ class ModelSummary:
     independent: bool
 
 
-def summarize_model(name: str, *, pixels: int, channels: int = 3, classes: int = 10, **options: Any) -> ModelSummary:
+def summarize_model(name: str, /, *, pixels: int, channels: int = 3, classes: int = 10, **options: Any) -> ModelSummary:
     """Count on the meta device, without computing anything; arguments as for ``build_model``."""
     from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415 (slow to import)
 

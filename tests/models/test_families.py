@@ -40,11 +40,12 @@ def steps_of(
 ) -> list[float]:
     model = model.to(memory_format=memory_format).train()
     inputs = inputs.float().to(memory_format=memory_format)
-    blocks = list(zip(inputs.split(6), (torch.arange(12) % 5).split(6), strict=True))
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     loss_fn = loss_function(loss)
+    labels = (torch.arange(12 // loss_fn.copies) % 5).repeat_interleave(loss_fn.copies)
+    blocks = list(zip(inputs.split(6), labels.split(6), strict=True))
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     regularizer = GradRegularizer(model, optimizer, loss_fn, block_strength=0.5, **options)
-    objective = FullBatchObjective(model, loss_fn, blocks, regularizer=regularizer, **options)
+    objective = FullBatchObjective(model, loss_fn, blocks, copies=loss_fn.copies, regularizer=regularizer, **options)
     losses = []
     for _ in range(3):
         found = objective.evaluate(update_buffers=True)
@@ -136,6 +137,11 @@ def test_what_drops_at_random_depends_on_the_blocks(name: str, options: dict[str
 def test_the_summary_names_the_norm(options: dict[str, Any], norm: str, independent: bool) -> None:
     summary = summarize_model("resnet20", pixels=32, **{"width": 8, **options})
     assert (summary.norm, summary.independent) == (norm, independent)
+
+
+def test_models_of_others_are_summarized_alike() -> None:
+    summary = summarize_model("torchvision", name="shufflenet_v2_x0_5", pixels=64, classes=7)
+    assert (summary.parameters, summary.norm, summary.independent) == (348_967, "BatchNorm2d", False)
 
 
 def test_flops_count_two_for_a_product_and_a_sum() -> None:
