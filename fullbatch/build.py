@@ -26,6 +26,7 @@ from fullbatch.randomness import derive_seed, seeded
 from fullbatch.runtime.device import DTYPES, MEMORY_FORMATS, find_device
 from fullbatch.settings import Adam, Data, GradientDescent, Hyp, Impl, Run
 from fullbatch.tensors import device_of
+from fullbatch.training.fit import require_fit
 from fullbatch.training.state import TrainState
 from fullbatch.training.steps import Step
 from fullbatch.training.stopping import StopRule, evaluation_budget, full_accuracy
@@ -73,12 +74,17 @@ def build_trainer(run: Run, seed: int) -> Trainer:
     with about("hyp.scheduler"):
         schedule = schedule_named(run.hyp.scheduler, run.hyp.steps, run.hyp.warmup)
     step = build_step(run, data, model, optimizer, seed)
+    valid = build_loader(run, data, data.valid, seed, device).blocks(0)[_part(run)]
+    for blocks in (step.data.blocks(0), valid):
+        inputs = next(iter(blocks[:1])).inputs[:1]
+        with about("model"):
+            require_fit(model, inputs, len(data.classes))
     return Trainer(
         state=TrainState(model, optimizer, ema),
         take_step=step,
         steps=1 if run.dryrun else run.hyp.steps,
         schedule=schedule,
-        validate=build_validation(run, data, step, seed),
+        validate=build_validation(run, valid, step),
         stochastic=build_mode(run.hyp),
         stop_rules=build_stop_rules(run.hyp),
         validate_every=run.impl.validate_every_nth_step,
@@ -232,11 +238,9 @@ def build_transforms(hyp: Hyp) -> list[GradientTransform]:
     return transforms
 
 
-def build_validation(run: Run, data: PictureData, step: Step, seed: int) -> Validate:
+def build_validation(run: Run, blocks: Blocks, step: Step) -> Validate:
     """Build what evaluates a model on the validation set."""
     hyp = run.hyp
-    part = slice(1 if run.dryrun else None)
-    blocks = build_loader(run, data, data.valid, seed, device_of(step.objective.model)).blocks(0)[part]
     plain_loss = loss_function("squared" if hyp.loss_modification == "squared" and not hyp.test_time_flips else None)
 
     def validation(model: nn.Module, step_number: int) -> LossEvaluation:
@@ -245,11 +249,15 @@ def build_validation(run: Run, data: PictureData, step: Step, seed: int) -> Vali
             plain_loss,
             blocks,
             flips=hyp.test_time_flips,
-            recalibration=step.data.blocks(step_number)[part] if hyp.recalibrate_batchnorm else None,
+            recalibration=step.data.blocks(step_number)[_part(run)] if hyp.recalibrate_batchnorm else None,
             mixed_precision=build_precision(run.impl),
         )
 
     return validation
+
+
+def _part(run: Run) -> slice:
+    return slice(1 if run.dryrun else None)
 
 
 def build_mode(hyp: Hyp) -> Callable[[int], bool]:

@@ -22,6 +22,7 @@ from fullbatch import __version__
 from fullbatch.build import about, build_trainer
 from fullbatch.config import parse, plain, to_yaml
 from fullbatch.runtime.device import describe, set_up
+from fullbatch.runtime.files import require_writable, told
 from fullbatch.runtime.interruption import Interruption, interruption
 from fullbatch.runtime.logs import ProgressBar, job_log
 from fullbatch.settings import Run
@@ -46,7 +47,7 @@ class Places:
 
     folder: Path
     checkpoint: Path
-    tables: Path
+    table: Path
 
 
 @dataclass(frozen=True)
@@ -72,27 +73,27 @@ def run_job(cfg: DictConfig) -> int:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             job = prepare(run, tree, folder)
         except (ValueError, OSError) as error:
-            log.error("%s", error)
-            return MISTAKE
+            return _mistake(error)
         try:
             return execute(job, interrupted, terminal.out)
-        except OSError as error:
-            log.error("%s; the last checkpoint is whole", error)
-            return MISTAKE
+        except (ValueError, OSError) as error:
+            return _mistake(error, f"; the last checkpoint is {find_checkpoint(job.places.checkpoint) or 'none'}")
 
 
 def prepare(run: Run, tree: dict[str, Any], folder: Path) -> Job:
     """Build the run, and continue it where its checkpoint is; ``ValueError`` and ``OSError`` for mistakes."""
     places = _places(run, folder)
+    for path in (places.checkpoint, places.table):
+        require_writable(path)
     set_up(threads=run.impl.threads, benchmark=run.impl.benchmark, deterministic=run.impl.deterministic)
-    path = find_checkpoint(places.checkpoint)
-    content = None if path is None else _matching_checkpoint(path, run, tree)
+    saved = find_checkpoint(places.checkpoint)
+    content = None if saved is None else _matching_checkpoint(saved, run, tree)
     seed = _seed(run) if content is None else int(content["seed"])
     trainer = build_trainer(run, seed)
     if content is not None:
-        with about(str(path)):
+        with about(str(saved)):
             trainer.state.load_state_dict(content["state"])
-        log.info("continuing after step %d from %s", trainer.state.step, path)
+        log.info("continuing after step %d from %s", trainer.state.step, saved)
     job = Job(run, tree, seed, places, trainer)
     _announce(job)
     return job
@@ -128,7 +129,7 @@ def execute(job: Job, interrupted: Interruption, console: Console) -> int:
     if not trainer.done and diverged is None:
         log.warning("paused after step %d; the checkpoint is %s", state.step, job.places.checkpoint)
         return interrupted.exit_status
-    add_run(job.places.tables / f"table_fb_{job.run.data.name}_runs.csv", _run_row(job, diverged))
+    add_run(job.places.table, _run_row(job, diverged))
     if diverged is not None:
         kept = find_checkpoint(job.places.checkpoint)
         log.error("%s; the last good checkpoint is %s", diverged, kept or "none, the first step diverged")
@@ -138,15 +139,22 @@ def execute(job: Job, interrupted: Interruption, console: Console) -> int:
     return DONE
 
 
+def _mistake(error: ValueError | OSError, more: str = "") -> int:
+    log.error("%s%s", told(error) if isinstance(error, OSError) else error, more)
+    log.debug("where it happened", exc_info=error)
+    return MISTAKE
+
+
 def _places(run: Run, folder: Path) -> Places:
+    table = f"table_fb_{run.data.name}_runs.csv"
     if run.dryrun:
-        return Places(folder, folder / "checkpoint.pth", folder / "tables")
+        return Places(folder, folder / "checkpoint.pth", folder / table)
     name = run.impl.checkpoint.name
     if name is None:
         checkpoint = folder / "checkpoint.pth"
     else:
         checkpoint = Path("checkpoints") / (name if name.endswith((".pth", ".pt")) else f"{name}.pth")
-    return Places(folder, checkpoint, Path("tables"))
+    return Places(folder, checkpoint, Path("tables") / table)
 
 
 def _seed(run: Run) -> int:

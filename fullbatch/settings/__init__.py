@@ -10,7 +10,7 @@ from fullbatch.settings.hyp import Hyp
 from fullbatch.settings.impl import Analysis, Impl
 from fullbatch.settings.model import Model
 from fullbatch.settings.optim import Adam, GradientDescent
-from fullbatch.settings.types import SETTINGS, NonNegativeInt
+from fullbatch.settings.types import SETTINGS, FileName, Seed
 
 __all__ = ["Adam", "Data", "GradientDescent", "Hyp", "Impl", "Run"]
 
@@ -20,8 +20,8 @@ class Run:
     """One run, whole."""
 
     base_dir: str
-    seed: NonNegativeInt | None
-    name: str
+    seed: Seed | None
+    name: FileName
     dryrun: bool
     plan: bool
     data: Data

@@ -8,7 +8,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from fullbatch.runtime.files import write_atomically
+from fullbatch.runtime.files import naming, write_atomically
 from fullbatch.training.state import Row
 
 STEP_COLUMNS = (
@@ -32,7 +32,7 @@ class ConvergenceTable:
         if row.keys() - set(self._columns):
             self._rewrite()
             return
-        with self.path.open("a", newline="", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             _writer(file, self._columns).writerow(row)
 
     def _rewrite(self) -> None:
