@@ -22,7 +22,7 @@ from fullbatch import __version__
 from fullbatch.build import about, build_trainer
 from fullbatch.config import parse, plain, to_yaml
 from fullbatch.runtime.device import describe, set_up
-from fullbatch.runtime.files import require_writable, told
+from fullbatch.runtime.files import claimed, require_writable, told
 from fullbatch.runtime.interruption import Interruption, interruption
 from fullbatch.runtime.logs import ProgressBar, job_log
 from fullbatch.settings import Run
@@ -71,20 +71,22 @@ def run_job(cfg: DictConfig) -> int:
             tree, run = plain(cfg), parse(cfg)
             if run.dryrun:  # every file goes where it does not stay
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            job = prepare(run, tree, folder)
+            places = _places(run, folder)
+            for path in (places.checkpoint, places.table):
+                require_writable(path)
+            if run.impl.checkpoint.name is not None:
+                stack.enter_context(claimed(places.checkpoint))
+            job = prepare(run, tree, places)
         except (ValueError, OSError) as error:
             return _mistake(error)
         try:
             return execute(job, interrupted, terminal.out)
         except (ValueError, OSError) as error:
-            return _mistake(error, f"; the last checkpoint is {find_checkpoint(job.places.checkpoint) or 'none'}")
+            return _mistake(error, f"; the last checkpoint is {find_checkpoint(places.checkpoint) or 'none'}")
 
 
-def prepare(run: Run, tree: dict[str, Any], folder: Path) -> Job:
+def prepare(run: Run, tree: dict[str, Any], places: Places) -> Job:
     """Build the run, and continue it where its checkpoint is; ``ValueError`` and ``OSError`` for mistakes."""
-    places = _places(run, folder)
-    for path in (places.checkpoint, places.table):
-        require_writable(path)
     set_up(threads=run.impl.threads, benchmark=run.impl.benchmark, deterministic=run.impl.deterministic)
     saved = find_checkpoint(places.checkpoint)
     content = None if saved is None else _matching_checkpoint(saved, run, tree)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 
 def write_atomically(path: Path, content: bytes | memoryview, *, keep: int = 0) -> None:
     """Write a file so that at every moment ``path`` is the old file or the new one, whole.
@@ -48,6 +50,21 @@ def require_writable(path: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     with tempfile.TemporaryFile(dir=path.parent):
         pass
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Keep other processes from claiming ``path`` meanwhile; ``ValueError`` where one has. A kill ends the claim."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(f"{path}: another run is using this checkpoint now") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def told(error: OSError) -> str:

@@ -181,8 +181,8 @@ def words(typed: str) -> list[str]:
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    """All files of the user; run folders may come."""
-    files = [path for path in folder.rglob("*") if path.is_file() and folder / "outputs" not in path.parents]
+    """All files of the user; run folders and locks may come."""
+    files = [path for path in folder.rglob("[!.]*") if path.is_file() and folder / "outputs" not in path.parents]
     return {path: path.read_bytes() for path in files}
 
 
