@@ -3,7 +3,8 @@
 The only module that knows omegaconf.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -29,11 +30,15 @@ NOT_YET: dict[str, tuple[Any, str]] = {
 
 
 def parse(cfg: DictConfig) -> Run:
-    """Turn blanks into None and build the settings.
+    """Turn blanks into None and build the settings; see ``settings_of``."""
+    return settings_of(plain(cfg))
+
+
+def settings_of(tree: dict[str, Any]) -> Run:
+    """Build the settings from what ``plain`` returned.
 
     Raises ``ValueError`` that names every wrong key, what was wrong and what would be accepted.
     """
-    tree = plain(cfg)
     _refuse_values_for_groups(tree)
     _refuse_what_is_missing(tree)
     try:
@@ -53,6 +58,34 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
         raise ValueError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
     blanked: dict[str, Any] = _blanks_to_none(tree)
     return blanked
+
+
+def with_stored(tree: dict[str, Any], stored: Mapping[str, Any], typed: Iterable[str]) -> dict[str, Any]:
+    """Return the configuration of a checkpoint in the place of the composed one, but for what was typed.
+
+    Args:
+        tree: the composed configuration.
+        stored: the groups that the checkpoint keeps.
+        typed: the overrides of the command line; a key or a group named there has its value from ``tree``.
+    """
+    merged = {**tree, **{group: {**tree[group], **content} for group, content in stored.items()}}
+    for override in typed:
+        *path, last = override.partition("=")[0].lstrip("+~").replace("/", ".").split(".")
+        above, value = _lookup(merged, ".".join(path)) if path else merged, _lookup(tree, ".".join([*path, last]))
+        if isinstance(above, dict) and value is not None:
+            above[last] = value
+    return merged
+
+
+def changed(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of the configuration with other values for some dotted keys, which must be there."""
+    copied = copy.deepcopy(dict(tree))
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        above = _lookup(copied, ".".join(path)) if path else copied
+        assert last in above, key
+        above[last] = value
+    return copied
 
 
 def to_yaml(tree: Mapping[str, Any]) -> str:

@@ -20,7 +20,8 @@ from rich.table import Table
 
 from fullbatch import __version__
 from fullbatch.build import about, build_trainer
-from fullbatch.config import parse, plain, to_yaml
+from fullbatch.config import plain, settings_of, to_yaml
+from fullbatch.restore import checkpoint_path
 from fullbatch.runtime.device import describe, set_up
 from fullbatch.runtime.files import claimed, require_writable, told
 from fullbatch.runtime.interruption import Interruption, interruption
@@ -68,7 +69,8 @@ def run_job(cfg: DictConfig) -> int:
         terminal = stack.enter_context(job_log(folder / "log.txt"))
         interrupted = stack.enter_context(interruption())
         try:
-            tree, run = plain(cfg), parse(cfg)
+            tree = plain(cfg)
+            run = settings_of(tree)
             if run.dryrun:  # every file goes where it does not stay
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             places = _places(run, folder)
@@ -78,11 +80,11 @@ def run_job(cfg: DictConfig) -> int:
                 stack.enter_context(claimed(places.checkpoint))
             job = prepare(run, tree, places)
         except (ValueError, OSError) as error:
-            return _mistake(error)
+            return mistake(error)
         try:
             return execute(job, interrupted, terminal.out)
         except (ValueError, OSError) as error:
-            return _mistake(error, f"; the last checkpoint is {find_checkpoint(places.checkpoint) or 'none'}")
+            return mistake(error, f"; the last checkpoint is {find_checkpoint(places.checkpoint) or 'none'}")
 
 
 def prepare(run: Run, tree: dict[str, Any], places: Places) -> Job:
@@ -141,7 +143,8 @@ def execute(job: Job, interrupted: Interruption, console: Console) -> int:
     return DONE
 
 
-def _mistake(error: ValueError | OSError, more: str = "") -> int:
+def mistake(error: ValueError | OSError, more: str = "") -> int:
+    """Say what was wrong, in the log also where, and return the exit status."""
     log.error("%s%s", told(error) if isinstance(error, OSError) else error, more)
     log.debug("where it happened", exc_info=error)
     return MISTAKE
@@ -152,10 +155,7 @@ def _places(run: Run, folder: Path) -> Places:
     if run.dryrun:
         return Places(folder, folder / "checkpoint.pth", folder / table)
     name = run.impl.checkpoint.name
-    if name is None:
-        checkpoint = folder / "checkpoint.pth"
-    else:
-        checkpoint = Path("checkpoints") / (name if name.endswith((".pth", ".pt")) else f"{name}.pth")
+    checkpoint = folder / "checkpoint.pth" if name is None else checkpoint_path(name)
     return Places(folder, checkpoint, Path("tables") / table)
 
 
