@@ -1,5 +1,6 @@
 """The configuration: documented defaults, blanks, case, and one clear line for each mistake."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ from composing import CONFIG, composed
 from hydra.errors import HydraException
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf.errors import OmegaConfBaseException
 
 from fullbatch.command_line import normalized
-from fullbatch.config import parse, plain
+from fullbatch.config import changed, parse, plain, settings_of, with_stored
+from fullbatch.settings import Run
 
 
 def test_the_documented_defaults() -> None:
@@ -173,3 +176,54 @@ def test_what_is_typed_is_what_is_meant(values: dict[str, Any]) -> None:
         "hyp.shuffle": hyp.shuffle,
     }
     assert plain(cfg)["hyp"]["grad_clip"] == values["hyp.grad_clip"]
+
+
+TREE = plain(composed())
+
+
+def outcome(make: Callable[[], Run]) -> Run | str:
+    """The run, or the message of its refusal; any other error is one."""
+    try:
+        return make()
+    except (ValueError, HydraException, OmegaConfBaseException) as refusal:
+        return str(refusal)
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+
+
+KEYS = st.sampled_from(sorted(leaves(TREE)))
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+VALUES = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(max_size=4), SCALARS, max_size=3)
+
+
+@given(st.dictionaries(KEYS, VALUES, min_size=1, max_size=3))
+@settings(max_examples=300, deadline=None)
+def test_any_values_are_refused_by_name_or_make_a_run(values: dict[str, Any]) -> None:
+    outer = {k: v for k, v in values.items() if not any(k.startswith(f"{other}.") for other in values)}
+    found = outcome(lambda: settings_of(changed(TREE, outer)))
+    assert isinstance(found, Run) or any(key in found for key in outer)
+
+
+WORDS = st.text(st.characters(codec="ascii", exclude_characters="\n"), max_size=12)
+OVERRIDES = st.builds("{}{}{}{}".format, st.sampled_from(["", "", "+", "~", "++"]), KEYS | WORDS, st.just("="), WORDS)
+
+
+@given(st.lists(OVERRIDES | WORDS, min_size=1, max_size=3))
+@settings(max_examples=60, deadline=None)
+def test_any_command_line_is_refused_or_makes_a_run(overrides: list[str]) -> None:
+    found = outcome(lambda: parse(composed(*overrides)))
+    assert isinstance(found, Run) or found.strip()
+
+
+def test_a_stored_configuration_wins_but_for_what_was_typed() -> None:
+    stored = {group: TREE[group] for group in ("data", "model", "hyp")}
+    typed = ["hyp.test_time_flips=True", "model=linear", "hyp/optim=adam"]
+    tree = plain(composed("data=digits", "hyp.steps=7", *typed))
+    run = settings_of(with_stored(tree, stored, typed))
+    assert (run.data.name, run.hyp.steps) == ("CIFAR10", 300)
+    assert (run.model.name, run.hyp.optim.name, run.hyp.test_time_flips) == ("linear", "adam", True)
