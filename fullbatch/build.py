@@ -205,8 +205,12 @@ def build_objective(run: Run, model: nn.Module, optimizer: Optimizer, blocks: Bl
         loss_fn = loss_function(hyp.loss_modification, hyp.label_smoothing)
     regularizer = None
     with about("hyp.grad_reg"):
-        implementation_named(hyp.grad_reg.implementation)  # a wrong name is refused even where nothing is regularized
+        implementation = implementation_named(hyp.grad_reg.implementation)  # a wrong name is refused in any case
         if hyp.grad_reg.block_strength != 0 or hyp.grad_reg.acc_strength != 0:
+            if low_precision and not implementation.exact:
+                log.warning(
+                    "hyp.grad_reg: differences of bfloat16 gradients are mostly rounding; see docs/regularizer.md"
+                )
             regularizer = GradRegularizer(
                 model, optimizer, loss_fn, mixed_precision=low_precision, **dataclasses.asdict(hyp.grad_reg)
             )
