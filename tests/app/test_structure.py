@@ -19,7 +19,7 @@ LAYERS = [
 ]
 MAY_IMPORT_OMEGACONF = {
     "fullbatch/config.py",
-    "fullbatch/launch.py",  # takes the DictConfig from Hydra
+    *(f"fullbatch/{name}.py" for name in ("launch", "verify", "floating_point")),  # take the DictConfig from Hydra
     "fullbatch/command_line.py",  # says what composing refused
 }
 HEAVY = {"matplotlib", "sklearn", "torchvision", "PIL"}
