@@ -35,7 +35,7 @@ def experiments(paths: Sequence[Path]) -> dict[str, list[Run]]:
         longest[name] = max(longest.get(name, []), read(path), key=len)
     found: dict[str, list[Run]] = {}
     for name, run in longest.items():
-        found.setdefault(re.sub(r"_\d+$", "", name) if re.search(r"\D_\d$", name) else name, []).append(run)
+        found.setdefault(re.sub(r"_\d$", "", name), []).append(run)
     return found
 
 
@@ -47,14 +47,14 @@ def spread(values: Sequence[float], scale: float = 1.0) -> str:
 def table_of(runs: dict[str, list[Run]]) -> Table:
     table = Table("run", "seeds", "steps", "full passes", "validation %", "training %", "minutes")
     for name, seeds in runs.items():
-        last = [run[-1] for run in seeds]
+        validated = [[row for row in run if "valid_acc" in row][-1] for run in seeds]
         table.add_row(
             name,
             str(len(seeds)),
             "/".join(sorted({str(len(run)) for run in seeds})),
             f"{statistics.mean(sum(row['evaluations'] for row in run) for run in seeds):.0f}",
-            spread([row["valid_acc"] for row in last], 100),
-            spread([row["train_acc"] for row in last], 100),
+            spread([row["valid_acc"] for row in validated], 100),
+            spread([run[-1]["train_acc"] for run in seeds], 100),
             f"{statistics.mean(sum(row['train_time'] for row in run) for run in seeds) / 60:.0f}",
         )
     return table
