@@ -21,7 +21,7 @@ from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.objective.hessian_products import implementation_named
 from fullbatch.objective.running_mean import MovingAverage, WeightedMean
 from fullbatch.randomness import derive_seed
-from fullbatch.tensors import device_of, global_norm, preserved, trainable
+from fullbatch.tensors import clones, device_of, global_norm, preserved, trainable
 from fullbatch.transforms.clipping import clip_by_norm_
 from fullbatch.typing import Block, Blocks, LossFunction, Tensors
 
@@ -54,6 +54,16 @@ class Evaluation(LossEvaluation):
     """How many sub-batch gradients ``batch_clip`` shortened."""
     evaluations: int
     """Gradient evaluations of all the data that this took, the regularizer's included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueEvaluation(LossEvaluation):
+    """The value of the regularized objective."""
+
+    penalty: Tensor
+    """The value of the regularizer; the objective is ``loss + penalty``."""
+    evaluations: int
+    """Gradient evaluations that the penalty took; 0 where forward passes were enough."""
 
 
 class FullBatchObjective:
@@ -127,10 +137,31 @@ class FullBatchObjective:
         loss, accuracy = means.value(self.all_reduce)
         return LossEvaluation(loss=loss, accuracy=accuracy, num_samples=means.weight)
 
+    @property
+    def regularized(self) -> bool:
+        """Whether the regularizer adds something now, so that the objective's value needs gradients."""
+        return self.regularizer is not None and self.regularizer.active
+
+    def value(self) -> ValueEvaluation:
+        """Return L and the penalty, by forward passes alone or, where ``regularized``, one pass of plain gradients."""
+        if not self.regularized:
+            found = self.loss()
+            return ValueEvaluation(**vars(found), penalty=torch.zeros_like(found.loss), evaluations=0)
+        with preserved(list(self.model.buffers())):
+            plain = self._pass_over_data(plain=True)
+        penalty = self._penalty(plain.squared_norms, plain.gradient)
+        return ValueEvaluation(
+            loss=plain.loss,
+            accuracy=plain.accuracy,
+            num_samples=plain.num_samples,
+            penalty=penalty,
+            evaluations=plain.evaluations,
+        )
+
     def evaluate(self, *, update_buffers: bool = False) -> Evaluation:
         """Return L and its gradient; with acc_strength, a first pass computes gbar for the second."""
         first_pass = contextlib.nullcontext() if update_buffers else preserved(list(self.model.buffers()))
-        if self.regularizer is None or not self.regularizer.active or self.regularizer.acc_strength == 0:
+        if not self.regularized or self.regularizer is None or self.regularizer.acc_strength == 0:
             with first_pass:
                 return self._pass_over_data()
         with first_pass:
@@ -138,6 +169,19 @@ class FullBatchObjective:
         with preserved(list(self.model.buffers())):
             evaluation = self._pass_over_data(plain.gradient)
         return replace(evaluation, evaluations=plain.evaluations + evaluation.evaluations)
+
+    @torch.no_grad()
+    def ignores_keys(self) -> bool:
+        """Return whether the model draws no random numbers and moves no buffers: tried on the first sub-batch.
+
+        Then evaluations of the same samples are the same function, whatever the keys of the blocks.
+        """
+        block, buffers = next(self._sub_batches()), list(self.model.buffers())
+        before = clones(buffers)
+        with preserved(buffers):
+            losses = [self._block_objective.loss(block._replace(key=key)).loss for key in (block.key, block.key + 1)]
+            unmoved = all(torch.equal(old, new) for old, new in zip(before, buffers, strict=True))
+        return unmoved and torch.equal(*losses)
 
     def hessian_product(self, v: Tensors, implementation: str = "autograd", eps: float = 1e-2) -> list[Tensor]:
         """Return H v of L (without any regularizer) for ``v`` shaped like the trainable parameters.

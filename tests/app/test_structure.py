@@ -15,7 +15,7 @@ LAYERS = [
     {"objective", "transforms", "optim"},
     {"data", "models", "runtime"},
     {"training"},
-    {"settings", "config", "build", "launch", "command_line"},
+    {"settings", "config", "build", "build_optimizer", "launch", "command_line"},
 ]
 MAY_IMPORT_OMEGACONF = {"fullbatch/config.py", "fullbatch/launch.py"}  # launch takes the DictConfig from Hydra
 HEAVY = {"matplotlib", "sklearn", "torchvision", "PIL"}

@@ -11,6 +11,7 @@ from filling import fill_, inputs
 from torch import Tensor
 
 from fullbatch import build
+from fullbatch.build_optimizer import build_optimizer
 from fullbatch.config import parse
 from fullbatch.models.registry import build_model
 from fullbatch.objective.losses import loss_function
@@ -49,7 +50,7 @@ def train(overrides: list[str]) -> Trainer:
     run = parse(composed(*overrides, "hyp.optim.lr=0.005", "impl.dtype=double", "data.batch_size=16"))
     model = build_model("resnet18", channels=3, classes=10, pixels=8).double()
     fill_(model)
-    optimizer, data = build.build_optimizer(run.hyp, model), GoldenBlocks.all()
+    optimizer, data = build_optimizer(run.hyp, model), GoldenBlocks.all()
     step = Step(build.build_objective(run, model, optimizer, data), optimizer, build.build_transforms(run.hyp), data)
     trainer = Trainer(
         state=TrainState(model, optimizer),
