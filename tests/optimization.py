@@ -80,11 +80,11 @@ def logistic_regression(num: int = 60, features: int = 5, seed: int = 3) -> tupl
 
 
 def as_numpy(function: Function) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
-    """Return value and gradient as SciPy wants them."""
+    """Return a function that gives value and gradient as SciPy wants them."""
 
     def value_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:
         point = torch.tensor(x, requires_grad=True)
         loss = function(point)
-        return float(loss), torch.autograd.grad(loss, point)[0].numpy()
+        return float(loss.detach()), torch.autograd.grad(loss, point)[0].numpy()
 
     return value_and_gradient
