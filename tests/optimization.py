@@ -14,7 +14,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 class Counted:
-    """Evaluates ``function`` of the one parameter, and counts; where a step starts, what is known is not computed again."""
+    """Evaluates ``function`` of the one parameter, and counts; what is known of a point is not computed again."""
 
     pure = True
 

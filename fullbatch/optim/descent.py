@@ -23,8 +23,8 @@ class Descent(Optimizer):
     1. The closure evaluates; g is the transformed gradient plus weight_decay t.
     2. m <- momentum m + (1 - dampening) g, and m = g in the first step; d = g + momentum m with Nesterov, else m.
        This is ``torch.optim.SGD``, bitwise, and so are the names in its state.
-    3. The search says how far: t <- t - a eta d. A direction that does not descend, and a search that fails, end the
-       momentum; the former is tried again with d = g.
+    3. The search says how far: t <- t - a eta d. A direction that does not descend, and a search that finds no
+       lower point, end the momentum; the former is tried again with d = g.
 
     Args:
         params: parameters or groups of them.
@@ -72,7 +72,7 @@ class Descent(Optimizer):
             return start.loss
         found = self._search(closure, start, memory)
         self.statistics = {"step_length": found.a, "search_failed": float(not found.satisfied)}
-        if not found.satisfied:
+        if found.stuck:
             self._forget()
         return start.loss
 

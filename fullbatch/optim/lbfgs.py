@@ -31,8 +31,8 @@ class LBFGS(Optimizer):
     4. With B the inverse of H, B s = -a eta g, a pair is good if s'y > eps s'B s. If not, it is skipped, or with
        damping y <- theta y + (1 - theta) B s, with the theta that makes s'y = eps s'B s.
 
-    A search that fails, and a direction that does not descend, end the memory. ``torch.optim.LBFGS`` takes many
-    iterations a step, has neither damping nor Armijo's rule, and does not say when it misses the Wolfe conditions.
+    A search that finds no lower point, and a direction that does not descend, end the memory. ``torch.optim.LBFGS``
+    takes many iterations a step, has neither damping nor Armijo's rule, and does not say when it misses the conditions.
 
     Args:
         params: parameters or groups of them.
@@ -73,7 +73,7 @@ class LBFGS(Optimizer):
         found = self.search.find(line, memory)
         self.statistics = {"step_length": found.a, "search_failed": float(not found.satisfied)}
         self.statistics |= {"pair_damped": 0.0, "pair_skipped": 0.0}
-        if not found.satisfied:
+        if found.stuck:
             self._forget()
         elif found.a != 0:
             self._learn(closure, line, gradient, start)

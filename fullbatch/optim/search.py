@@ -32,6 +32,11 @@ class Found(NamedTuple):
     satisfied: bool
     """Whether its conditions hold; else the fallback was taken."""
 
+    @property
+    def stuck(self) -> bool:
+        """Whether the search failed and the step ends where it starts."""
+        return not self.satisfied and self.a == 0
+
 
 class Line:
     """phi: moves the parameters, evaluates there, remembers. Every number it returns waits for the device.

@@ -21,7 +21,7 @@ class Wolfe(LookingSearch):
         self.c1, self.c2, self.alpha_max, self.max_iter = c1, c2, alpha_max, max_iter
 
     def search(self, line: Line, memory: dict[str, Any]) -> Trial | None:
-        """Bracket, then zoom; a step of ``alpha_max`` that still falls steeply is not accepted."""
+        """Bracket, then zoom. Where phi still falls steeply at ``alpha_max``, that is the fallback."""
         before, trial = line.origin, line.value_and_slope(min(1.0, self.alpha_max))
         while not self._accepts(line, trial):
             if self._is_high(line, trial, before):

@@ -30,12 +30,8 @@ def test_it_solves_rosenbrock(search: Wolfe, size: int) -> None:
 def test_it_ends_on_a_quadratic_in_about_as_many_steps_as_dimensions(size: int) -> None:
     function, solution = quadratic(size)
     search = Wolfe(c2=0.01, alpha_max=math.inf)
-    found, losses, _ = minimize(
-        function,
-        torch.zeros_like(solution),
-        lambda p: LBFGS(p, history_size=size, damping=False, search=search),
-        size + 5,
-    )
+    options = {"history_size": size, "damping": False, "search": search}
+    found, losses, _ = minimize(function, torch.zeros_like(solution), lambda p: LBFGS(p, **options), size + 5)
     assert losses[-1] < 1e-20
     torch.testing.assert_close(found, solution, rtol=0, atol=1e-9)
 
@@ -124,7 +120,7 @@ def test_weight_decay_is_part_of_the_function() -> None:
     np.testing.assert_allclose(ours.numpy(), theirs.x, rtol=1e-6)
 
 
-def test_a_failed_search_ends_the_memory() -> None:
+def test_a_search_without_a_lower_point_ends_the_memory() -> None:
     parameter = nn.Parameter(START.clone())
     optimizer = LBFGS([parameter])
     closure = Counted(rosenbrock, parameter, optimizer)
@@ -132,6 +128,10 @@ def test_a_failed_search_ends_the_memory() -> None:
         optimizer.step(closure)
     assert len(optimizer._pairs()) == 4
     optimizer.search = Wolfe(c2=1e-12, max_iter=1)
+    optimizer.step(closure)
+    assert optimizer.statistics["search_failed"] == 1
+    assert len(optimizer._pairs()) == 5  # the point was lower, and what it says of the curvature is true
+    optimizer.param_groups[0]["lr"] = 1e6
     optimizer.step(closure)
     assert optimizer.statistics["search_failed"] == 1
     assert not optimizer._pairs()

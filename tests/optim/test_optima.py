@@ -26,7 +26,7 @@ EXACT: dict[str, tuple[Build, int, float]] = {
     "gd, wolfe": (lambda p: Descent(p, 0.5, **MOMENTUM, search=Wolfe()), 300, 1e-8),
     "gd, non-monotone": (lambda p: Descent(p, 2.0, **MOMENTUM, search=NonMonotone()), 150, 1e-8),
     "gd, restarting": (lambda p: Descent(p, 1.0, **MOMENTUM, search=Restarting()), 150, 1e-8),
-    "lbfgs, wolfe": (lambda p: LBFGS(p), 20, 1e-8),
+    "lbfgs, wolfe": (LBFGS, 20, 1e-8),
     "lbfgs, armijo": (lambda p: LBFGS(p, search=NonMonotone(interval=1, factor=0.5)), 20, 1e-8),
     "fista": (lambda p: FISTA(p, 1.0), 600, 1e-8),
     "fista, restart": (lambda p: FISTA(p, 1.0, restart=True), 150, 1e-8),

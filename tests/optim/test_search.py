@@ -1,4 +1,4 @@
-"""Line searches: what they accept satisfies their conditions, recomputed from outside; what they do when they cannot."""
+"""Line searches: what they accept satisfies their conditions, recomputed from outside; and what they do otherwise."""
 
 import itertools
 import math
@@ -106,10 +106,8 @@ def test_wolfe_solves_rosenbrock() -> None:
 def test_the_search_finds_the_minimum_of_a_parabola_exactly() -> None:
     for lr in (1e-3, 1.0, 50.0):
         search = Wolfe(c2=1e-6, alpha_max=1e6, max_iter=30)
-        start = torch.zeros(1, dtype=torch.float64)
-        found = minimize(
-            lambda x: (x - 3).square().sum(), start, lambda p, lr=lr, s=search: Descent(p, lr, search=s), 1
-        )[0]
+        function, start = (lambda x: (x - 3).square().sum()), torch.zeros(1, dtype=torch.float64)
+        found = minimize(function, start, lambda p, lr=lr, s=search: Descent(p, lr, search=s), 1)[0]
         torch.testing.assert_close(found, torch.full_like(found, 3.0), rtol=1e-6, atol=0)
 
 
@@ -153,7 +151,9 @@ def test_a_search_that_fails_says_so_and_takes_the_lowest_point_or_stays(search:
         failed = moved or lr == 10.0
         assert optimizer.statistics["search_failed"] == failed
         assert (parameter.item() == 4.0) == (lr == 10.0)
-        assert ("momentum_buffer" in optimizer.state[parameter]) != failed  # the momentum starts again
+        assert ("momentum_buffer" in optimizer.state[parameter]) == (
+            lr != 10.0
+        )  # where it stays, momentum starts again
 
 
 def test_a_direction_that_does_not_descend_ends_the_momentum() -> None:
@@ -200,7 +200,6 @@ def test_a_longer_step_than_alpha_max_is_never_tried() -> None:
             return found
 
     search = Recorded(alpha_max=7.0, c2=0.1, max_iter=30)
-    minimize(
-        lambda x: x.square().sum(), torch.ones(1, dtype=torch.float64), lambda p: Descent(p, 1e-3, search=search), 2
-    )
+    start = torch.ones(1, dtype=torch.float64)
+    minimize(lambda x: x.square().sum(), start, lambda p: Descent(p, 1e-3, search=search), 2)
     assert max(lengths) == 7.0

@@ -169,7 +169,7 @@ def test_a_search_inside_sam_is_refused() -> None:
         optimizer.step(Counted(rosenbrock, parameter, optimizer))
 
 
-@pytest.mark.parametrize("build", [lambda base: LARS(base), lambda base: SAM(base), lambda base: ASAM(base)])
+@pytest.mark.parametrize("build", [LARS, SAM, ASAM])
 def test_a_wrapper_shares_groups_and_state_before_and_after_loading(build) -> None:  # type: ignore[no-untyped-def]
     parameter = nn.Parameter(torch.tensor([-1.2, 1.0], dtype=torch.float64))
     optimizer = build(Descent([parameter], 1e-3, 0.9))
