@@ -16,6 +16,7 @@ from fullbatch.data.augmentation import Augmentation
 from fullbatch.data.blocks import BlockLoader
 from fullbatch.data.datasets import PictureData, PictureSet, load_pictures
 from fullbatch.models.registry import build_model as model_named
+from fullbatch.objective.determinism import determinism_culprit
 from fullbatch.objective.full_batch import FullBatchObjective, LossEvaluation
 from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.objective.hessian_products import implementation_named
@@ -84,6 +85,17 @@ def build_trainer(run: Run, seed: int) -> Trainer:
         validate_every=run.impl.validate_every_nth_step,
         save_every=run.impl.checkpoint.save_every_nth_step,
     )
+
+
+def check_determinism(trainer: Trainer) -> None:
+    """Evaluate the next step's objective twice; ``ValueError`` names what makes the difference."""
+    step, number = trainer.take_step, trainer.state.step
+    trainer.state.model.train()
+    blocks = step.data.blocks(number, shuffle=step.shuffle)[: step.max_blocks]
+    culprit = determinism_culprit(step.objective.over(blocks))
+    if culprit is not None:
+        raise ValueError(f"impl.check_determinism: two evaluations of step {number + 1} differ because of {culprit}")
+    log.info("two evaluations of step %d agree bitwise", number + 1)
 
 
 def build_data(settings: Data) -> PictureData:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fullbatch import __version__
-from fullbatch.build import about, build_trainer
+from fullbatch.build import about, build_trainer, check_determinism
 from fullbatch.config import parse, plain, to_yaml
 from fullbatch.runtime.device import describe, set_up
 from fullbatch.runtime.interruption import Interruption, interruption
@@ -93,6 +93,8 @@ def prepare(run: Run, tree: dict[str, Any], folder: Path) -> Job:
         with about(str(path)):
             trainer.state.load_state_dict(content["state"])
         log.info("continuing after step %d from %s", trainer.state.step, path)
+    if run.impl.check_determinism and not trainer.done:
+        check_determinism(trainer)
     job = Job(run, tree, seed, places, trainer)
     _announce(job)
     return job
