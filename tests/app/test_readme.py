@@ -18,7 +18,7 @@ def test_a_snippet_runs(snippet: str) -> None:
     exec(compile(snippet, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("group", ["data", "model", "hyp", "hyp/optim", "impl"])
+@pytest.mark.parametrize("group", ["data", "model", "hyp", "hyp/optim", "hyp/optim_modification", "impl"])
 def test_the_map_lists_the_choices_of_a_group(group: str) -> None:
     (row,) = re.findall(rf"^\| `{group}` \|(.*)\|$", TEXT, flags=re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", row)) == {path.stem for path in (CONFIG / group).glob("*.yaml")}
