@@ -11,12 +11,20 @@ __version__ = "0.1.0"
 _HOMES = {
     "FullBatchObjective": "fullbatch.objective.full_batch",
     "GradRegularizer": "fullbatch.objective.gradient_penalty",
+    "determinism_culprit": "fullbatch.objective.determinism",
     "build_model": "fullbatch.models.registry",
     "load_checkpoint": "fullbatch.training.checkpoint",
     "loss_function": "fullbatch.objective.losses",
 }
 
-__all__ = ["FullBatchObjective", "GradRegularizer", "build_model", "load_checkpoint", "loss_function"]
+__all__ = [
+    "FullBatchObjective",
+    "GradRegularizer",
+    "build_model",
+    "determinism_culprit",
+    "load_checkpoint",
+    "loss_function",
+]
 
 
 def __getattr__(name: str) -> Any:

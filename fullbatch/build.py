@@ -11,20 +11,21 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from fullbatch.build_optimizer import build_optimizer
 from fullbatch.data.augmentation import Augmentation
 from fullbatch.data.blocks import BlockLoader
 from fullbatch.data.datasets import PictureData, PictureSet, load_pictures
 from fullbatch.models.registry import build_model as model_named
+from fullbatch.objective.determinism import determinism_culprit
 from fullbatch.objective.full_batch import FullBatchObjective, LossEvaluation
 from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.objective.hessian_products import implementation_named
 from fullbatch.objective.losses import loss_function
 from fullbatch.optim.ema import ExponentialMovingAverage
 from fullbatch.optim.schedules import schedule_named
-from fullbatch.optim.weight_decay import parameter_groups
 from fullbatch.randomness import derive_seed, seeded
 from fullbatch.runtime.device import DTYPES, MEMORY_FORMATS, find_device
-from fullbatch.settings import Adam, Data, GradientDescent, Hyp, Impl, Run
+from fullbatch.settings import Data, Hyp, Impl, Run
 from fullbatch.tensors import device_of
 from fullbatch.training.fit import require_fit
 from fullbatch.training.state import TrainState
@@ -92,6 +93,17 @@ def build_trainer(run: Run, seed: int) -> Trainer:
     )
 
 
+def check_determinism(trainer: Trainer) -> None:
+    """Evaluate the next step's objective twice; ``ValueError`` names what makes the difference."""
+    step, number = trainer.take_step, trainer.state.step
+    trainer.state.model.train()
+    blocks = step.data.blocks(number, shuffle=step.shuffle)[: step.max_blocks]
+    culprit = determinism_culprit(step.objective.over(blocks))
+    if culprit is not None:
+        raise ValueError(f"impl.check_determinism: two evaluations of step {number + 1} differ because of {culprit}")
+    log.info("two evaluations of step %d agree bitwise", number + 1)
+
+
 def build_data(settings: Data) -> PictureData:
     """Load the pictures."""
     data = load_pictures(
@@ -148,39 +160,6 @@ def build_model(run: Run, data: PictureData, seed: int, device: torch.device) ->
     return model.to(device=device, dtype=DTYPES[run.impl.dtype]).to(memory_format=MEMORY_FORMATS[run.impl.memory])
 
 
-def build_optimizer(hyp: Hyp, model: nn.Module) -> Optimizer:
-    """Build the optimizer, weight decay where it applies."""
-    groups = parameter_groups(model, only_linear_layers=hyp.only_linear_layers_weight_decay)
-    return OPTIMIZERS[hyp.optim.name](groups, hyp.optim)
-
-
-def _gradient_descent(groups: list[dict[str, object]], optim: GradientDescent) -> Optimizer:
-    return torch.optim.SGD(
-        groups,
-        lr=optim.lr,
-        momentum=optim.momentum,
-        dampening=optim.dampening,
-        weight_decay=optim.weight_decay,
-        nesterov=optim.nesterov and optim.momentum != 0,  # without momentum Nesterov's step is the plain one
-        foreach=True,
-    )
-
-
-def _adam(groups: list[dict[str, object]], optim: Adam) -> Optimizer:
-    return torch.optim.AdamW(
-        groups,
-        lr=optim.lr,
-        betas=optim.betas,
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-        amsgrad=optim.amsgrad,
-        foreach=True,
-    )
-
-
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"gd": _gradient_descent, "adam": _adam}
-
-
 def build_step(run: Run, data: PictureData, model: nn.Module, optimizer: Optimizer, seed: int) -> Step:
     """Build what takes a step: the objective, the transforms of its gradient, and the blocks."""
     hyp = run.hyp
@@ -195,6 +174,7 @@ def build_step(run: Run, data: PictureData, model: nn.Module, optimizer: Optimiz
         blocks_per_update=hyp.blocks_per_update,
         seed=Stream.NOISE.seed(seed),
         max_blocks=1 if run.dryrun else None,
+        constant_data=loader.augmentation is None,
     )
 
 

@@ -12,15 +12,18 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from fullbatch.settings import GradientDescent, Run
+from fullbatch.settings import Hyp, Run
+from fullbatch.settings.optim import LBFGS, GradientDescent, Momentum
 
 GROUPS = ("data.db", "hyp.optim", "hyp.optim_modification", "impl.setup", "data", "model", "hyp", "impl", "analysis")
+
+UNIONS = (("model",), ("hyp", "optim"), ("hyp", "optim_modification"))
+"""Groups whose name selects their dataclass."""
 
 NOT_YET: dict[str, tuple[Any, str]] = {
     "plan": (False, "cost estimates"),
     "hyp.train_semi_stochastic": (False, "it needs the LMDB data base"),
     "hyp.label_noise": (0.0, "label noise"),
-    "hyp.optim.line_search": (None, "line searches"),
     "impl.compile": (False, "compilation"),
     "impl.grad_scaling": (False, "gradient scaling serves float16 only"),
     "impl.checkpoint.max_minutes": (None, "checkpoints inside a step"),
@@ -143,7 +146,7 @@ def _describe(detail: ErrorDetails) -> str:
 
 def _without_union_tags(location: tuple[int | str, ...]) -> Iterator[int | str]:
     for depth, part in enumerate(location):
-        if not (location[:depth] in (("model",), ("hyp", "optim")) and len(location) > depth + 1):
+        if not (location[:depth] in UNIONS and len(location) > depth + 1):
             yield part
 
 
@@ -158,7 +161,7 @@ def _contradictions(run: Run) -> Iterator[str]:
             hyp.blocks_per_update != 1 and not ever_stochastic
         ),
         "hyp.optim.nesterov=True: needs hyp.optim.dampening=0": lambda: (
-            isinstance(hyp.optim, GradientDescent) and hyp.optim.nesterov and hyp.optim.dampening != 0
+            isinstance(hyp.optim, Momentum) and hyp.optim.nesterov and hyp.optim.dampening != 0
         ),
         "impl.mixed_precision=True: needs impl.dtype=float": lambda: (
             run.impl.mixed_precision and run.impl.dtype in ("double", "float64")
@@ -168,3 +171,27 @@ def _contradictions(run: Run) -> Iterator[str]:
         ),
     }
     yield from (problem for problem, applies in rules.items() if applies())
+    yield from _contradictions_of_searches(hyp)
+
+
+def _contradictions_of_searches(hyp: Hyp) -> Iterator[str]:
+    optimizer, wrapper = hyp.optim, hyp.optim_modification.name.upper()
+    if not isinstance(optimizer, GradientDescent | LBFGS) or optimizer.line_search is None:
+        return
+    search = f"hyp/optim={optimizer.name} hyp.optim.line_search={optimizer.line_search}"
+    noisy = any((hyp.grad_noise.additive, hyp.grad_noise.multiplicative))
+    if noisy:
+        yield f"hyp.grad_noise: not with {search}, which compares losses that the noise moves at random"
+    if optimizer.line_search == "restarting":
+        return
+    unlike = f"not with {search}, which searches along the gradient of full_loss"
+    reasons = {
+        f"hyp/optim_modification={wrapper}: {unlike}; {wrapper} takes another one": wrapper.endswith("SAM"),
+        f"hyp/optim_modification={wrapper}: not with hyp/optim=lbfgs, whose curvature pairs need unscaled gradients": (
+            wrapper in ("LARS", "LARC") and isinstance(optimizer, LBFGS)
+        ),
+        f"hyp.norm_bias: {unlike}, and that has no bias": hyp.norm_bias.strength != 0,
+        f"hyp.batch_clip: {unlike}, unclipped": hyp.batch_clip is not None,
+        f"hyp.gradient_average=moving: {unlike}; the moving average is none": hyp.gradient_average == "moving",
+    }
+    yield from (problem for problem, applies in reasons.items() if applies)

@@ -16,13 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from fullbatch.build import (
-    build_data,
-    build_loader,
-    build_model,
-    build_objective,
-    build_optimizer,
-)
+from fullbatch.build import build_data, build_loader, build_model, build_objective
+from fullbatch.build_optimizer import build_optimizer
 from fullbatch.config import changed, plain, settings_of
 from fullbatch.data.pictures import PictureData
 from fullbatch.launch import DONE, mistake

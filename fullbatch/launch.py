@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fullbatch import __version__
-from fullbatch.build import about, build_trainer
+from fullbatch.build import about, build_trainer, check_determinism
 from fullbatch.config import plain, settings_of, to_yaml
 from fullbatch.restore import checkpoint_path
 from fullbatch.runtime.device import describe, set_up
@@ -98,6 +98,8 @@ def prepare(run: Run, tree: dict[str, Any], places: Places) -> Job:
         with about(str(saved)):
             trainer.state.load_state_dict(content["state"])
         log.info("continuing after step %d from %s", trainer.state.step, saved)
+    if run.impl.check_determinism and not trainer.done:
+        check_determinism(trainer)
     job = Job(run, tree, seed, places, trainer)
     _announce(job)
     return job

@@ -34,6 +34,7 @@ class Impl:
     non_blocking: bool
     benchmark: bool
     deterministic: bool
+    check_determinism: bool
     pin_memory: bool
     threads: Count
     persistent_workers: bool

@@ -42,6 +42,11 @@ def infinity_as_name(value: Any) -> Any:
     return "inf" if value == math.inf else _lower(value)  # YAML reads inf as a number
 
 
+def none_as_blank(value: Any) -> Any:
+    """Return None for the name 'none', else the name in lower case."""
+    return None if _lower(value) == "none" else _lower(value)
+
+
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
 Count = Annotated[Int, Field(ge=1)]

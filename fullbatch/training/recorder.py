@@ -12,8 +12,8 @@ from fullbatch.runtime.files import naming, write_atomically
 from fullbatch.training.state import Row
 
 STEP_COLUMNS = (
-    "step train_loss train_acc valid_loss valid_acc lr train_time evaluations full_loss grad_norm full_grad_norm "
-    "update_norm param_norm num_clipped valid_time"
+    "step train_loss train_acc valid_loss valid_acc lr train_time evaluations loss_evaluations full_loss grad_norm "
+    "full_grad_norm update_norm param_norm num_clipped valid_time"
 ).split()
 
 

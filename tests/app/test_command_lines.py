@@ -49,12 +49,18 @@ def refusal(command: str) -> str | None:
     return next((said for part, said in NOT_YET if part in command), None)
 
 
+CONTRACTED = [
+    *(f"hyp=fb1 hyp/optim={name}" for name in ("lbfgs", "adam", "fista", "gd_agc", "gd_clip")),
+    *(f"hyp=fb1 hyp/optim_modification={name}" for name in ("SAM", "LARS", "LARC", "ASAM")),
+]
+
+
 def test_the_files_hold_what_they_promise() -> None:
     assert len(experiments()) == 43
     assert len(commands()) >= 15
 
 
-@pytest.mark.parametrize("command", dict.fromkeys([*commands(), *experiments()]))
+@pytest.mark.parametrize("command", dict.fromkeys([*commands(), *experiments(), *CONTRACTED]))
 def test_the_command_line_parses(command: str) -> None:
     said = refusal(command)
     for job in sweep(shlex.split(command)):

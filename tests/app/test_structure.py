@@ -15,7 +15,7 @@ LAYERS = [
     {"objective", "transforms", "optim"},
     {"data", "models", "runtime"},
     {"training"},
-    {"settings", "config", "build", "launch", "restore", "verify", "floating_point", "command_line"},
+    {"settings", "config", "build", "build_optimizer", "launch", "restore", "verify", "floating_point", "command_line"},
 ]
 MAY_IMPORT_OMEGACONF = {
     "fullbatch/config.py",

@@ -135,6 +135,7 @@ CASES = [
     Case("data.mean=[0.5,0.5] data.std=[1,1]", MISTAKE, r"^data\.mean: 2 values, but .* 1 channels"),
     Case("data.batch_size=100 data.drop_last=True", MISTAKE, r"^data\.drop_last=True: leaves nothing"),
     Case("hyp.optim.dampening=0.5", MISTAKE, r"^hyp\.optim\.nesterov=True: needs hyp\.optim\.dampening=0"),
+    Case("hyp/optim=lbfgs hyp/optim_modification=SAM", MISTAKE, r"^hyp/optim_modification=SAM: not with"),
     Case("hyp.blocks_per_update=2", MISTAKE, r"^hyp\.blocks_per_update=2: only in stochastic mode"),
     # pictures
     Case(FOLDER, MISTAKE, r"^data\.path=.*pictures: no such folder; .*train/<class>/"),
