@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test soak lint bench
+.PHONY: help demo quick test soak lint bench figure
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 8
@@ -30,6 +30,9 @@ lint: $(VENV)/installed ## style and types
 
 bench: $(VENV)/installed ## speed of the full-batch gradient beside a plain loop
 	$(BIN)/python benchmarks/gradient.py
+
+figure: $(VENV)/installed ## training loss against gradient evaluations of all optimizers (digits; a minute)
+	$(BIN)/python benchmarks/optimizers.py --data digits --evaluations 60 --output optimizers
 
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

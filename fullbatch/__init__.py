@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "FullBatchObjective": "fullbatch.objective.full_batch",
     "GradRegularizer": "fullbatch.objective.gradient_penalty",
+    "determinism_culprit": "fullbatch.objective.determinism",
     "build_model": "fullbatch.models.registry",
     "export_model": "fullbatch.training.export",
     "load_checkpoint": "fullbatch.training.checkpoint",
@@ -23,6 +24,7 @@ __all__ = [
     "FullBatchObjective",
     "GradRegularizer",
     "build_model",
+    "determinism_culprit",
     "export_model",
     "load_checkpoint",
     "load_weights",

@@ -1,6 +1,7 @@
 """From settings to objects."""
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable
 
@@ -8,20 +9,22 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from fullbatch.build_data import Stream, about, build_data, build_label_noise, build_loader, build_loss
+from fullbatch.build_data import Stream, about, build_data, build_loader, build_loss
+from fullbatch.build_optimizer import build_optimizer
 from fullbatch.data.datasets import PictureData
 from fullbatch.models.registry import build_model as model_named
+from fullbatch.objective.determinism import determinism_culprit
 from fullbatch.objective.full_batch import FullBatchObjective, LossEvaluation
 from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.objective.hessian_products import implementation_named
 from fullbatch.objective.losses import loss_function
 from fullbatch.optim.ema import ExponentialMovingAverage
 from fullbatch.optim.schedules import schedule_named
-from fullbatch.optim.weight_decay import parameter_groups
 from fullbatch.randomness import seeded
 from fullbatch.runtime.device import DTYPES, MEMORY_FORMATS, find_device
-from fullbatch.settings import Adam, GradientDescent, Hyp, Impl, Run
+from fullbatch.settings import Hyp, Impl, Run
 from fullbatch.tensors import device_of
+from fullbatch.training.fit import require_fit
 from fullbatch.training.state import TrainState
 from fullbatch.training.steps import Step
 from fullbatch.training.stopping import StopRule, evaluation_budget, full_accuracy
@@ -33,31 +36,47 @@ from fullbatch.transforms.noise import AdditiveNoise, MultiplicativeNoise
 from fullbatch.transforms.norm_bias import NormBias
 from fullbatch.typing import Blocks
 
+log = logging.getLogger(__name__)
+
 
 def build_trainer(run: Run, seed: int) -> Trainer:
     """Build all of a run that writes no files; ``ValueError`` and ``OSError`` for the user's mistakes."""
     with about("impl"):
         device = find_device(run.impl.device)
-    data = build_data(run.data)
-    if run.hyp.label_noise:
-        data = build_label_noise(run.hyp, data, seed)
+    data = build_data(run, seed)
     model = build_model(run, data, seed, device)
     optimizer = build_optimizer(run.hyp, model)
     ema = ExponentialMovingAverage(model, run.hyp.eval_ema_momentum) if run.hyp.evaluate_ema else None
     with about("hyp.scheduler"):
         schedule = schedule_named(run.hyp.scheduler, run.hyp.steps, run.hyp.warmup)
     step = build_step(run, data, model, optimizer, seed)
+    valid = build_loader(run, data, data.valid, seed, device).blocks(0)[_part(run)]
+    for blocks in (step.data.blocks(0), valid):
+        inputs = next(iter(blocks[:1])).inputs[:1]
+        with about("model"):
+            require_fit(model, inputs, len(data.classes))
     return Trainer(
         state=TrainState(model, optimizer, ema),
         take_step=step,
         steps=1 if run.dryrun else run.hyp.steps,
         schedule=schedule,
-        validate=build_validation(run, data, step, seed),
+        validate=build_validation(run, valid, step),
         stochastic=build_mode(run.hyp),
         stop_rules=build_stop_rules(run.hyp),
         validate_every=run.impl.validate_every_nth_step,
         save_every=run.impl.checkpoint.save_every_nth_step,
     )
+
+
+def check_determinism(trainer: Trainer) -> None:
+    """Evaluate the next step's objective twice; ``ValueError`` names what makes the difference."""
+    step, number = trainer.take_step, trainer.state.step
+    trainer.state.model.train()
+    blocks = step.data.blocks(number, shuffle=step.shuffle)[: step.max_blocks]
+    culprit = determinism_culprit(step.objective.over(blocks))
+    if culprit is not None:
+        raise ValueError(f"impl.check_determinism: two evaluations of step {number + 1} differ because of {culprit}")
+    log.info("two evaluations of step %d agree bitwise", number + 1)
 
 
 def build_model(run: Run, data: PictureData, seed: int, device: torch.device) -> nn.Module:
@@ -67,39 +86,6 @@ def build_model(run: Run, data: PictureData, seed: int, device: torch.device) ->
     with about("model"), seeded(Stream.WEIGHTS.seed(seed), torch.device("cpu")):
         model = model_named(family, channels=data.channels, classes=len(data.classes), pixels=data.pixels, **options)
     return model.to(device=device, dtype=DTYPES[run.impl.dtype]).to(memory_format=MEMORY_FORMATS[run.impl.memory])
-
-
-def build_optimizer(hyp: Hyp, model: nn.Module) -> Optimizer:
-    """Build the optimizer, weight decay where it applies."""
-    groups = parameter_groups(model, only_linear_layers=hyp.only_linear_layers_weight_decay)
-    return OPTIMIZERS[hyp.optim.name](groups, hyp.optim)
-
-
-def _gradient_descent(groups: list[dict[str, object]], optim: GradientDescent) -> Optimizer:
-    return torch.optim.SGD(
-        groups,
-        lr=optim.lr,
-        momentum=optim.momentum,
-        dampening=optim.dampening,
-        weight_decay=optim.weight_decay,
-        nesterov=optim.nesterov and optim.momentum != 0,  # without momentum Nesterov's step is the plain one
-        foreach=True,
-    )
-
-
-def _adam(groups: list[dict[str, object]], optim: Adam) -> Optimizer:
-    return torch.optim.AdamW(
-        groups,
-        lr=optim.lr,
-        betas=optim.betas,
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-        amsgrad=optim.amsgrad,
-        foreach=True,
-    )
-
-
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"gd": _gradient_descent, "adam": _adam}
 
 
 def build_step(run: Run, data: PictureData, model: nn.Module, optimizer: Optimizer, seed: int) -> Step:
@@ -116,6 +102,7 @@ def build_step(run: Run, data: PictureData, model: nn.Module, optimizer: Optimiz
         blocks_per_update=hyp.blocks_per_update,
         seed=Stream.NOISE.seed(seed),
         max_blocks=1 if run.dryrun else None,
+        constant_data=loader.augmentation is None,
     )
 
 
@@ -125,8 +112,12 @@ def build_objective(run: Run, model: nn.Module, optimizer: Optimizer, blocks: Bl
     loss_fn = build_loss(hyp)
     regularizer = None
     with about("hyp.grad_reg"):
-        implementation_named(hyp.grad_reg.implementation)  # a wrong name is refused even where nothing is regularized
+        implementation = implementation_named(hyp.grad_reg.implementation)  # a wrong name is refused in any case
         if hyp.grad_reg.block_strength != 0 or hyp.grad_reg.acc_strength != 0:
+            if low_precision and not implementation.exact:
+                log.warning(
+                    "hyp.grad_reg: differences of bfloat16 gradients are mostly rounding; see docs/regularizer.md"
+                )
             regularizer = GradRegularizer(
                 model, optimizer, loss_fn, mixed_precision=low_precision, **dataclasses.asdict(hyp.grad_reg)
             )
@@ -159,11 +150,9 @@ def build_transforms(hyp: Hyp) -> list[GradientTransform]:
     return transforms
 
 
-def build_validation(run: Run, data: PictureData, step: Step, seed: int) -> Validate:
+def build_validation(run: Run, blocks: Blocks, step: Step) -> Validate:
     """Build what evaluates a model on the validation set."""
     hyp = run.hyp
-    part = slice(1 if run.dryrun else None)
-    blocks = build_loader(run, data, data.valid, seed, device_of(step.objective.model)).blocks(0)[part]
     plain_loss = loss_function("squared" if hyp.loss_modification == "squared" and not hyp.test_time_flips else None)
 
     def validation(model: nn.Module, step_number: int) -> LossEvaluation:
@@ -172,11 +161,15 @@ def build_validation(run: Run, data: PictureData, step: Step, seed: int) -> Vali
             plain_loss,
             blocks,
             flips=hyp.test_time_flips,
-            recalibration=step.data.blocks(step_number)[part] if hyp.recalibrate_batchnorm else None,
+            recalibration=step.data.blocks(step_number)[_part(run)] if hyp.recalibrate_batchnorm else None,
             mixed_precision=build_precision(run.impl),
         )
 
     return validation
+
+
+def _part(run: Run) -> slice:
+    return slice(1 if run.dryrun else None)
 
 
 def build_mode(hyp: Hyp) -> Callable[[int], bool]:

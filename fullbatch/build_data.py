@@ -42,8 +42,13 @@ def about(key: str) -> Iterator[None]:
         raise ValueError(f"{key}: {error}") from error
 
 
-def build_data(settings: Data) -> PictureData:
-    """Load the pictures."""
+def build_data(run: Run, seed: int) -> PictureData:
+    """Load the pictures, and put noise into the training labels where asked for."""
+    data = _loaded(run.data)
+    return _noisy(run.hyp, data, seed) if run.hyp.label_noise else data
+
+
+def _loaded(settings: Data) -> PictureData:
     data = load_pictures(
         settings.name,
         path=settings.path,
@@ -64,8 +69,7 @@ def build_data(settings: Data) -> PictureData:
     return data
 
 
-def build_label_noise(hyp: Hyp, data: PictureData, seed: int) -> PictureData:
-    """Replace some of the training labels."""
+def _noisy(hyp: Hyp, data: PictureData, seed: int) -> PictureData:
     noisy = with_label_noise(data, hyp.label_noise, Stream.LABELS.seed(seed))
     replaced = int((noisy.train.labels != data.train.labels).sum())
     log.info(

@@ -1,9 +1,47 @@
-"""Command lines before Hydra sees them: choices in any case, home folders, tables that replace tables."""
+"""Around Hydra: command lines before it sees them, and its refusals without a stack trace."""
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from fullbatch.runtime.files import told
+
 REPLACED = ("data.augmentations_train", "data.augmentations_val")
+SWEEP = ("-m", "--multirun")
+REFUSED, MISTAKE, INTERRUPTED = 1, 2, 130
+
+
+def reported(main: Callable[[], None]) -> int:
+    """Call Hydra's ``main``; return 0, or say what Hydra (1) or the file system (2) refused, and return that.
+
+    An impatient Ctrl-C is 130.
+
+    With HYDRA_FULL_ERROR=1 in the environment errors are raised, with all of their stack trace.
+    """
+    if os.environ.get("HYDRA_FULL_ERROR"):
+        main()
+        return 0
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, instead of printing them its own way
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        causes = [str(error), str(error.__cause__ or "")]
+        message = "\n".join(dict.fromkeys(line for text in causes for line in text.splitlines() if line.strip()))
+        status = REFUSED
+    except OSError as error:
+        message, status = told(error), MISTAKE
+    except KeyboardInterrupt:
+        message, status = "interrupted", INTERRUPTED
+    else:
+        message, status = "", 0
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
+    sys.stderr.write(f"{message}\n" if message else "")
+    return status
 
 
 def normalized(arguments: Sequence[str], config_folder: Path) -> list[str]:
@@ -12,7 +50,9 @@ def normalized(arguments: Sequence[str], config_folder: Path) -> list[str]:
     - ``data=cifar10``: choices are spelled as their files below ``config_folder``.
     - ``key=~/folder``: the tilde, which Hydra refuses, is written out.
     - ``data.augmentations_train={...}``: the whole table is replaced; Hydra would add to it, and refuse new names.
+    - ``-m`` may stand anywhere.
     """
+    arguments = sorted(arguments, key=lambda argument: argument not in SWEEP)
     return [override for argument in arguments for override in _normalized(argument, config_folder)]
 
 

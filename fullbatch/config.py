@@ -3,7 +3,8 @@
 The only module that knows omegaconf.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -11,14 +12,17 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from fullbatch.settings import GradientDescent, Run
+from fullbatch.settings import Hyp, Run
+from fullbatch.settings.optim import LBFGS, GradientDescent, Momentum
 
 GROUPS = ("data.db", "hyp.optim", "hyp.optim_modification", "impl.setup", "data", "model", "hyp", "impl", "analysis")
+
+UNIONS = (("model",), ("hyp", "optim"), ("hyp", "optim_modification"))
+"""Groups whose name selects their dataclass."""
 
 NOT_YET: dict[str, tuple[Any, str]] = {
     "plan": (False, "cost estimates"),
     "hyp.train_semi_stochastic": (False, "it needs the LMDB data base"),
-    "hyp.optim.line_search": (None, "line searches"),
     "impl.compile": (False, "compilation"),
     "impl.grad_scaling": (False, "gradient scaling serves float16 only"),
     "impl.checkpoint.max_minutes": (None, "checkpoints inside a step"),
@@ -28,11 +32,15 @@ NOT_YET: dict[str, tuple[Any, str]] = {
 
 
 def parse(cfg: DictConfig) -> Run:
-    """Turn blanks into None and build the settings.
+    """Turn blanks into None and build the settings; see ``settings_of``."""
+    return settings_of(plain(cfg))
+
+
+def settings_of(tree: dict[str, Any]) -> Run:
+    """Build the settings from what ``plain`` returned.
 
     Raises ``ValueError`` that names every wrong key, what was wrong and what would be accepted.
     """
-    tree = plain(cfg)
     _refuse_values_for_groups(tree)
     _refuse_what_is_missing(tree)
     try:
@@ -52,6 +60,34 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
         raise ValueError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
     blanked: dict[str, Any] = _blanks_to_none(tree)
     return blanked
+
+
+def with_stored(tree: dict[str, Any], stored: Mapping[str, Any], typed: Iterable[str]) -> dict[str, Any]:
+    """Return the configuration of a checkpoint in the place of the composed one, but for what was typed.
+
+    Args:
+        tree: the composed configuration.
+        stored: the groups that the checkpoint keeps.
+        typed: the overrides of the command line; a key or a group named there has its value from ``tree``.
+    """
+    merged = {**tree, **{group: {**tree[group], **content} for group, content in stored.items()}}
+    for override in typed:
+        *path, last = override.partition("=")[0].lstrip("+~").replace("/", ".").split(".")
+        above, value = _lookup(merged, ".".join(path)) if path else merged, _lookup(tree, ".".join([*path, last]))
+        if isinstance(above, dict) and value is not None:
+            above[last] = value
+    return merged
+
+
+def changed(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of the configuration with other values for some dotted keys, which must be there."""
+    copied = copy.deepcopy(dict(tree))
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        above = _lookup(copied, ".".join(path)) if path else copied
+        assert last in above, key
+        above[last] = value
+    return copied
 
 
 def to_yaml(tree: Mapping[str, Any]) -> str:
@@ -108,7 +144,7 @@ def _describe(detail: ErrorDetails) -> str:
 
 def _without_union_tags(location: tuple[int | str, ...]) -> Iterator[int | str]:
     for depth, part in enumerate(location):
-        if not (location[:depth] in (("model",), ("hyp", "optim")) and len(location) > depth + 1):
+        if not (location[:depth] in UNIONS and len(location) > depth + 1):
             yield part
 
 
@@ -123,7 +159,7 @@ def _contradictions(run: Run) -> Iterator[str]:
             hyp.blocks_per_update != 1 and not ever_stochastic
         ),
         "hyp.optim.nesterov=True: needs hyp.optim.dampening=0": lambda: (
-            isinstance(hyp.optim, GradientDescent) and hyp.optim.nesterov and hyp.optim.dampening != 0
+            isinstance(hyp.optim, Momentum) and hyp.optim.nesterov and hyp.optim.dampening != 0
         ),
         "impl.mixed_precision=True: needs impl.dtype=float": lambda: (
             run.impl.mixed_precision and run.impl.dtype in ("double", "float64")
@@ -133,3 +169,27 @@ def _contradictions(run: Run) -> Iterator[str]:
         ),
     }
     yield from (problem for problem, applies in rules.items() if applies())
+    yield from _contradictions_of_searches(hyp)
+
+
+def _contradictions_of_searches(hyp: Hyp) -> Iterator[str]:
+    optimizer, wrapper = hyp.optim, hyp.optim_modification.name.upper()
+    if not isinstance(optimizer, GradientDescent | LBFGS) or optimizer.line_search is None:
+        return
+    search = f"hyp/optim={optimizer.name} hyp.optim.line_search={optimizer.line_search}"
+    noisy = any((hyp.grad_noise.additive, hyp.grad_noise.multiplicative))
+    if noisy:
+        yield f"hyp.grad_noise: not with {search}, which compares losses that the noise moves at random"
+    if optimizer.line_search == "restarting":
+        return
+    unlike = f"not with {search}, which searches along the gradient of full_loss"
+    reasons = {
+        f"hyp/optim_modification={wrapper}: {unlike}; {wrapper} takes another one": wrapper.endswith("SAM"),
+        f"hyp/optim_modification={wrapper}: not with hyp/optim=lbfgs, whose curvature pairs need unscaled gradients": (
+            wrapper in ("LARS", "LARC") and isinstance(optimizer, LBFGS)
+        ),
+        f"hyp.norm_bias: {unlike}, and that has no bias": hyp.norm_bias.strength != 0,
+        f"hyp.batch_clip: {unlike}, unclipped": hyp.batch_clip is not None,
+        f"hyp.gradient_average=moving: {unlike}; the moving average is none": hyp.gradient_average == "moving",
+    }
+    yield from (problem for problem, applies in reasons.items() if applies)

@@ -1,11 +1,9 @@
 """One job from configuration to exit status: its folder, its checkpoint, its tables."""
 
-import filecmp
 import json
 import logging
 import platform
 import secrets
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,19 +19,21 @@ from rich.console import Console
 from rich.table import Table
 
 from fullbatch import __version__
-from fullbatch.build import build_trainer
+from fullbatch.build import build_trainer, check_determinism
 from fullbatch.build_data import about
-from fullbatch.config import parse, plain, to_yaml
+from fullbatch.config import plain, settings_of, to_yaml
+from fullbatch.restore import checkpoint_path, keep_foreign, matching
 from fullbatch.runtime.device import describe, set_up
+from fullbatch.runtime.files import claimed, require_writable, told
 from fullbatch.runtime.interruption import Interruption, interruption
 from fullbatch.runtime.logs import ProgressBar, job_log
 from fullbatch.settings import Run
 from fullbatch.tensors import device_of
-from fullbatch.training.checkpoint import differences, find_checkpoint, save_checkpoint
+from fullbatch.training.checkpoint import find_checkpoint, save_checkpoint
 from fullbatch.training.curves import draw_curves
 from fullbatch.training.recorder import ConvergenceTable, add_run
 from fullbatch.training.steps import DivergedError
-from fullbatch.training.stored_models import StoredModel, read_model, resume_from
+from fullbatch.training.stored_models import resume_from
 from fullbatch.training.summary import summarize
 from fullbatch.training.trainer import Trainer
 
@@ -50,7 +50,7 @@ class Places:
 
     folder: Path
     checkpoint: Path
-    tables: Path
+    table: Path
 
 
 @dataclass(frozen=True)
@@ -71,34 +71,39 @@ def run_job(cfg: DictConfig) -> int:
         terminal = stack.enter_context(job_log(folder / "log.txt"))
         interrupted = stack.enter_context(interruption())
         try:
-            tree, run = plain(cfg), parse(cfg)
+            tree = plain(cfg)
+            run = settings_of(tree)
             if run.dryrun:  # every file goes where it does not stay
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            job = prepare(run, tree, folder)
+            places = _places(run, folder)
+            for path in (places.checkpoint, places.table):
+                require_writable(path)
+            if run.impl.checkpoint.name is not None:
+                stack.enter_context(claimed(places.checkpoint))
+            job = prepare(run, tree, places)
         except (ValueError, OSError) as error:
-            log.error("%s", error)
-            return MISTAKE
+            return mistake(error)
         try:
             return execute(job, interrupted, terminal.out)
-        except OSError as error:
-            log.error("%s; the last checkpoint is whole", error)
-            return MISTAKE
+        except (ValueError, OSError) as error:
+            return mistake(error, f"; the last checkpoint is {find_checkpoint(places.checkpoint) or 'none'}")
 
 
-def prepare(run: Run, tree: dict[str, Any], folder: Path) -> Job:
+def prepare(run: Run, tree: dict[str, Any], places: Places) -> Job:
     """Build the run, and continue it where its checkpoint is; ``ValueError`` and ``OSError`` for mistakes."""
-    places = _places(run, folder)
     set_up(threads=run.impl.threads, benchmark=run.impl.benchmark, deterministic=run.impl.deterministic)
-    path = find_checkpoint(places.checkpoint)
-    stored = None if path is None else _matching_checkpoint(path, run, tree)
+    saved = find_checkpoint(places.checkpoint)
+    stored = None if saved is None else matching(saved, _identity(tree), run.seed)
     seed = int(stored.checkpoint["seed"]) if stored and stored.checkpoint else _seed(run)
     trainer = build_trainer(run, seed)
-    if path is not None and stored is not None:
-        with about(str(path)):
+    if saved is not None and stored is not None:
+        with about(str(saved)):
             resume_from(trainer.state, stored)
         if not stored.checkpoint:
-            _keep_foreign(path, stored)
-        log.info("continuing after step %d from %s", trainer.state.step, path)
+            keep_foreign(saved, stored)
+        log.info("continuing after step %d from %s", trainer.state.step, saved)
+    if run.impl.check_determinism and not trainer.done:
+        check_determinism(trainer)
     job = Job(run, tree, seed, places, trainer)
     _announce(job)
     return job
@@ -136,7 +141,7 @@ def execute(job: Job, interrupted: Interruption, console: Console) -> int:
     if not trainer.done and diverged is None:
         log.warning("paused after step %d; the checkpoint is %s", state.step, job.places.checkpoint)
         return interrupted.exit_status
-    add_run(job.places.tables / f"table_fb_{job.run.data.name}_runs.csv", _run_row(job, diverged))
+    add_run(job.places.table, _run_row(job, diverged))
     if diverged is not None:
         kept = find_checkpoint(job.places.checkpoint)
         log.error("%s; the last good checkpoint is %s", diverged, kept or "none, the first step diverged")
@@ -146,15 +151,20 @@ def execute(job: Job, interrupted: Interruption, console: Console) -> int:
     return DONE
 
 
+def mistake(error: ValueError | OSError, more: str = "") -> int:
+    """Say what was wrong, in the log also where, and return the exit status."""
+    log.error("%s%s", told(error) if isinstance(error, OSError) else error, more)
+    log.debug("where it happened", exc_info=error)
+    return MISTAKE
+
+
 def _places(run: Run, folder: Path) -> Places:
+    table = f"table_fb_{run.data.name}_runs.csv"
     if run.dryrun:
-        return Places(folder, folder / "checkpoint.pth", folder / "tables")
+        return Places(folder, folder / "checkpoint.pth", folder / table)
     name = run.impl.checkpoint.name
-    if name is None:
-        checkpoint = folder / "checkpoint.pth"
-    else:
-        checkpoint = Path("checkpoints") / (name if name.endswith((".pth", ".pt")) else f"{name}.pth")
-    return Places(folder, checkpoint, Path("tables"))
+    checkpoint = folder / "checkpoint.pth" if name is None else checkpoint_path(name)
+    return Places(folder, checkpoint, Path("tables") / table)
 
 
 def _seed(run: Run) -> int:
@@ -167,32 +177,6 @@ def _identity(tree: dict[str, Any]) -> dict[str, Any]:
         group: {key: value for key, value in tree[group].items() if key not in NO_MATTER.get(group, ())}
         for group in ("data", "model", "hyp")
     }
-
-
-def _matching_checkpoint(path: Path, run: Run, tree: dict[str, Any]) -> StoredModel:
-    stored = read_model(path)
-    if not stored.checkpoint:
-        return stored  # the file of another program, which does not say what it belongs to
-    content = stored.checkpoint
-    different = differences(content["config"], _identity(tree))
-    if run.seed is not None and run.seed != content["seed"]:
-        different.append(f"seed: {content['seed']} there, {run.seed} here")
-    if different:
-        raise ValueError(
-            f"{path}: the checkpoint of a run with another configuration ({'; '.join(different[:5])}); "
-            "choose another impl.checkpoint.name, or move the file away"
-        )
-    return stored
-
-
-def _keep_foreign(path: Path, stored: StoredModel) -> None:
-    """Say what a file of another program lacks, and keep it: the run's own checkpoints take its place."""
-    kept = path.with_name(f"{path.stem}.original{path.suffix}")
-    if kept.exists() and not filecmp.cmp(path, kept, shallow=False):
-        raise ValueError(f"{kept}: in the way of {path}, which would be kept there; move it away")
-    shutil.copy2(path, kept)
-    lacking = ", ".join(stored.notes)
-    log.warning("%s: a file of another program, kept as %s; it lacks %s", path, kept, lacking)
 
 
 def _announce(job: Job) -> None:

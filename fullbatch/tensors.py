@@ -32,6 +32,11 @@ def global_norm(tensors: Tensors, order: float = 2.0) -> Tensor:
     return norms.max() if order == math.inf else torch.linalg.vector_norm(norms, order)
 
 
+def norms(tensors: Tensors) -> list[Tensor]:
+    """Return the 2-norm of each tensor, scalars."""
+    return list(torch._foreach_norm(list(tensors)))
+
+
 def dot(left: Tensors, right: Tensors) -> Tensor:
     """Return the inner product of two lists of tensors taken as vectors."""
     products = torch._foreach_mul(list(left), list(right))
@@ -50,9 +55,19 @@ def add_(target: Tensors, source: Tensors, alpha: float = 1.0) -> None:
     torch._foreach_add_(list(target), list(source), alpha=alpha)
 
 
+def added(base: Tensors, source: Tensors, alpha: float = 1.0) -> list[Tensor]:
+    """Return ``base + alpha * source`` as new tensors, rounded as ``add_`` rounds."""
+    return list(torch._foreach_add(list(base), list(source), alpha=alpha))
+
+
 def scale_(target: Tensors, factor: float | Tensor) -> None:
     """Multiply ``target`` by a number or by a scalar tensor in place."""
     torch._foreach_mul_(list(target), factor)
+
+
+def scale_each_(target: Tensors, factors: Sequence[Tensor]) -> None:
+    """Multiply each tensor by its own factor, of a shape that broadcasts to the tensor's, in place."""
+    torch._foreach_mul_(list(target), list(factors))
 
 
 def lerp_(target: Tensors, source: Tensors, weight: float) -> None:

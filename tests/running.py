@@ -35,13 +35,13 @@ SMALL = [
 Script = Callable[..., int]
 
 
-def run_in_process(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> int:
+def run_in_process(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str, script: Path = SCRIPT) -> int:
     """Run the script with ``folder`` as the launch folder and return its exit status."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
     GlobalHydra.instance().clear()
     try:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
+        runpy.run_path(str(script), run_name="__main__")
     except SystemExit as ended:
         return int(ended.code or 0)
     finally:

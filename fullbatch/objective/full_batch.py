@@ -21,7 +21,7 @@ from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.objective.hessian_products import implementation_named
 from fullbatch.objective.running_mean import MovingAverage, WeightedMean
 from fullbatch.randomness import derive_seed
-from fullbatch.tensors import device_of, global_norm, preserved, trainable
+from fullbatch.tensors import clones, device_of, global_norm, preserved, trainable
 from fullbatch.transforms.clipping import clip_by_norm_
 from fullbatch.typing import Block, Blocks, LossFunction, Tensors
 
@@ -54,6 +54,16 @@ class Evaluation(LossEvaluation):
     """How many sub-batch gradients ``batch_clip`` shortened."""
     evaluations: int
     """Gradient evaluations of all the data that this took, the regularizer's included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueEvaluation(LossEvaluation):
+    """The value of the regularized objective."""
+
+    penalty: Tensor
+    """The value of the regularizer; the objective is ``loss + penalty``."""
+    evaluations: int
+    """Gradient evaluations that the penalty took; 0 where forward passes were enough."""
 
 
 class FullBatchObjective:
@@ -106,7 +116,7 @@ class FullBatchObjective:
         self.sub_batch, self.copies, self.regularizer = sub_batch, copies, regularizer
         self.accumulation_dtype, self.gradient_average = accumulation_dtype, gradient_average
         self.all_reduce, self.seed = all_reduce, seed
-        self._block_objective = BlockObjective(
+        self.block_objective = BlockObjective(
             model,
             loss_fn,
             regularizer=regularizer,
@@ -124,15 +134,36 @@ class FullBatchObjective:
         """Return L and the accuracy by forward passes alone."""
         means = self._scalar_means(2)
         with preserved(list(self.model.buffers())):
-            for block in self._sub_batches():
-                means.add(self._block_objective.loss(block), self._num_samples(block))
+            for block in self.sub_batches():
+                means.add(self.block_objective.loss(block), self._num_samples(block))
         loss, accuracy = means.value(self.all_reduce)
         return LossEvaluation(loss=loss, accuracy=accuracy, num_samples=means.weight)
+
+    @property
+    def regularized(self) -> bool:
+        """Whether the regularizer adds something now, so that the objective's value needs gradients."""
+        return self.regularizer is not None and self.regularizer.active
+
+    def value(self) -> ValueEvaluation:
+        """Return L and the penalty, by forward passes alone or, where ``regularized``, one pass of plain gradients."""
+        if not self.regularized:
+            found = self.loss()
+            return ValueEvaluation(**vars(found), penalty=torch.zeros_like(found.loss), evaluations=0)
+        with preserved(list(self.model.buffers())):
+            plain = self._pass_over_data(plain=True)
+        penalty = self._penalty(plain.squared_norms, plain.gradient)
+        return ValueEvaluation(
+            loss=plain.loss,
+            accuracy=plain.accuracy,
+            num_samples=plain.num_samples,
+            penalty=penalty,
+            evaluations=plain.evaluations,
+        )
 
     def evaluate(self, *, update_buffers: bool = False) -> Evaluation:
         """Return L and its gradient; with acc_strength, a first pass computes gbar for the second."""
         first_pass = contextlib.nullcontext() if update_buffers else preserved(list(self.model.buffers()))
-        if self.regularizer is None or not self.regularizer.active or self.regularizer.acc_strength == 0:
+        if not self.regularized or self.regularizer is None or self.regularizer.acc_strength == 0:
             with first_pass:
                 return self._pass_over_data()
         with first_pass:
@@ -140,6 +171,19 @@ class FullBatchObjective:
         with preserved(list(self.model.buffers())):
             evaluation = self._pass_over_data(plain.gradient)
         return replace(evaluation, evaluations=plain.evaluations + evaluation.evaluations)
+
+    @torch.no_grad()
+    def ignores_keys(self) -> bool:
+        """Return whether the model draws no random numbers and moves no buffers: tried on the first sub-batch.
+
+        Then evaluations of the same samples are the same function, whatever the keys of the blocks.
+        """
+        block, buffers = next(self.sub_batches()), list(self.model.buffers())
+        before = clones(buffers)
+        with preserved(buffers):
+            losses = [self.block_objective.loss(block._replace(key=key)).loss for key in (block.key, block.key + 1)]
+            unmoved = all(torch.equal(old, new) for old, new in zip(before, buffers, strict=True))
+        return unmoved and torch.equal(*losses)
 
     def hessian_product(self, v: Tensors, implementation: str = "autograd", eps: float = 1e-2) -> list[Tensor]:
         """Return H v of L (without any regularizer) for ``v`` shaped like the trainable parameters.
@@ -149,16 +193,16 @@ class FullBatchObjective:
         method = implementation_named(implementation)
         mean = WeightedMean(v, self.accumulation_dtype)
         with preserved(list(self.model.buffers())):
-            for block in self._sub_batches():
-                point = self._block_objective.point(block)
+            for block in self.sub_batches():
+                point = self.block_objective.point(block)
                 gradient = point.gradient(create_graph=method.needs_graph)
                 mean.add(method.product(point, gradient, v, eps), self._num_samples(block))
         return mean.value(self.all_reduce)
 
     def _pass_over_data(self, mean_gradient: Tensors | None = None, *, plain: bool = False) -> Evaluation:
         gradient, means = self._gradient_mean(), self._scalar_means(4)
-        for block in self._sub_batches():
-            found = self._block_objective.gradient(block, mean_gradient, plain=plain)
+        for block in self.sub_batches():
+            found = self.block_objective.gradient(block, mean_gradient, plain=plain)
             size = self._num_samples(block)
             gradient.add(found.gradient, size)
             means.add([found.loss, found.accuracy, found.squared_norm, found.clipped / size], size)
@@ -181,7 +225,8 @@ class FullBatchObjective:
             squared_norms, 0.0 if mean_gradient is None else global_norm(mean_gradient).square()
         )
 
-    def _sub_batches(self) -> Iterator[Block]:
+    def sub_batches(self) -> Iterator[Block]:
+        """Yield the forward passes of one evaluation, in order."""
         device = device_of(self.model)
         for index, (inputs, labels, *key) in enumerate(cast(Iterable[tuple[Any, ...]], self.data)):
             block_key = int(key[0]) if key else derive_seed(self.seed, index)

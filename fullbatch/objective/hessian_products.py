@@ -114,11 +114,15 @@ def _derivative_of_gradient(point: SubBatchLoss, v: Tensors, create_graph: bool)
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way to compute H v: the function, its cost beyond g(t) in gradient evaluations, and what it needs of g(t)."""
+    """One way to compute H v: the function, its cost beyond g(t) in gradient evaluations, and what it needs of g(t).
+
+    What is not ``exact`` is a difference of gradients, which magnifies their rounding by ||v||/eps.
+    """
 
     product: Callable[[SubBatchLoss, Tensors, Tensors, float], list[Tensor]]
     evaluations: int = 1
     needs_graph: bool = False
+    exact: bool = False
 
 
 IMPLEMENTATIONS = {
@@ -126,10 +130,10 @@ IMPLEMENTATIONS = {
     "finite_diff": Implementation(forward_differences),
     "forward-differences-legacy": Implementation(forward_differences),
     "central-differences": Implementation(central_differences, evaluations=2),
-    "autograd": Implementation(reverse_over_reverse, needs_graph=True),
+    "autograd": Implementation(reverse_over_reverse, needs_graph=True, exact=True),
     # the gradient of alpha/2 ||g||^2 + beta <g, gbar>: its backward pass starts with v, so it is the same computation
-    "autograd-pen": Implementation(reverse_over_reverse, needs_graph=True),
-    "forward-over-reverse": Implementation(forward_over_reverse),
+    "autograd-pen": Implementation(reverse_over_reverse, needs_graph=True, exact=True),
+    "forward-over-reverse": Implementation(forward_over_reverse, exact=True),
 }
 
 

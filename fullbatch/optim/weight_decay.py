@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fullbatch.tensors import global_norm
+from fullbatch.tensors import global_norm, scaled_sum
+from fullbatch.typing import Tensors
 
 
 def parameter_groups(model: nn.Module, *, only_linear_layers: bool) -> list[dict[str, Any]]:
@@ -35,6 +36,18 @@ def decay_penalty(optimizer: Optimizer) -> Tensor:
         if group.get("weight_decay")
     ]
     return torch.stack(penalties).sum() if penalties else torch.zeros((), device=_device(optimizer))
+
+
+@torch.no_grad()
+def with_decay(optimizer: Optimizer, gradients: Tensors) -> list[Tensor]:
+    """Return ``gradients``, in the order of the groups' parameters, plus weight_decay t; new where that is not 0."""
+    rest = iter(gradients)
+    found: list[Tensor] = []
+    for group in optimizer.param_groups:
+        own = [next(rest) for _ in group["params"]]
+        decay = group.get("weight_decay")
+        found += scaled_sum(own, group["params"], decay) if decay else own
+    return found
 
 
 def _device(optimizer: Optimizer) -> torch.device:

@@ -2,6 +2,9 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 
@@ -38,6 +41,20 @@ def set_up(*, threads: int, benchmark: bool, deterministic: bool) -> int:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its bits only with this set
     torch.use_deterministic_algorithms(deterministic)
     return threads
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Inside, let CUDA's float32 products and convolutions round their factors to TF32, or forbid it."""
+    switches: tuple[Any, Any] = (torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn).conv)
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = "tf32" if allowed else "ieee"
+    try:
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
 
 
 def describe(device: torch.device) -> str:

@@ -1,8 +1,14 @@
 """Files that a crash cannot tear."""
 
+import errno
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 def write_atomically(path: Path, content: bytes | memoryview, *, keep: int = 0) -> None:
@@ -14,7 +20,7 @@ def write_atomically(path: Path, content: bytes | memoryview, *, keep: int = 0) 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.writing")
     try:
-        with temporary.open("wb") as file:
+        with naming(path), temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -24,6 +30,48 @@ def write_atomically(path: Path, content: bytes | memoryview, *, keep: int = 0) 
         temporary.unlink(missing_ok=True)
         raise
     _synchronize_folder(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an ``OSError`` that names no file, as those of full disks do, name ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
+
+
+def require_writable(path: Path) -> None:
+    """Raise ``OSError`` where ``path`` could not be written, before hours of work are spent on what goes there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Keep other processes from claiming ``path`` meanwhile; ``ValueError`` where one has. A kill ends the claim."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(f"{path}: another run is using this checkpoint now") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def told(error: OSError) -> str:
+    """Return a file system's refusal as 'file: what was wrong'."""
+    if error.filename is None or not error.strerror:
+        return str(error)
+    return f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}"
 
 
 def previous_paths(path: Path, keep: int) -> list[Path]:

@@ -17,7 +17,7 @@ class ConsoleHandler(logging.Handler):
     """Prints messages above the progress bar; warnings and errors go to standard error."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(logging.INFO)
         self.out = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self.err = Console(file=sys.stderr, highlight=False, soft_wrap=True)
 
@@ -29,11 +29,11 @@ class ConsoleHandler(logging.Handler):
 
 @contextmanager
 def job_log(file: Path) -> Iterator[ConsoleHandler]:
-    """Send what the package logs to the terminal and, with times, to ``file``."""
+    """Send what the package logs to the terminal and, with times and stack traces, to ``file``."""
     console, to_file = ConsoleHandler(), logging.FileHandler(file, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("fullbatch")
-    package.setLevel(logging.INFO)
+    package.setLevel(logging.DEBUG)
     package.addHandler(console)
     package.addHandler(to_file)
     try:

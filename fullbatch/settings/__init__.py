@@ -9,10 +9,9 @@ from fullbatch.settings.data import Data
 from fullbatch.settings.hyp import Hyp
 from fullbatch.settings.impl import Analysis, Impl
 from fullbatch.settings.model import Model
-from fullbatch.settings.optim import Adam, GradientDescent
-from fullbatch.settings.types import SETTINGS, NonNegativeInt
+from fullbatch.settings.types import SETTINGS, FileName, Seed
 
-__all__ = ["Adam", "Data", "GradientDescent", "Hyp", "Impl", "Run"]
+__all__ = ["Data", "Hyp", "Impl", "Run"]
 
 
 @dataclass(frozen=True, config=SETTINGS)
@@ -20,8 +19,8 @@ class Run:
     """One run, whole."""
 
     base_dir: str
-    seed: NonNegativeInt | None
-    name: str
+    seed: Seed | None
+    name: FileName
     dryrun: bool
     plan: bool
     data: Data

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fullbatch.settings.types import SETTINGS, ChannelValues, Count, Int, Name, NonNegativeInt, Positive
+from fullbatch.settings.types import SETTINGS, ChannelValues, Count, Int, Name, Positive, Seed
 
 
 @dataclass(frozen=True, config=SETTINGS)
@@ -23,7 +23,7 @@ class Data:
     path: str | None
     size: Count | None
     valid_size: Count | None
-    subset_seed: NonNegativeInt
+    subset_seed: Seed
     channels: Count | None
     classes: Annotated[Int, Field(ge=2)] | None
     pixels: Count | None

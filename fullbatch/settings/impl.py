@@ -4,14 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic.dataclasses import dataclass
 
-from fullbatch.settings.types import SETTINGS, Count, Name, NonNegativeInt, Positive
+from fullbatch.settings.types import SETTINGS, CheckpointName, Count, Name, NonNegativeInt, Positive
 
 
 @dataclass(frozen=True, config=SETTINGS)
 class CheckpointSettings:
     """`impl.checkpoint`: where the state of the run is kept."""
 
-    name: str | None
+    name: CheckpointName | None
     save_every_nth_step: Count
     keep: NonNegativeInt
     max_minutes: Positive | None
@@ -34,6 +34,7 @@ class Impl:
     non_blocking: bool
     benchmark: bool
     deterministic: bool
+    check_determinism: bool
     pin_memory: bool
     threads: Count
     persistent_workers: bool

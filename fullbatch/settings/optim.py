@@ -2,23 +2,66 @@
 
 from typing import Annotated, Literal, Union
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 
-from fullbatch.settings.types import SETTINGS, Float, Fraction, Name, NonNegative, family
+from fullbatch.settings.types import (
+    SETTINGS,
+    Count,
+    Float,
+    Fraction,
+    Name,
+    NonNegative,
+    Positive,
+    family,
+    infinity_as_name,
+    none_as_blank,
+)
+
+Share = Annotated[Float, Field(gt=0, lt=1)]
 
 
 @dataclass(frozen=True, config=SETTINGS)
-class GradientDescent:
-    """`hyp/optim=gd`: gradient descent with momentum."""
+class Momentum:
+    """What the descents with momentum share."""
 
-    name: Annotated[Literal["gd"], Name]
     lr: NonNegative
     momentum: Annotated[Float, Field(ge=0, lt=1)]
     weight_decay: NonNegative
     dampening: Annotated[Float, Field(ge=0, le=1)]
     nesterov: bool
-    line_search: str | None
+
+
+@dataclass(frozen=True, config=SETTINGS)
+class GradientDescent(Momentum):
+    """`hyp/optim=gd`: gradient descent with momentum."""
+
+    name: Annotated[Literal["gd"], Name]
+    line_search: Annotated[Literal["wolfe", "non-monotone", "restarting"] | None, BeforeValidator(none_as_blank)]
+    c1: Share
+    c2: Share
+    alpha_max: Positive
+    max_iter: Count
+    interval: Count
+    factor: Share
+
+
+@dataclass(frozen=True, config=SETTINGS)
+class ClippedDescent(Momentum):
+    """`hyp/optim=gd_clip`: gradient descent clipped to the last gradient norms."""
+
+    name: Annotated[Literal["gd_clip"], Name]
+    interval: Count
+    norm_type: Annotated[Literal[2, "inf"], BeforeValidator(infinity_as_name)]
+
+
+@dataclass(frozen=True, config=SETTINGS)
+class AdaptivelyClippedDescent(Momentum):
+    """`hyp/optim=gd_agc`: gradient descent, clipped unit by unit."""
+
+    name: Annotated[Literal["gd_agc"], Name]
+    clipping: Positive
+    eps: Positive
 
 
 @dataclass(frozen=True, config=SETTINGS)
@@ -33,14 +76,88 @@ class Adam:
     amsgrad: bool
 
 
+@dataclass(frozen=True, config=SETTINGS)
+class Fista:
+    """`hyp/optim=fista`: accelerated proximal gradient."""
+
+    name: Annotated[Literal["fista"], Name]
+    lr: NonNegative
+    fista_mod: tuple[Positive, NonNegative, Annotated[Float, Field(gt=0, le=4)]]
+    projection: Annotated[Literal["l2-ball", "box"] | None, BeforeValidator(none_as_blank)]
+    radius: Positive
+    restart: bool
+
+
+@dataclass(frozen=True, config=SETTINGS)
+class LBFGS:
+    """`hyp/optim=lbfgs`: limited-memory BFGS."""
+
+    name: Annotated[Literal["lbfgs"], Name]
+    lr: NonNegative
+    weight_decay: NonNegative
+    history_size: Count
+    line_search: Annotated[Literal["wolfe", "armijo"], Name]
+    eps: Share
+    damping: bool
+    eta: Annotated[Float, Field(gt=1)]
+    c1: Share
+    c2: Share
+    max_linesearches: Count
+
+
 Optim = Annotated[
-    Union[Annotated[GradientDescent, Tag("gd")], Annotated[Adam, Tag("adam")]],  # noqa: UP007
+    Union[  # noqa: UP007 (a runtime value)
+        Annotated[GradientDescent, Tag("gd")],
+        Annotated[Adam, Tag("adam")],
+        Annotated[Fista, Tag("fista")],
+        Annotated[AdaptivelyClippedDescent, Tag("gd_agc")],
+        Annotated[ClippedDescent, Tag("gd_clip")],
+        Annotated[LBFGS, Tag("lbfgs")],
+    ],
     Discriminator(family),
 ]
 
 
 @dataclass(frozen=True, config=SETTINGS)
-class OptimModification:
-    """`hyp/optim_modification`: a wrapper around the optimizer."""
+class NoModification:
+    """`hyp/optim_modification=none`: the optimizer as it is."""
 
     name: Annotated[Literal["none"], Name]
+
+
+@dataclass(frozen=True, config=SETTINGS)
+class LayerwiseScaling:
+    """`hyp/optim_modification=LARS` and `LARC`: a learning rate for each parameter."""
+
+    name: Annotated[Literal["lars", "larc"], Name]
+    trust_coefficient: Positive
+    eps: NonNegative
+
+
+@dataclass(frozen=True, config=SETTINGS)
+class SAM:
+    """`hyp/optim_modification=SAM`: the gradient at the worst point near by."""
+
+    name: Annotated[Literal["sam"], Name]
+    rho: NonNegative
+
+
+@dataclass(frozen=True, config=SETTINGS)
+class ASAM:
+    """`hyp/optim_modification=ASAM`: SAM in units of the parameters."""
+
+    name: Annotated[Literal["asam"], Name]
+    rho: NonNegative
+    eta: NonNegative
+
+
+OptimModification = Annotated[
+    Union[  # noqa: UP007 (a runtime value)
+        Annotated[NoModification, Tag("none")],
+        Annotated[LayerwiseScaling, Tag("lars")],
+        Annotated[LayerwiseScaling, Tag("larc")],
+        Annotated[SAM, Tag("sam")],
+        Annotated[ASAM, Tag("asam")],
+    ],
+    Discriminator(family),
+]

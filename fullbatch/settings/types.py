@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 SETTINGS = ConfigDict(extra="forbid", allow_inf_nan=False)
 """Of every dataclass here: unknown keys are errors, and so are numbers that are not finite."""
@@ -19,9 +19,32 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
+def _below_2_63(value: int) -> int:
+    if value >= 2**63:
+        raise ValueError("should be below 2^63")
+    return value
+
+
+def _file_name(value: str) -> str:
+    if "/" in value or "\\" in value or "\0" in value:
+        raise ValueError("should be part of a file's name, without slashes")
+    return value
+
+
+def _below(value: str) -> str:
+    if value.startswith("/") or ".." in value.split("/") or "\0" in value or value.endswith("/"):
+        raise ValueError("should be the name of a file below checkpoints/")
+    return value
+
+
 def infinity_as_name(value: Any) -> Any:
     """Return 'inf' for the number, else the name in lower case."""
     return "inf" if value == math.inf else _lower(value)  # YAML reads inf as a number
+
+
+def none_as_blank(value: Any) -> Any:
+    """Return None for the name 'none', else the name in lower case."""
+    return None if _lower(value) == "none" else _lower(value)
 
 
 Int = Annotated[int, BeforeValidator(_no_bool)]
@@ -32,6 +55,11 @@ NonNegative = Annotated[Float, Field(ge=0)]
 Positive = Annotated[Float, Field(gt=0)]
 Fraction = Annotated[Float, Field(ge=0, lt=1)]
 Name = BeforeValidator(_lower)
+Seed = Annotated[NonNegativeInt, AfterValidator(_below_2_63)]
+FileName = Annotated[str, AfterValidator(_file_name)]
+"""Part of the names of files: no folders."""
+CheckpointName = Annotated[str, AfterValidator(_below)]
+"""A file below a folder, perhaps in folders of its own."""
 ChannelValues = tuple[Float, ...]
 
 

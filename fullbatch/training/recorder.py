@@ -8,12 +8,12 @@ from typing import Any
 
 from filelock import FileLock
 
-from fullbatch.runtime.files import write_atomically
+from fullbatch.runtime.files import naming, write_atomically
 from fullbatch.training.state import Row
 
 STEP_COLUMNS = (
-    "step train_loss train_acc valid_loss valid_acc lr train_time evaluations full_loss grad_norm full_grad_norm "
-    "update_norm param_norm num_clipped valid_time"
+    "step train_loss train_acc valid_loss valid_acc lr train_time evaluations loss_evaluations full_loss grad_norm "
+    "full_grad_norm update_norm param_norm num_clipped valid_time"
 ).split()
 
 
@@ -32,7 +32,7 @@ class ConvergenceTable:
         if row.keys() - set(self._columns):
             self._rewrite()
             return
-        with self.path.open("a", newline="", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             _writer(file, self._columns).writerow(row)
 
     def _rewrite(self) -> None:

@@ -4,22 +4,25 @@ Both are one code path; a full-batch step is the epoch whose only update consume
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from fullbatch.objective.full_batch import Evaluation, FullBatchObjective
-from fullbatch.optim.weight_decay import decay_penalty
-from fullbatch.randomness import derive_seed, seeded
+from fullbatch.randomness import derive_seed
 from fullbatch.tensors import device_of, global_norm, trainable
+from fullbatch.training.closure import StepClosure
 from fullbatch.training.state import Row
-from fullbatch.transforms.chain import GradientTransform, Statistics, chain
+from fullbatch.transforms.chain import GradientTransform
 from fullbatch.typing import Blocks
 
-MEANS = ("train_loss", "train_acc", "full_loss", "squared_norms", "full_grad_norm", "update_norm")
+SUMS_APART = ("param_norm", "num_clipped", "num_samples", "norm_after")
+"""Columns that are not means over the samples."""
+KNOWN = "known"
+"""The key in the optimizer's state, and so in checkpoints, of what is known where the next step starts."""
 
 
 class DivergedError(RuntimeError):
@@ -56,6 +59,9 @@ class Step:
         blocks_per_update: how many blocks make an update of a stochastic step.
         seed: of the noise.
         max_blocks: use only the first blocks of a step (for a dry run).
+        constant_data: whether ``data`` gives the same samples in every step. Where the model and the order allow it,
+            too, all full-batch steps are one function, and what a search found at the point that it accepted begins the
+            next step instead of being computed again.
     """
 
     objective: FullBatchObjective
@@ -67,6 +73,8 @@ class Step:
     blocks_per_update: int = 1
     seed: int = 0
     max_blocks: int | None = None
+    constant_data: bool = False
+    _constant: bool | None = field(default=None, init=False)
 
     def __call__(self, step: int, *, stochastic: bool) -> Row:
         """Take step number ``step`` and return what the table of the run calls train_loss, full_loss and so on.
@@ -78,7 +86,7 @@ class Step:
         blocks = self.data.blocks(step, shuffle=self.shuffle, with_replacement=with_replacement)[: self.max_blocks]
         size = self.blocks_per_update if stochastic else len(blocks)
         updates = [
-            self._update(blocks[start : start + size], derive_seed(self.seed, step, start))
+            self._update(blocks[start : start + size], derive_seed(self.seed, step, start), whole=not stochastic)
             for start in range(0, len(blocks), size)
         ]
         with torch.no_grad():
@@ -87,55 +95,36 @@ class Step:
         _refuse_what_is_not_finite(step, columns)
         return _summarize(columns)
 
-    def _update(self, blocks: BlockSequence, noise_seed: int) -> dict[str, Tensor]:
-        closure = _Closure(self.objective.over(blocks), self.optimizer, self.transforms, noise_seed)
+    def _update(self, blocks: BlockSequence, noise_seed: int, *, whole: bool) -> dict[str, Tensor]:
+        objective = self.objective.over(blocks)
+        known = self._take_known() if whole else None
+        closure = StepClosure(objective, self.optimizer, self.transforms, noise_seed, known)
         self.optimizer.step(closure)  # type: ignore[arg-type]  # a loss may be a tensor
-        return closure.report
+        if whole and (found := closure.last_here) is not None and self._is_constant(objective):
+            self.optimizer.state[KNOWN] = vars(found)  # type: ignore[index]  # keys that are no tensors are kept as such
+        counts = {"evaluations": closure.num_gradients, "loss_evaluations": closure.num_losses}
+        extra = counts | getattr(self.optimizer, "statistics", {})
+        report = closure.report
+        return report | {name: torch.full_like(report["train_loss"], value) for name, value in extra.items()}
+
+    def _take_known(self) -> Evaluation | None:
+        """Return what the last step found where this one starts."""
+        found = self.optimizer.state.pop(KNOWN, None)  # type: ignore[call-overload]
+        return None if found is None else Evaluation(**_moved(found, device_of(self.objective.model)))
+
+    def _is_constant(self, objective: FullBatchObjective) -> bool:
+        if self._constant is None:  # two forward passes of a sub-batch, once in a run
+            self._constant = self.constant_data and not self.shuffle and objective.ignores_keys()
+        return self._constant and not objective.regularized  # the penalty changes with the learning rate
 
 
-class _Closure:
-    """Evaluates the objective for the optimizer; only the first evaluation moves batch-norm statistics and reports."""
+def _moved(content: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    def move(value: Any) -> Any:
+        if isinstance(value, list):
+            return [move(entry) for entry in value]
+        return value.to(device) if isinstance(value, Tensor) else value
 
-    def __init__(
-        self,
-        objective: FullBatchObjective,
-        optimizer: Optimizer,
-        transforms: Sequence[GradientTransform],
-        noise_seed: int,
-    ) -> None:
-        self.objective, self.optimizer, self.transforms = objective, optimizer, transforms
-        self.noise_seed = noise_seed
-        self.report: dict[str, Tensor] = {}
-
-    def __call__(self) -> Tensor:
-        """Set the gradients of the parameters and return the full loss."""
-        model = self.objective.model
-        evaluation = self.objective.evaluate(update_buffers=not self.report)
-        with seeded(self.noise_seed, device_of(model)):
-            statistics = chain(self.transforms, evaluation.gradient, trainable(model))
-        for parameter, gradient in zip(trainable(model), evaluation.gradient, strict=True):
-            parameter.grad = gradient
-        full_loss = evaluation.loss + evaluation.penalty + decay_penalty(self.optimizer)
-        if not self.report:
-            self.report = _describe(evaluation, full_loss, statistics, model)
-        else:
-            self.report["evaluations"] = self.report["evaluations"] + evaluation.evaluations
-        return full_loss
-
-
-@torch.no_grad()
-def _describe(evaluation: Evaluation, full_loss: Tensor, statistics: Statistics, model: nn.Module) -> dict[str, Tensor]:
-    return {
-        "train_loss": evaluation.loss,
-        "train_acc": evaluation.accuracy,
-        "full_loss": full_loss,
-        "squared_norms": evaluation.squared_norms,
-        **statistics,
-        "param_norm": global_norm(trainable(model)).square(),
-        "num_clipped": evaluation.num_clipped,
-        "num_samples": evaluation.num_samples,
-        "evaluations": torch.full_like(evaluation.loss, evaluation.evaluations),
-    }
+    return {name: move(value) for name, value in content.items()}
 
 
 def _columns(updates: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -160,9 +149,8 @@ def _refuse_what_is_not_finite(step: int, columns: dict[str, Tensor]) -> None:
 
 def _summarize(columns: dict[str, Tensor]) -> Row:
     weights = columns["num_samples"] / columns["num_samples"].sum()
-    row = {name: float((weights * columns[name]).sum()) for name in MEANS}
+    row = {name: float((weights * column).sum()) for name, column in columns.items() if name not in SUMS_APART}
     row["grad_norm"] = row.pop("squared_norms") ** 0.5
     row["param_norm"] = float(columns["param_norm"][0])
     row["num_clipped"] = float(columns["num_clipped"].sum())
-    row["evaluations"] = float((weights * columns["evaluations"]).sum())
     return row

@@ -18,11 +18,16 @@ def full_accuracy(num_steps: int) -> StopRule:
     return rule
 
 
+def evaluations_spent(row: Row) -> float:
+    """Return what a step cost in gradient evaluations of its data: a loss, forward passes alone, counts a third."""
+    return row.get("evaluations", 0.0) + row.get("loss_evaluations", 0.0) / 3
+
+
 def evaluation_budget(max_evaluations: float) -> StopRule:
     """Stop when the steps together took ``max_evaluations`` gradient evaluations of the whole training set."""
 
     def rule(rows: Sequence[Row]) -> str | None:
-        spent = sum(row.get("evaluations", 0.0) for row in rows)
+        spent = sum(evaluations_spent(row) for row in rows)
         used_up = spent >= max_evaluations
         return f"{spent:g} of {max_evaluations:g} gradient evaluations are used up" if used_up else None
 

@@ -149,7 +149,7 @@ def resume_from(state: TrainState, stored: StoredModel) -> None:
         state.load_state_dict(stored.checkpoint["state"])
         return
     if stored.step is None:
-        raise ValueError("weights alone, which no run continues from; a run continues from checkpoints")
+        raise ValueError("a file of another program that holds weights alone; a run continues from checkpoints")
     load_weights(state.model, stored.weights)
     if state.ema is not None:
         load_weights(state.ema.model, stored.weights)

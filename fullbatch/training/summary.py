@@ -22,8 +22,15 @@ def summarize(rows: Sequence[Row], *, warmup: int, window: int) -> dict[str, flo
         "avg_step_time": train_time / max(len(timed), 1),
         "total_time": train_time + sum(row.get("valid_time", 0.0) for row in rows),
         "evaluations": sum(row.get("evaluations", 0.0) for row in rows),
+        "loss_evaluations": sum(row.get("loss_evaluations", 0.0) for row in rows),
         "steps_taken": len(rows),
+        **_failures(rows),
     }
+
+
+def _failures(rows: Sequence[Row]) -> dict[str, float]:
+    searched = [row["search_failed"] for row in rows if "search_failed" in row]
+    return {"searches_failed": sum(searched)} if searched else {}
 
 
 def accuracy_at_minimal_loss(rows: Sequence[Row], *, warmup: int, window: int) -> float:

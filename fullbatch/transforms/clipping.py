@@ -10,7 +10,7 @@ from fullbatch.typing import Tensors
 
 
 @torch.no_grad()
-def clip_by_norm_(gradients: Tensors, max_norm: float, order: float = 2.0) -> tuple[Tensor, Tensor]:
+def clip_by_norm_(gradients: Tensors, max_norm: float | Tensor, order: float = 2.0) -> tuple[Tensor, Tensor]:
     """Multiply by c / (norm + 1e-6) in place where the norm of order 2 or ``math.inf`` exceeds c = ``max_norm``.
 
     Returns the norm before, and 1.0 or 0.0 for clipped or not; scalar tensors, nothing waits for the device.

@@ -1,5 +1,6 @@
 """The configuration: documented defaults, blanks, case, and one clear line for each mistake."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ from composing import CONFIG, composed
 from hydra.errors import HydraException
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf.errors import OmegaConfBaseException
 
 from fullbatch.command_line import normalized
-from fullbatch.config import parse, plain
+from fullbatch.config import changed, parse, plain, settings_of, with_stored
+from fullbatch.settings import Run
 
 
 def test_the_documented_defaults() -> None:
@@ -104,7 +107,7 @@ MISTAKES = {
     "+hyp.optim.nestrov=True": r"hyp\.optim\.nestrov: there is no such key",
     "~hyp.steps": r"hyp\.steps: this key is missing",
     "hyp.optim.lr=-1": r"hyp\.optim\.lr: .*greater than or equal to 0",
-    "hyp.optim.name=madam": r"hyp\.optim\.name=madam: unknown; known: 'gd', 'adam'",
+    "hyp.optim.name=madam": r"hyp\.optim\.name=madam: unknown; known: 'gd', 'adam', 'fista'",
     "model.name=resnot": r"model\.name=resnot: unknown; known: 'resnet', 'densenet', .*, 'linear'",
     "model=vgg16 +model.width=3": r"model\.width: there is no such key",
     "model=nfn model.se_ratio=2": r"model\.se_ratio: .*less than or equal to 1",
@@ -124,7 +127,21 @@ MISTAKES = {
     "plan=True": r"plan=True: not part of this version yet \(cost estimates\); accepted: False",
     "hyp.train_semi_stochastic=True": r"hyp\.train_semi_stochastic=True: .*LMDB",
     "hyp.label_noise=1": r"hyp\.label_noise: .*less than 1 \(got 1\)",
-    "hyp.optim.line_search=wolfe": r"hyp\.optim\.line_search=wolfe: not part of this version yet \(line searches\)",
+    "hyp.optim.line_search=golden": r"hyp\.optim\.line_search: .*'wolfe', 'non-monotone' or 'restarting'",
+    "hyp/optim=lbfgs hyp.optim.line_search=none": r"hyp\.optim\.line_search: .*'wolfe' or 'armijo'",
+    "hyp/optim=fista hyp.optim.fista_mod=[1,1,5]": r"hyp\.optim\.fista_mod\.2: .*less than or equal to 4",
+    "hyp/optim=gd_clip hyp.optim.norm_type=1": r"hyp\.optim\.norm_type: .*2 or 'inf'",
+    "hyp/optim_modification=SAM hyp.optim_modification.rho=-1": r"hyp\.optim_modification\.rho: .*greater than",
+    "hyp.optim_modification.name=SAN": r"hyp\.optim_modification\.name=SAN: unknown; known: 'none', 'lars'",
+    "hyp/optim=gd_agc hyp.optim.dampening=0.5": r"hyp\.optim\.nesterov=True: needs hyp\.optim\.dampening=0",
+    "hyp.optim.line_search=wolfe hyp.grad_noise.additive=0.1": r"hyp\.grad_noise: not with hyp/optim=gd .*=wolfe",
+    "hyp.optim.line_search=restarting hyp.grad_noise.multiplicative=0.1": r"hyp\.grad_noise: not with .*=restarting",
+    "hyp/optim=lbfgs hyp.grad_noise.additive=0.1": r"hyp\.grad_noise: not with hyp/optim=lbfgs",
+    "hyp/optim=lbfgs hyp.norm_bias.strength=0.1": r"hyp\.norm_bias: not with hyp/optim=lbfgs .*no bias",
+    "hyp/optim=lbfgs hyp.batch_clip=1": r"hyp\.batch_clip: not with hyp/optim=lbfgs .*unclipped",
+    "hyp.optim.line_search=wolfe hyp.gradient_average=moving": r"hyp\.gradient_average=moving: not with .*wolfe",
+    "hyp.optim.line_search=wolfe hyp/optim_modification=sam": r"hyp/optim_modification=SAM: not with .*wolfe",
+    "hyp/optim=lbfgs hyp/optim_modification=larc": r"hyp/optim_modification=LARC: not with hyp/optim=lbfgs",
     "impl.JIT=script": r"impl\.JIT: TorchScript is refused",
     "impl.compile=True": r"impl\.compile=True: not part",
     "impl.grad_scaling=True": r"impl\.grad_scaling=True: .*float16",
@@ -136,7 +153,7 @@ MISTAKES = {
     "hyp=fb1 hyp.blocks_per_update=2": r"hyp\.blocks_per_update=2: only in stochastic mode",
     "hyp=fb1 hyp.sample_with_replacement=True": r"hyp\.sample_with_replacement=True: only in stochastic mode",
     "data=ImageNot": "CIFAR10",
-    "hyp/optim=lbfgs": "adam",
+    "hyp/optim=newton": "adam",
     "name=${nowhere}": "nowhere",
 }
 
@@ -178,3 +195,54 @@ def test_what_is_typed_is_what_is_meant(values: dict[str, Any]) -> None:
         "hyp.shuffle": hyp.shuffle,
     }
     assert plain(cfg)["hyp"]["grad_clip"] == values["hyp.grad_clip"]
+
+
+TREE = plain(composed())
+
+
+def outcome(make: Callable[[], Run]) -> Run | str:
+    """The run, or the message of its refusal; any other error is one."""
+    try:
+        return make()
+    except (ValueError, HydraException, OmegaConfBaseException) as refusal:
+        return str(refusal)
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+
+
+KEYS = st.sampled_from(sorted(leaves(TREE)))
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+VALUES = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(max_size=4), SCALARS, max_size=3)
+
+
+@given(st.dictionaries(KEYS, VALUES, min_size=1, max_size=3))
+@settings(max_examples=300, deadline=None)
+def test_any_values_are_refused_by_name_or_make_a_run(values: dict[str, Any]) -> None:
+    outer = {k: v for k, v in values.items() if not any(k.startswith(f"{other}.") for other in values)}
+    found = outcome(lambda: settings_of(changed(TREE, outer)))
+    assert isinstance(found, Run) or any(key in found for key in outer)
+
+
+WORDS = st.text(st.characters(codec="ascii", exclude_characters="\n"), max_size=12)
+OVERRIDES = st.builds("{}{}{}{}".format, st.sampled_from(["", "", "+", "~", "++"]), KEYS | WORDS, st.just("="), WORDS)
+
+
+@given(st.lists(OVERRIDES | WORDS, min_size=1, max_size=3))
+@settings(max_examples=60, deadline=None)
+def test_any_command_line_is_refused_or_makes_a_run(overrides: list[str]) -> None:
+    found = outcome(lambda: parse(composed(*overrides)))
+    assert isinstance(found, Run) or found.strip()
+
+
+def test_a_stored_configuration_wins_but_for_what_was_typed() -> None:
+    stored = {group: TREE[group] for group in ("data", "model", "hyp")}
+    typed = ["hyp.test_time_flips=True", "model=linear", "hyp/optim=adam"]
+    tree = plain(composed("data=digits", "hyp.steps=7", *typed))
+    run = settings_of(with_stored(tree, stored, typed))
+    assert (run.data.name, run.hyp.steps) == ("CIFAR10", 300)
+    assert (run.model.name, run.hyp.optim.name, run.hyp.test_time_flips) == ("linear", "adam", True)

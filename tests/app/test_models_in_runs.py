@@ -91,7 +91,7 @@ def test_a_list_of_five_of_another_model_is_refused(
     assert not (tmp_path / "checkpoints" / "theirs.original.pth").exists()
     torch.save(torch.load(tmp_path / "checkpoints" / "theirs.pth")[1], tmp_path / "checkpoints" / "weights.pth")
     assert script("impl.checkpoint.name=weights") == 2
-    assert "weights.pth: weights alone, which no run continues from" in capsys.readouterr().err
+    assert "weights.pth: a file of another program that holds weights alone" in capsys.readouterr().err
 
 
 def test_code_in_the_place_of_a_checkpoint_is_refused(

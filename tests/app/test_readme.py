@@ -1,29 +1,43 @@
-"""The README is true: its snippets run, its tables name what there is."""
+"""The documentation is true: its snippets run, its tables name what there is, its links lead somewhere."""
 
 import re
 
 import pytest
 from composing import CONFIG, ROOT
 
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def snippets(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", snippets(README))
+def test_a_snippet_of_the_readme_runs_alone(snippet: str) -> None:
+    exec(compile(snippet, "README.md", "exec"), {"__name__": "snippet"})
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES[1:] if snippets(page.read_text(encoding="utf-8"))], ids=str)
+def test_the_snippets_of_a_page_run_one_after_the_other(page) -> None:  # type: ignore[no-untyped-def]
+    names = {"__name__": "snippet"}
+    for snippet in snippets(page.read_text(encoding="utf-8")):
+        exec(compile(snippet, page.name, "exec"), names)
 
 
 def test_there_are_snippets() -> None:
-    assert len(SNIPPETS) == 3
+    assert len(snippets(README)) >= 3
+    for task in ("regularizer", "exact_gradient", "extending"):
+        assert len(snippets((ROOT / "docs" / f"{task}.md").read_text(encoding="utf-8"))) >= 3
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS)
-def test_a_snippet_runs(snippet: str) -> None:
-    exec(compile(snippet, "README.md", "exec"), {})
-
-
-@pytest.mark.parametrize("group", ["data", "model", "hyp", "hyp/optim", "impl"])
+@pytest.mark.parametrize("group", ["data", "model", "hyp", "hyp/optim", "hyp/optim_modification", "impl"])
 def test_the_map_lists_the_choices_of_a_group(group: str) -> None:
-    (row,) = re.findall(rf"^\| `{group}` \|(.*)\|$", TEXT, flags=re.MULTILINE)
+    (row,) = re.findall(rf"^\| `{group}` \|(.*)\|$", README, flags=re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", row)) == {path.stem for path in (CONFIG / group).glob("*.yaml")}
 
 
-def test_linked_files_exist() -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_linked_files_exist(page) -> None:  # type: ignore[no-untyped-def]
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target

@@ -15,9 +15,16 @@ LAYERS = [
     {"objective", "transforms", "optim"},
     {"data", "models", "runtime"},
     {"training"},
-    {"settings", "config", "build", "build_data", "launch", "command_line"},
+    {
+        *("settings", "config", "build", "build_data", "build_optimizer", "launch", "restore", "verify"),
+        *("floating_point", "command_line"),
+    },
 ]
-MAY_IMPORT_OMEGACONF = {"fullbatch/config.py", "fullbatch/launch.py"}  # launch takes the DictConfig from Hydra
+MAY_IMPORT_OMEGACONF = {
+    "fullbatch/config.py",
+    *(f"fullbatch/{name}.py" for name in ("launch", "verify", "floating_point")),  # take the DictConfig from Hydra
+    "fullbatch/command_line.py",  # says what composing refused
+}
 HEAVY = {"matplotlib", "sklearn", "torchvision", "PIL"}
 MAX_LINES_OF_A_FUNCTION, MAX_LINES_OF_A_FILE, MAX_LINES_OF_A_SCRIPT = 40, 290, 40
 

@@ -134,6 +134,12 @@ def test_stop_when_the_evaluations_are_used_up() -> None:
     assert rule([{"evaluations": 2.0}] * 3) == "6 of 5 gradient evaluations are used up"
 
 
+def test_a_loss_counts_a_third_of_a_gradient() -> None:
+    rule = evaluation_budget(4)
+    assert rule([{"evaluations": 1.0, "loss_evaluations": 2.0}] * 2) is None
+    assert rule([{"evaluations": 1.0, "loss_evaluations": 3.0}] * 2) == "4 of 4 gradient evaluations are used up"
+
+
 def row(step: int, full_loss: float, **more: float) -> dict[str, float]:
     return {"step": step, "full_loss": full_loss, "train_time": 2.0, "evaluations": 2.0, **more}
 
@@ -158,6 +164,13 @@ def test_the_summary_adds_up() -> None:
         6.0,
         3,
     )
+
+
+def test_the_summary_counts_losses_and_failed_searches() -> None:
+    rows = [row(1, 3.0, loss_evaluations=2.0, search_failed=1.0), row(2, 2.0, search_failed=0.0)]
+    found = summarize(rows, warmup=0, window=1)
+    assert (found["evaluations"], found["loss_evaluations"], found["searches_failed"]) == (4, 2, 1)
+    assert "searches_failed" not in summarize([row(1, 3.0)], warmup=0, window=1)
 
 
 @pytest.mark.parametrize("steps", [1, 5])

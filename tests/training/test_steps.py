@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from cases import SAMPLES, build, cut, samples
+from fixed_blocks import SIZES, Fixed
 from references import loss_and_gradient, vector
 from small_training import loader, trainer
 from torch import Tensor
@@ -14,23 +15,6 @@ from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.losses import loss_function
 from fullbatch.training.state import Row
 from fullbatch.training.steps import DivergedError, Step
-from fullbatch.typing import Block
-
-SIZES = [8, 8, 8, 8, 1]
-
-
-class Fixed(list[Block]):
-    """The test's samples, block by block, in the order of the set."""
-
-    @classmethod
-    def all(cls) -> "Fixed":
-        return cls([Block(*pair, key) for key, pair in enumerate(cut(*samples(), SIZES))])
-
-    def blocks(self, step: int, **_: bool) -> "Fixed":
-        return self
-
-    def __getitem__(self, part: slice) -> "Fixed":  # type: ignore[override]
-        return Fixed(list.__getitem__(self, part))
 
 
 def take(model: torch.nn.Module, *, stochastic: bool, blocks_per_update: int = 1, lr: float = 0.3) -> Row:

@@ -210,7 +210,7 @@ def test_weights_alone_continue_nothing(model: nn.Module, tmp_path: Path) -> Non
     stored = read_model(tmp_path / "x.pth")
     assert same(stored.weights, dict(model.state_dict()))
     state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1))
-    with pytest.raises(ValueError, match="weights alone, which no run continues from"):
+    with pytest.raises(ValueError, match="a file of another program that holds weights alone"):
         resume_from(state, stored)
 
 

@@ -1,0 +1,129 @@
+"""Do two evaluations of an objective agree, and if not, who is to blame?"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fullbatch.objective.full_batch import Evaluation, FullBatchObjective
+from fullbatch.tensors import preserved, trainable
+from fullbatch.typing import Block
+
+
+class Seen(NamedTuple):
+    """What one module was given and what it returned."""
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+def determinism_culprit(objective: FullBatchObjective) -> str | None:
+    """Evaluate loss and gradient twice; return None if they agree bitwise, else what makes the difference.
+
+    Looked for in this order: the data (how many samples, their order, their content: a shuffled or augmented set, a
+    tail that is dropped from another order each time), the first module whose outputs differ (dropout or other random
+    numbers that the seed of the block does not reach, state outside of the buffers), and the last parameter whose
+    gradient differs (kernels that add up in any order). Leaves no trace. The work is a few evaluations.
+    """
+    return _of_the_data(objective) or _of_the_evaluations(objective)
+
+
+def _of_the_data(objective: FullBatchObjective) -> str | None:
+    first, second = (_fingerprints(objective.data) for _ in range(2))
+    if len(first) != len(second):
+        return f"the data: {len(first)} samples, then {len(second)}"
+    if torch.equal(first, second):
+        return None
+    if torch.equal(_sorted(first), _sorted(second)):
+        return "the data: the same samples in another order (shuffled by every iteration)"
+    where = int((first != second).any(dim=1).nonzero()[0])
+    return f"the data: other samples, from number {where} on (augmented by every iteration, or a tail is dropped)"
+
+
+def _fingerprints(data: Iterable[Any]) -> Tensor:
+    """Return two integers for each sample, int64 [N, 2]: sums of its bits, exact in any order of addition."""
+    found = []
+    for inputs, labels, *_ in data:
+        sums = []
+        for values in (inputs, labels):
+            bits = values.detach().cpu().double().reshape(len(values), -1).view(torch.int64)
+            sums.append((bits * (2 * torch.arange(bits.shape[1]) + 1)).sum(1))  # odd weights lose no bit
+        found.append(torch.stack(sums, dim=1))
+    return torch.cat(found)
+
+
+def _sorted(rows: Tensor) -> Tensor:
+    for column in range(rows.shape[1]):
+        rows = rows[rows[:, column].argsort(stable=True)]
+    return rows
+
+
+def _of_the_evaluations(objective: FullBatchObjective) -> str | None:
+    first, second = objective.evaluate(), objective.evaluate()
+    if not _differ([first.loss, *first.gradient], [second.loss, *second.gradient]):
+        return None
+    for block in objective.sub_batches():
+        if (module := _of_the_modules(objective, block)) is not None:
+            return module
+    return _of_the_gradient(objective, first, second)
+
+
+def _of_the_modules(objective: FullBatchObjective, block: Block) -> str | None:
+    passes = []
+    for _ in range(2):
+        with recorded(objective.model) as seen, preserved(list(objective.model.buffers())):
+            loss = objective.block_objective.loss(block).loss
+        passes.append([*seen, Seen("the loss function", (), (loss,))])
+    for one, other in zip_longest(*passes):
+        if one is None or other is None or one.name != other.name:
+            return "the model: another sequence of modules in every pass"
+        if _differ(one.inputs, other.inputs):
+            return f"the model: random numbers or state outside its modules, before {one.name}"
+        if _differ(one.outputs, other.outputs):
+            return f"the model: {one.name} returns something else for the same inputs"
+    return None
+
+
+def _of_the_gradient(objective: FullBatchObjective, first: Evaluation, second: Evaluation) -> str:
+    names = {parameter: name for name, parameter in objective.model.named_parameters()}
+    pairs = zip(trainable(objective.model), first.gradient, second.gradient, strict=True)
+    wrong = [names[parameter] for parameter, one, other in pairs if not torch.equal(one, other)]
+    regularizer = " or the regularizer" if objective.regularized else ""
+    return f"the gradient of {wrong[-1]}: kernels{regularizer} that add up in another order each time"
+
+
+@contextmanager
+def recorded(model: nn.Module) -> Iterator[list[Seen]]:
+    """Record what the innermost modules are given and return, in the order in which they run."""
+    seen: list[Seen] = []
+    names = {module: f"{name or 'model'} ({type(module).__name__})" for name, module in model.named_modules()}
+
+    def record(module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
+        seen.append(Seen(names[module], _tensors(inputs), _tensors(outputs)))
+
+    leaves = [module for module in model.modules() if not any(True for _ in module.children())]
+    hooks = [module.register_forward_hook(record) for module in leaves]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _tensors(values: Any) -> tuple[Tensor, ...]:
+    """Return copies of the tensors: later modules may work in place."""
+    values = values if isinstance(values, tuple | list) else (values,)
+    return tuple(value.detach().clone() for value in values if isinstance(value, Tensor))
+
+
+def _differ(ones: Iterable[Tensor], others: Iterable[Tensor]) -> bool:
+    pairs = list(zip_longest(ones, others))
+    return any(one is None or other is None or not _same_bits(one, other) for one, other in pairs)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)

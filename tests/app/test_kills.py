@@ -1,0 +1,123 @@
+"""``kill -9``: whatever the moment, the run continues and ends in the bits of one that was never killed."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from killing import MOMENTS
+from running import SCRIPT, SMALL, run_in_process
+
+from fullbatch.runtime.files import claimed
+from fullbatch.training.checkpoint import load_checkpoint
+from fullbatch.training.recorder import read_table
+
+NAMED = "impl.checkpoint.name=mine"
+TIMES = ("train_time", "valid_time")
+EVERYTHING = ["hyp.evaluate_ema=True", "hyp.grad_noise.additive=0.01", "impl.validate_every_nth_step=3"]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    return lambda *arguments: run_in_process(monkeypatch, tmp_path, *SMALL, *EVERYTHING, *arguments)
+
+
+def killed(folder: Path, moment: str, count: int, *arguments: str) -> int:
+    """Run until the kill; return how it ended."""
+    killing = Path(__file__).parent.parent / "killing.py"
+    command = [sys.executable, str(killing), moment, str(count), str(SCRIPT), *SMALL, *EVERYTHING, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False).returncode
+
+
+def without_times(state: dict[str, Any]) -> list[dict[str, float]]:
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in state["rows"]]
+
+
+def assert_same_bits(found: Any, expected: Any) -> None:
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected)
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert_same_bits(found[key], value)
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_same_bits(one, other)
+    else:
+        assert found == expected
+
+
+def assert_as_never_killed(script: Callable[..., int], folder: Path, steps: str) -> None:
+    """Finish the named run, run another one straight, and compare everything but the times."""
+    assert script(NAMED, steps) == 0
+    assert script("impl.checkpoint.name=straight", steps) == 0
+    found, expected = (
+        load_checkpoint(folder / "checkpoints" / f"{name}.pth")["state"] for name in ("mine", "straight")
+    )
+    assert without_times(found) == without_times(expected)
+    for part in ("model", "optimizer", "ema", "rng", "stopped"):
+        assert_same_bits(found[part], expected[part])
+    assert len(read_table(folder / "tables" / "table_fb_digits_runs.csv")) == 2
+    last_life = sorted((folder / "outputs").glob("*/*"))[-2]
+    (table,) = last_life.glob("table_*_results.csv")
+    assert [row["step"] for row in read_table(table)] == [str(row["step"]) for row in expected["rows"]]
+
+
+def survive(script: Callable[..., int], folder: Path, kills: int, seed: int) -> None:
+    chance = random.Random(seed)
+    steps = f"hyp.steps={8 * kills}"
+    moments = [*MOMENTS, *chance.choices(MOMENTS, k=kills - len(MOMENTS))]
+    for moment in moments:
+        ended = killed(folder, moment, chance.randint(2, 12), NAMED, steps)
+        assert ended in (-signal.SIGKILL, 0)
+    assert ended == -signal.SIGKILL
+    assert_as_never_killed(script, folder, steps)
+
+
+@pytest.mark.slow
+def test_five_kills_change_no_bit(script: Callable[..., int], tmp_path: Path) -> None:
+    survive(script, tmp_path, kills=5, seed=0)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_ten_kills_change_no_bit(script: Callable[..., int], tmp_path: Path, seed: int) -> None:
+    survive(script, tmp_path, kills=10, seed=seed)
+
+
+def test_two_runs_cannot_share_a_checkpoint(
+    script: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with claimed(tmp_path / "checkpoints" / "mine.pth"):
+        assert script(NAMED) == 2
+        assert "checkpoints/mine.pth: another run is using this checkpoint now" in capsys.readouterr().err
+    assert script(NAMED, "hyp.steps=1") == 0
+
+
+@pytest.mark.slow
+def test_a_torn_checkpoint_is_named_and_the_one_before_continues(
+    script: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script(NAMED, "hyp.steps=5", "hyp.scheduler=") == 0
+    newest, before = (tmp_path / "checkpoints" / name for name in ("mine.pth", "mine.previous.pth"))
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    torn = newest.read_bytes()
+    capsys.readouterr()
+    assert script(NAMED, "hyp.steps=5", "hyp.scheduler=") == 2
+    assert f"The checkpoint before it is {before.relative_to(tmp_path)}" in capsys.readouterr().err
+    assert newest.read_bytes() == torn
+    before.replace(newest)
+    assert len(load_checkpoint(newest)["state"]["rows"]) == 4
+    assert script(NAMED, "hyp.steps=5", "hyp.scheduler=") == 0
+    assert script("impl.checkpoint.name=straight", "hyp.steps=5", "hyp.scheduler=") == 0
+    found, expected = (load_checkpoint(newest.with_name(f"{name}.pth"))["state"] for name in ("mine", "straight"))
+    assert_same_bits(found["model"], expected["model"])
+    assert without_times(found) == without_times(expected)

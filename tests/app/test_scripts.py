@@ -1,0 +1,112 @@
+"""The scripts beside the training: a checkpoint verified, the error of the gradient measured."""
+
+import csv
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from composing import ROOT, composed
+from running import SMALL, run_in_process
+
+from fullbatch import floating_point
+from fullbatch.config import plain
+from fullbatch.floating_point import VARIANTS, Variant, measure, relative_errors
+from fullbatch.training.checkpoint import load_checkpoint
+
+NAMED = "impl.checkpoint.name=mine"
+DATA = ["data=digits", "data.size=60", "data.batch_size=20", "model=resnet20", "model.width=4", "impl.threads=1"]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    def run(name: str, *arguments: str) -> int:
+        return run_in_process(monkeypatch, tmp_path, *arguments, script=ROOT / f"{name}.py")
+
+    return run
+
+
+def numbers_of(shown: str, row: str) -> list[float]:
+    (line,) = [line for line in shown.splitlines() if row in line]
+    return [float(number) for number in re.findall(r"\d\.\d+", line)]
+
+
+def test_a_checkpoint_is_what_it_recorded(
+    script: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ["hyp.evaluate_ema=True", "hyp.test_time_flips=True", "hyp.recalibrate_batchnorm=True"]
+    assert script("train_with_gradient_descent", *SMALL, *changes, NAMED) == 0
+    row = load_checkpoint(tmp_path / "checkpoints" / "mine.pth")["state"]["rows"][-1]
+    content = (tmp_path / "checkpoints" / "mine.pth").read_bytes()
+    capsys.readouterr()
+    assert script("verify_model_checkpoint", NAMED) == 0  # data, model and hyperparameters are the checkpoint's
+    shown = capsys.readouterr().out
+    assert "mine, 4 steps" in shown
+    for key in ("valid_loss", "valid_acc"):
+        assert numbers_of(shown, key) == pytest.approx([row[key], row[key]], abs=1e-6)
+    assert script("verify_model_checkpoint", NAMED, "hyp.evaluate_ema=False") == 0
+    shown = capsys.readouterr().out
+    assert "not as in the checkpoint: hyp.evaluate_ema: True there, False here" in shown
+    now, recorded = numbers_of(shown, "valid_loss")
+    assert now != recorded
+    assert (tmp_path / "checkpoints" / "mine.pth").read_bytes() == content
+    assert len(list((tmp_path / "tables").glob("*.csv"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "impl.checkpoint.name: blank; give the name of the checkpoint to verify"),
+        (["impl.checkpoint.name=yours"], "impl.checkpoint.name=yours: there is no file checkpoints/yours.pth"),
+    ],
+)
+def test_a_checkpoint_must_be_there(
+    script: Callable[..., int], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert script("verify_model_checkpoint", *arguments) == 2
+    assert capsys.readouterr().err.strip() == message
+
+
+def test_relative_errors_are_those_of_vectors() -> None:
+    exact = [torch.tensor([3.0, 4.0]), torch.tensor([[0.0]])]
+    found = [torch.tensor([3.0, 4.5]), torch.tensor([[-0.5]])]
+    assert relative_errors(found, exact) == pytest.approx((1 / 7, 0.5**0.5 / 5, 0.5 / 4))
+
+
+def test_the_error_of_the_gradient_is_that_of_its_numbers() -> None:
+    rows = {row["variant"]: row for row in measure(plain(composed(*DATA)), variants=VARIANTS[:4] + VARIANTS[-2:])}
+    assert 0 < rows["float32"]["l2"] < 1e-4
+    assert rows["float32, run to run"]["l2"] == 0
+    assert rows["float32, sums in float64"]["l2"] < 1e-4
+    assert 1e-3 < rows["bfloat16 autocast"]["l2"] < 0.5
+    exact = Variant("float64", floating_point.FLOAT64)
+    assert [row["l2"] for row in measure(plain(composed(*DATA)), variants=[exact])] == [0.0]
+
+
+def test_the_checkpoint_s_weights_are_measured(script: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    def loss_gradient(*arguments: str) -> float:
+        gradients = []
+        monkeypatch.setattr(floating_point, "relative_errors", lambda found, _: gradients.append(found) or errors)
+        list(measure(plain(composed(*DATA, *arguments)), variants=[Variant("any")]))
+        return float(gradients[0][0].norm())
+
+    errors = floating_point.Errors(0.0, 0.0, 0.0)
+    assert script("train_with_gradient_descent", *SMALL, NAMED) == 0
+    assert loss_gradient(NAMED) != loss_gradient()
+
+
+@pytest.mark.slow
+def test_the_table_is_printed_and_written(
+    script: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    linear = [argument for argument in DATA if not argument.startswith("model")]
+    assert script("measure_floating_point_accuracy", *linear, "model=linear") == 0
+    shown = capsys.readouterr()
+    (path,) = (tmp_path / "outputs").rglob("floating_point_accuracy.csv")
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    there = {row["variant"] for row in rows} | set(re.findall(r"^(.*): not possible here", shown.err, re.MULTILINE))
+    assert there >= {variant.name for variant in VARIANTS}
+    assert all(row["variant"] in shown.out for row in rows)
+    assert all(float(row["l2"]) < 0.1 for row in rows)
