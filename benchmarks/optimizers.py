@@ -6,7 +6,7 @@
 smooth and without batch norm, so that the loss of a sample depends on nothing but the sample. The axis is the cost: an
 evaluation of the gradient counts 1, one of the loss alone a third. An optimizer with a learning rate to choose is run
 with three, and the one that ends lowest is drawn; the searches have none to choose. Writes <output>.png and, with all
-runs, <output>.csv.
+runs, <output>.csv; ten minutes on one core for 5,000 pictures of 32x32.
 """
 
 import argparse
@@ -109,6 +109,8 @@ def draw(points: list[Point], path: Path, title: str) -> None:
         label = name if len(CONTENDERS[name][1]) == 1 else f"{name}, lr {lr:g}"
         axes.semilogy([p.evaluations for p in own], [p.train_loss for p in own], label=label)
     axes.set(xlabel="gradient evaluations of the training set (a loss alone: 1/3)", ylabel="training loss", title=title)
+    for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        formatted("{x:g}")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.savefig(path, dpi=200)

@@ -134,6 +134,8 @@ def _describe(detail: ErrorDetails) -> str:
         return f"{key}: there is no such key"
     if detail["type"] in ("missing", "missing_argument"):
         return f"{key}: this key is missing"
+    if detail["type"] == "union_tag_not_found":
+        return f"{key}.name: should not be a blank"
     if detail["type"] == "union_tag_invalid":
         known = detail.get("ctx", {}).get("expected_tags", "")
         decisive = "name" if _lookup(detail["input"], "family") is None else "family"

@@ -183,14 +183,19 @@ def _announce(job: Job) -> None:
     run, trainer = job.run, job.trainer
     state = trainer.state
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
-    settings = ", ".join(f"{key} {value}" for key, value in job.tree["hyp"]["optim"].items() if key != "name")
+    settings, wrapper = (_listed(job.tree["hyp"][group]) for group in ("optim", "optim_modification"))
+    around = f"; in {run.hyp.optim_modification.name.upper()}: {wrapper}" if wrapper else ""
     mode = "stochastic" if trainer.stochastic(state.step) else "full batch"
     log.info("run folder %s", job.places.folder)
     log.info("%s, seed %d", describe(device_of(state.model)), job.seed)
     log.info("model %s, %s parameters", _model_name(run), f"{parameters:,}")
-    log.info("%s, optimizer %s: %s", mode, run.hyp.optim.name, settings)
+    log.info("%s, optimizer %s: %s%s", mode, run.hyp.optim.name, settings, around)
     (job.places.folder / "config.yaml").write_text(to_yaml({**job.tree, "seed": job.seed}), encoding="utf-8")
     (job.places.folder / "run.json").write_text(json.dumps(_provenance(), indent=2) + "\n", encoding="utf-8")
+
+
+def _listed(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in settings.items() if key != "name")
 
 
 def _provenance() -> dict[str, Any]:

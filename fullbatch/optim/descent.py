@@ -83,7 +83,7 @@ class Descent(Optimizer):
     def _search(self, closure: Closure, start: Point, memory: dict[str, Any]) -> Found:
         gradients = clones(self._gradients())  # evaluations along the line overwrite them
         line = Line(self, closure, self._directions(gradients), start)
-        if line.slope >= 0 and self._forget():
+        if line.slope > 0 and self._forget():
             line = Line(self, closure, self._directions(gradients), start)
         return self.search.find(line, memory)
 

@@ -68,7 +68,7 @@ class LBFGS(Optimizer):
         self.search.remember(memory, start.loss)
         gradient = clones(with_decay(self, gradients_of(self)))
         line = Line(self, closure, self._direction(gradient), start)
-        if line.slope >= 0 and self._forget():
+        if line.slope > 0 and self._forget():
             line = Line(self, closure, self._direction(gradient), start)
         found = self.search.find(line, memory)
         self.statistics = {"step_length": found.a, "search_failed": float(not found.satisfied)}

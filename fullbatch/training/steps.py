@@ -19,7 +19,7 @@ from fullbatch.training.state import Row
 from fullbatch.transforms.chain import GradientTransform
 from fullbatch.typing import Blocks
 
-SUMS_APART = ("param_norm", "num_clipped", "num_samples", "norm_after")
+NOT_MEANS = ("param_norm", "num_clipped", "num_samples", "norm_after")
 """Columns that are not means over the samples."""
 KNOWN = "known"
 """The key in the optimizer's state, and so in checkpoints, of what is known where the next step starts."""
@@ -97,25 +97,30 @@ class Step:
 
     def _update(self, blocks: BlockSequence, noise_seed: int, *, whole: bool) -> dict[str, Tensor]:
         objective = self.objective.over(blocks)
-        known = self._take_known() if whole else None
+        known = self._take_known(whole=whole)
         closure = StepClosure(objective, self.optimizer, self.transforms, noise_seed, known)
         self.optimizer.step(closure)  # type: ignore[arg-type]  # a loss may be a tensor
         if whole and (found := closure.last_here) is not None and self._is_constant(objective):
-            self.optimizer.state[KNOWN] = vars(found)  # type: ignore[index]  # keys that are no tensors are kept as such
+            content = {**vars(found), "norm": global_norm(trainable(objective.model)).detach()}
+            self.optimizer.state[KNOWN] = content  # type: ignore[index]  # keys that are no tensors are kept as such
         counts = {"evaluations": closure.num_gradients, "loss_evaluations": closure.num_losses}
         extra = counts | getattr(self.optimizer, "statistics", {})
         report = closure.report
         return report | {name: torch.full_like(report["train_loss"], value) for name, value in extra.items()}
 
-    def _take_known(self) -> Evaluation | None:
-        """Return what the last step found where this one starts."""
-        found = self.optimizer.state.pop(KNOWN, None)  # type: ignore[call-overload]
-        return None if found is None else Evaluation(**_moved(found, device_of(self.objective.model)))
+    def _take_known(self, *, whole: bool) -> Evaluation | None:
+        """Return what the last step found where this one starts, None where somebody has moved the parameters since."""
+        content = self.optimizer.state.pop(KNOWN, None)  # type: ignore[call-overload]
+        if content is None or not whole:
+            return None
+        content = _moved(content, device_of(self.objective.model))
+        norm = content.pop("norm")
+        return Evaluation(**content) if torch.equal(norm, global_norm(trainable(self.objective.model))) else None
 
     def _is_constant(self, objective: FullBatchObjective) -> bool:
-        if self._constant is None:  # two forward passes of a sub-batch, once in a run
-            self._constant = self.constant_data and not self.shuffle and objective.ignores_keys()
-        return self._constant and not objective.regularized  # the penalty changes with the learning rate
+        if self._constant is None:  # two forward passes of a sub-batch, once in a run; a penalty changes with eta
+            self._constant = self.constant_data and objective.regularizer is None and objective.ignores_keys()
+        return self._constant and not self.shuffle
 
 
 def _moved(content: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -149,7 +154,7 @@ def _refuse_what_is_not_finite(step: int, columns: dict[str, Tensor]) -> None:
 
 def _summarize(columns: dict[str, Tensor]) -> Row:
     weights = columns["num_samples"] / columns["num_samples"].sum()
-    row = {name: float((weights * column).sum()) for name, column in columns.items() if name not in SUMS_APART}
+    row = {name: float((weights * column).sum()) for name, column in columns.items() if name not in NOT_MEANS}
     row["grad_norm"] = row.pop("squared_norms") ** 0.5
     row["param_norm"] = float(columns["param_norm"][0])
     row["num_clipped"] = float(columns["num_clipped"].sum())

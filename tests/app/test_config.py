@@ -71,10 +71,10 @@ def test_blanks_mean_none() -> None:
 
 def test_names_are_case_insensitive() -> None:
     assert normalized(["data=cifar10", "HYP=FB1", "hyp/optim=ADAM", "-m", "data=cifar10,DIGITS"], CONFIG) == [
+        "-m",
         "data=CIFAR10",
         "HYP=FB1",
         "hyp/optim=adam",
-        "-m",
         "data=CIFAR10,digits",
     ]
     run = parse(composed("data=DIGITS", "model=ResNet18", "impl.memory=Channels_Last", "hyp.grad_clip_norm=INF"))
@@ -84,10 +84,10 @@ def test_names_are_case_insensitive() -> None:
 def test_a_tilde_is_the_home_folder() -> None:
     home = str(Path.home())
     assert normalized(["data.path=~/pictures", "name=a~/b", "~hyp.steps", "-m"], CONFIG) == [
+        "-m",
         f"data.path={home}/pictures",
         "name=a~/b",
         "~hyp.steps",
-        "-m",
     ]
 
 

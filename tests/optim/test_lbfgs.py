@@ -52,6 +52,28 @@ def test_it_needs_at_most_one_and_a_half_times_the_evaluations_of_scipy(name: st
         assert closure.num_gradients + closure.num_losses / 3 <= 1.5 * theirs.nfev
 
 
+@pytest.mark.parametrize("size", [2, 10])
+def test_it_needs_at_most_one_and_a_half_times_the_evaluations_of_torch(size: int) -> None:
+    start, counts = START.repeat(size // 2), [0]
+    parameter = nn.Parameter(start.clone())
+    theirs = torch.optim.LBFGS([parameter], max_iter=500, history_size=10, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        counts[0] += 1
+        theirs.zero_grad()
+        loss = rosenbrock(parameter)
+        loss.backward()
+        return loss
+
+    theirs.step(closure)
+    reached = float(rosenbrock(parameter.detach()))
+    ours = nn.Parameter(start.clone())
+    optimizer = LBFGS([ours])
+    counted = Counted(rosenbrock, ours, optimizer)
+    while float(optimizer.step(counted)) > max(reached, 1e-16):
+        assert counted.num_gradients + counted.num_losses / 3 <= 1.5 * counts[0]
+
+
 def test_the_two_loops_are_the_dense_update() -> None:
     torch.manual_seed(0)
     parameter = nn.Parameter(torch.zeros(6, dtype=torch.float64))

@@ -76,6 +76,11 @@ def test_a_search_around_lars_sees_the_loss_with_its_decay(search: Wolfe) -> Non
     assert losses[0] == pytest.approx(float(rosenbrock(torch.tensor([-1.2, 1.0]))) + 2.5 * (1.2**2 + 1))
     assert losses[-1] < 0.5 * losses[0]
     assert optimizer.statistics["search_failed"] == 0
+    around = optimizer.around(closure)
+    with optimizer.decays([0.0]):  # as the base sees it
+        decayed = float(rosenbrock(parameter.detach()) + 2.5 * parameter.detach().square().sum())
+        assert float(around.loss()) == pytest.approx(decayed)
+        assert float(around.evaluate().loss) == pytest.approx(decayed)
 
 
 def gradient_at(x: Tensor) -> Tensor:

@@ -167,6 +167,46 @@ def test_a_shuffled_or_stochastic_step_is_evaluated_anew() -> None:
     assert KNOWN not in step.optimizer.state
 
 
+def test_a_penalty_changes_with_the_learning_rate() -> None:
+    model = build("tanh")
+    optimizer = Descent(model.parameters(), 0.0, search=Wolfe())
+    regularizer = GradRegularizer(model, optimizer, F.cross_entropy, block_strength=0.7)
+    objective = FullBatchObjective(model, F.cross_entropy, [], regularizer=regularizer)
+    step = Step(objective, optimizer, [], Fixed.all(), constant_data=True)
+    assert step(0, stochastic=False)["evaluations"] == 1  # nothing moves and there is no penalty, as in a warm-up
+    optimizer.param_groups[0]["lr"] = 0.5
+    row = step(1, stochastic=False)
+    assert row["evaluations"] >= 4
+    assert row["full_loss"] > row["train_loss"]
+
+
+def test_nothing_is_known_after_a_stochastic_step_or_where_somebody_moved_the_parameters() -> None:
+    for disturb in ("stochastic", "moved"):
+        model = build("tanh")
+        step = step_on(model, "lbfgs")
+        step(0, stochastic=False)
+        assert KNOWN in step.optimizer.state
+        if disturb == "stochastic":
+            step(1, stochastic=True)
+            assert KNOWN not in step.optimizer.state
+        else:
+            with torch.no_grad():
+                model[1].bias.add_(1e-3)
+        expected = step.objective.over(Fixed.all()).loss().loss
+        assert step(2, stochastic=False)["train_loss"] == float(expected)
+
+
+def test_a_point_that_was_left_again_is_not_known() -> None:
+    model = build("tanh")
+    optimizer = Descent(model.parameters(), 1e3, search=Wolfe(max_iter=1))
+    step = Step(FullBatchObjective(model, F.cross_entropy, []), optimizer, [], Fixed.all(), constant_data=True)
+    before = vector(list(model.parameters()))
+    first, second = (step(number, stochastic=False) for number in range(2))
+    assert first["search_failed"] == 1
+    assert torch.equal(vector(list(model.parameters())), before)
+    assert first == second
+
+
 def test_the_row_of_a_known_start_is_that_of_an_evaluation() -> None:
     model = build("tanh")
     step = step_on(model, "lbfgs")
