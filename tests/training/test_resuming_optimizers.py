@@ -20,7 +20,7 @@ from fullbatch.training.trainer import Trainer
 
 CASES = {
     "gd": [],
-    "gd, wolfe": ["hyp.optim.line_search=wolfe"],
+    "gd, wolfe": ["hyp.optim.line_search=wolfe", "hyp.optim.lr=1.0"],
     "gd, non-monotone": ["hyp.optim.line_search=non-monotone", "hyp.optim.lr=3.0"],
     "gd, restarting": ["hyp.optim.line_search=restarting"],
     "adam": ["hyp/optim=adam"],
