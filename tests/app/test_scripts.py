@@ -54,6 +54,28 @@ def test_a_checkpoint_is_what_it_recorded(
     assert len(list((tmp_path / "tables").glob("*.csv"))) == 1
 
 
+@pytest.mark.parametrize("kind", ["list of five", "weights"])
+def test_a_file_of_another_program_is_evaluated_as_the_command_line_says(
+    script: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    assert script("train_with_gradient_descent", *SMALL, NAMED) == 0
+    state = load_checkpoint(tmp_path / "checkpoints" / "mine.pth")["state"]
+    weights = {f"module.{name}": tensor for name, tensor in state["model"].items()}
+    content = [state["optimizer"], weights, {}, {}, 4] if kind == "list of five" else weights
+    torch.save(content, tmp_path / "checkpoints" / "theirs.pth")
+    capsys.readouterr()
+    theirs = "impl.checkpoint.name=theirs"
+    assert script("verify_model_checkpoint", *SMALL, theirs) == 0
+    shown = capsys.readouterr().out
+    assert "theirs.pth: a file of another program; data and model are those of the command line" in shown
+    assert ("theirs, 4 steps" if kind == "list of five" else "theirs, unknown steps") in shown
+    row = state["rows"][-1]
+    for key in ("valid_loss", "valid_acc"):
+        assert numbers_of(shown, key) == pytest.approx([row[key]], abs=1e-6)
+    assert script("verify_model_checkpoint", *SMALL, theirs, "model.width=8") == 2
+    assert "theirs: the weights are those of another model" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
