@@ -102,7 +102,7 @@ def build_step(run: Run, data: PictureData, model: nn.Module, optimizer: Optimiz
         blocks_per_update=hyp.blocks_per_update,
         seed=Stream.NOISE.seed(seed),
         max_blocks=1 if run.dryrun else None,
-        constant_data=loader.augmentation is None,
+        constant_data=loader.augmentation is None and loader.rounds == 1,
     )
 
 

@@ -7,6 +7,7 @@ from enum import IntEnum
 
 import torch
 
+from fullbatch.build_database import build_frozen
 from fullbatch.data.augmentation import Augmentation
 from fullbatch.data.blocks import BlockLoader
 from fullbatch.data.datasets import PictureData, PictureSet, load_pictures
@@ -15,6 +16,7 @@ from fullbatch.objective.losses import Loss, loss_function
 from fullbatch.randomness import derive_seed
 from fullbatch.runtime.device import DTYPES, MEMORY_FORMATS
 from fullbatch.settings import Data, Hyp, Run
+from fullbatch.settings.data import LMDB
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +45,14 @@ def about(key: str) -> Iterator[None]:
 
 
 def build_data(run: Run, seed: int) -> PictureData:
-    """Load the pictures, and put noise into the training labels where asked for."""
+    """Load the pictures, put noise into the training labels and copies from a data base in their place if asked for."""
     data = _loaded(run.data)
-    return _noisy(run.hyp, data, seed) if run.hyp.label_noise else data
+    noisy = _noisy(run.hyp, data, seed) if run.hyp.label_noise else data
+    if not isinstance(run.data.db, LMDB):
+        return noisy
+    # Noise is this run's own: the data base holds the labels as they are, and all copies of a sample get the same one.
+    copies_seed = Stream.AUGMENTATION.seed(run.data.db.seed)
+    return build_frozen(run, run.data.db, data, noisy.train.labels, copies_seed)
 
 
 def _loaded(settings: Data) -> PictureData:
@@ -103,8 +110,14 @@ def build_loader(run: Run, data: PictureData, part: PictureSet, seed: int, devic
         persistent_workers=run.impl.persistent_workers,
         drop_last=run.data.drop_last and training,
         copies=copies,
+        rounds=rounds_of_a_step(run) if training else 1,
         seed=Stream.BLOCKS.seed(seed),
     )
+
+
+def rounds_of_a_step(run: Run) -> int:
+    """Return how many parts the training set has that steps take turns with: the rounds, in semi-stochastic mode."""
+    return run.data.db.rounds if run.hyp.train_semi_stochastic and isinstance(run.data.db, LMDB) else 1
 
 
 def build_loss(hyp: Hyp) -> Loss:

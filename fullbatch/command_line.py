@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fullbatch.runtime.files import told
 
-REPLACED = ("data.augmentations_train", "data.augmentations_val")
+REPLACED = tuple(f"{group}.augmentations_{split}" for group in ("data", "data.db") for split in ("train", "val"))
 SWEEP = ("-m", "--multirun")
 REFUSED, MISTAKE, INTERRUPTED = 1, 2, 130
 

@@ -13,16 +13,16 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from fullbatch.settings import Hyp, Run
+from fullbatch.settings.data import LMDB
 from fullbatch.settings.optim import LBFGS, GradientDescent, Momentum
 
 GROUPS = ("data.db", "hyp.optim", "hyp.optim_modification", "impl.setup", "data", "model", "hyp", "impl", "analysis")
 
-UNIONS = (("model",), ("hyp", "optim"), ("hyp", "optim_modification"))
+UNIONS = (("model",), ("data", "db"), ("hyp", "optim"), ("hyp", "optim_modification"))
 """Groups whose name selects their dataclass."""
 
 NOT_YET: dict[str, tuple[Any, str]] = {
     "plan": (False, "cost estimates"),
-    "hyp.train_semi_stochastic": (False, "it needs the LMDB data base"),
     "impl.compile": (False, "compilation"),
     "impl.grad_scaling": (False, "gradient scaling serves float16 only"),
     "impl.checkpoint.max_minutes": (None, "checkpoints inside a step"),
@@ -165,6 +165,9 @@ def _contradictions(run: Run) -> Iterator[str]:
         ),
         "impl.mixed_precision=True: needs impl.dtype=float": lambda: (
             run.impl.mixed_precision and run.impl.dtype in ("double", "float64")
+        ),
+        "hyp.train_semi_stochastic=True: goes through the rounds of a data base, so it needs data/db=LMDB": lambda: (
+            hyp.train_semi_stochastic and not isinstance(run.data.db, LMDB)
         ),
         "data.mean and data.std: give both or leave both blank": lambda: (
             (run.data.mean is None) != (run.data.std is None)

@@ -13,6 +13,13 @@ from fullbatch.training.stored_models import StoredModel, read_model
 
 log = logging.getLogger(__name__)
 
+_OF_THE_FILE = (
+    *("path", "rebuild_existing_database", "temporary_database", "write_frequency", "shuffle_while_writing"),
+    *("max_readers", "readahead", "meminit", "max_spare_txns", "access"),
+)
+NO_MATTER = tuple(f"data.db.{key}:" for key in _OF_THE_FILE)
+"""Keys that a checkpoint keeps, but that its run may continue without."""
+
 
 def checkpoint_path(name: str) -> Path:
     """Return where the checkpoint ``impl.checkpoint.name`` is."""
@@ -56,7 +63,8 @@ def matching(path: Path, identity: dict[str, Any], seed: int | None) -> StoredMo
     stored = read_model(path)
     if not stored.checkpoint:
         return stored
-    different = differences(stored.checkpoint["config"], identity)
+    lines = differences(stored.checkpoint["config"], identity)
+    different = [line for line in lines if not line.startswith(NO_MATTER)]
     if seed is not None and seed != stored.checkpoint["seed"]:
         different.append(f"seed: {stored.checkpoint['seed']} there, {seed} here")
     if different:

@@ -48,7 +48,7 @@ class _FromFiles:
 
     def __init__(self, pictures: Pictures, num_workers: int, pin_memory: bool, persistent_workers: bool) -> None:
         self._plan = _Plan()
-        self._loader: DataLoader[Tensor] = DataLoader(
+        self._loader: DataLoader[Tensor | OSError] = DataLoader(
             _ByIds(pictures),
             batch_size=None,
             sampler=self._plan,
@@ -60,7 +60,10 @@ class _FromFiles:
 
     def read(self, plan: Sequence[Tensor]) -> Iterator[Tensor]:
         self._plan.blocks = plan
-        yield from self._loader
+        for pictures in self._loader:
+            if isinstance(pictures, OSError):
+                raise pictures
+            yield pictures
 
 
 class _Plan(Sampler[Tensor]):
@@ -74,12 +77,15 @@ class _Plan(Sampler[Tensor]):
         return len(self.blocks)
 
 
-class _ByIds(Dataset[Tensor]):
+class _ByIds(Dataset[Tensor | OSError]):
     def __init__(self, pictures: Pictures) -> None:
         self._pictures = pictures
 
-    def __getitem__(self, ids: Any) -> Tensor:
-        return self._pictures.fetch(ids)
+    def __getitem__(self, ids: Any) -> Tensor | OSError:
+        try:
+            return self._pictures.fetch(ids)
+        except OSError as error:  # as a value: raised, it would come with the worker's stack trace
+            return error
 
 
 class BlockLoader:
@@ -101,6 +107,8 @@ class BlockLoader:
         non_blocking: do not wait for copies to the device.
         persistent_workers: keep the workers between passes.
         drop_last: leave out a last block that is smaller than the others.
+        rounds: parts of the set, one after the other and equally large, that steps take turns with: step s has the
+            samples of part s mod rounds.
         copies: how often each sample comes, one copy after the other, each augmented by draws of its own (Maxup).
         seed: of the order and of the blocks' keys.
 
@@ -125,12 +133,15 @@ class BlockLoader:
         non_blocking: bool = True,
         persistent_workers: bool = False,
         drop_last: bool = False,
+        rounds: int = 1,
         copies: int = 1,
         seed: int = 0,
     ) -> None:
-        if drop_last and len(dataset) < batch_size:
-            raise ValueError(f"data.drop_last=True: leaves nothing of {len(dataset)} samples in blocks of {batch_size}")
-        self.size, self.batch_size, self.drop_last, self.seed = len(dataset), batch_size, drop_last, seed
+        assert len(dataset) % rounds == 0
+        self.rounds, self.size = rounds, len(dataset) // rounds
+        if drop_last and self.size < batch_size:
+            raise ValueError(f"data.drop_last=True: leaves nothing of {self.size} samples in blocks of {batch_size}")
+        self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
         self.device, self.dtype, self.memory_format = device or torch.device("cpu"), dtype, memory_format
         self.augmentation, self.copies = augmentation, copies
         self._pin_memory, self._non_blocking = pin_memory and self.device.type == "cuda", non_blocking
@@ -144,7 +155,7 @@ class BlockLoader:
             self._source = _InMemory(_read_all(dataset.pictures, self.device if where == "device" else None))
 
     def blocks(self, step: int, *, shuffle: bool = False, with_replacement: bool = False) -> "BlockSequence":
-        """Return the blocks of a step: every sample once, or N samples drawn with replacement.
+        """Return the blocks of a step: every sample of its part once, or as many drawn with replacement.
 
         Without ``shuffle`` samples come in the order of the set, with it in an order that depends on (seed, step).
         """
@@ -153,7 +164,7 @@ class BlockLoader:
             ids = random_integers(ids, self.size, self.seed, step, _REPLACEMENT)
         elif shuffle:
             ids = torch.argsort(random_bits(ids, self.seed, step, _ORDER), stable=True)
-        plan = ids.split(self.batch_size)
+        plan = (ids + step % self.rounds * self.size).split(self.batch_size)
         if self.drop_last and len(plan[-1]) < self.batch_size:
             plan = plan[:-1]
         return BlockSequence(self, step, tuple(enumerate(plan)))

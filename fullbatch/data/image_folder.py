@@ -79,6 +79,11 @@ class FolderPictures:
                 list(threads.map(decode, range(len(chosen))))
         return torch.from_numpy(result)
 
+    def checksum(self) -> str:
+        """Return a name for the files' names and sizes and the shape; reading them all could take hours."""
+        sizes = [size for size, _ in self.listing.stamps]
+        return folder_cache.fingerprint(self.listing.files, sizes, self.channels, self.pixels)
+
 
 def load_image_folder(request: PictureRequest) -> PictureData:
     """Return the pictures below ``data.path``; classes are the sorted folder names, subsets are class-balanced.

@@ -3,6 +3,7 @@
 Pictures are uint8 [n, C, H, W] until a block of them lies on the device; the id of a sample is its position in its set.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ class Pictures(Protocol):
         """Return the pictures ``ids`` (int64 [n], on the CPU) as uint8 [n, C, H, W] on the CPU."""
         ...
 
+    def checksum(self) -> str:
+        """Return what is equal for equal pictures in the same order, and only then."""
+        ...
+
 
 @dataclass(frozen=True)
 class TensorPictures:
@@ -39,6 +44,12 @@ class TensorPictures:
     def fetch(self, ids: Tensor) -> Tensor:
         """Return copies of the pictures ``ids`` (int64 [n])."""
         return self.tensor.index_select(0, ids)
+
+    def checksum(self) -> str:
+        """Return BLAKE2b over shape and bytes."""
+        state = hashlib.blake2b(repr(tuple(self.tensor.shape)).encode(), digest_size=16)
+        state.update(self.tensor.contiguous().numpy())
+        return state.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,12 @@ class PictureSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def checksum(self) -> str:
+        """Return what is equal for equal pictures with equal labels in the same order, and only then."""
+        state = hashlib.blake2b(self.pictures.checksum().encode(), digest_size=16)
+        state.update(self.labels.contiguous().numpy())
+        return state.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -81,3 +81,29 @@ class ProgressBar:
         if "valid_acc" in row or (self._bar.disable and waited):
             self._last_line = time.monotonic()
             log.info("step %d/%d  %s  (%.2f s)", row["step"], self._steps, text, row["train_time"])
+
+
+@contextmanager
+def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Show how far something is that counts to ``total``, and how long it will still take.
+
+    Yields what is called with every number of things done. A live bar on a terminal, elsewhere a line now and then.
+    """
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    start = last_line = time.monotonic()
+    count = done
+    columns = (TextColumn(what), MofNCompleteColumn(), BarColumn(bar_width=None), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=total, completed=done)
+
+        def advance(number: int) -> None:
+            nonlocal count, last_line
+            count += number
+            bar.update(task, completed=count)
+            now = time.monotonic()
+            if bar.disable and now - last_line > ProgressBar.SECONDS_BETWEEN_LINES:
+                left = (now - start) / (count - done) * (total - count)
+                log.info("%s: %s of %s, %.0f s left", what, f"{count:,}", f"{total:,}", left)
+                last_line = now
+
+        yield advance

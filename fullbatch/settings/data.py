@@ -1,18 +1,65 @@
 """Settings of the data: `data` and `data/db`."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
-from pydantic import Field
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 
-from fullbatch.settings.types import SETTINGS, ChannelValues, Count, Int, Name, Positive, Seed
+from fullbatch.settings.types import (
+    SETTINGS,
+    ChannelValues,
+    Count,
+    Int,
+    Name,
+    NonNegativeInt,
+    Positive,
+    Seed,
+    family,
+)
 
 
 @dataclass(frozen=True, config=SETTINGS)
-class DataBase:
-    """`data/db`: where a frozen augmented copy of the data lives."""
+class NoDataBase:
+    """`data/db=none`: augmentation is made anew in each step."""
 
     name: Annotated[Literal["none"], Name]
+
+
+def _no_normalization(value: Any) -> Any:
+    if value is True:
+        raise ValueError("pictures are stored as bytes, and normalized where they are read: see data.normalize")
+    return value
+
+
+@dataclass(frozen=True, config=SETTINGS)
+class LMDB:
+    """`data/db=LMDB`: where frozen augmented copies of the data live."""
+
+    name: Annotated[Literal["lmdb"], Name]
+    path: str
+    rebuild_existing_database: bool
+    seed: Seed
+    augmentations_train: dict[str, Any] | None
+    augmentations_val: dict[str, Any] | None
+    normalize: Annotated[Literal[False], BeforeValidator(_no_normalization)]
+    rounds: Annotated[Int, Field(ge=1, lt=2**32)]
+    first_round_clean: bool
+    write_frequency: Count
+    shuffle_while_writing: bool
+    temporary_database: bool
+    max_readers: Count
+    readahead: bool
+    meminit: bool
+    max_spare_txns: NonNegativeInt
+    access: Annotated[Literal["get", "cursor"], Name]
+    pixels: Count | None
+    mean: ChannelValues | None
+
+
+DataBase = Annotated[
+    Union[Annotated[NoDataBase, Tag("none")], Annotated[LMDB, Tag("lmdb")]],  # noqa: UP007 (a runtime value)
+    Discriminator(family),
+]
 
 
 @dataclass(frozen=True, config=SETTINGS)

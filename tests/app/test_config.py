@@ -126,6 +126,8 @@ MISTAKES = {
     "data.db=LMDB": r"data\.db=LMDB: .*with a slash: data/db=LMDB",
     "plan=True": r"plan=True: not part of this version yet \(cost estimates\); accepted: False",
     "hyp.train_semi_stochastic=True": r"hyp\.train_semi_stochastic=True: .*LMDB",
+    "data/db=LMDB data.db.write_frequency=0": r"data\.db\.write_frequency: .*greater than or equal to 1",
+    "data/db=LMDB +data.db.chunks=1": r"data\.db\.chunks: there is no such key",
     "hyp.label_noise=1": r"hyp\.label_noise: .*less than 1 \(got 1\)",
     "hyp.optim.line_search=golden": r"hyp\.optim\.line_search: .*'wolfe', 'non-monotone' or 'restarting'",
     "hyp/optim=lbfgs hyp.optim.line_search=none": r"hyp\.optim\.line_search: .*'wolfe' or 'armijo'",

@@ -16,7 +16,17 @@ LAYERS = [
     {"data", "models", "runtime"},
     {"training"},
     {
-        *("settings", "config", "build", "build_data", "build_optimizer", "launch", "restore", "verify"),
+        *(
+            "settings",
+            "config",
+            "build",
+            "build_data",
+            "build_database",
+            "build_optimizer",
+            "launch",
+            "restore",
+            "verify",
+        ),
         *("floating_point", "command_line"),
     },
 ]

@@ -21,6 +21,8 @@ from fullbatch.training.checkpoint import load_checkpoint, save_checkpoint
 
 NAMED = "impl.checkpoint.name=mine"
 FOLDER = "data=imagefolder data.path=pictures data.size= data.valid_size="
+LMDB = "data/db=LMDB data.db.path=db"
+PADDED = "data.db.pixels=8 data.db.augmentations_train={Pad:1}"
 HYDRA, MISTAKE = 1, 2  # who refuses
 
 
@@ -58,6 +60,14 @@ def with_checkpoint(content: object) -> Callable[[Path], None]:
     def prepare(folder: Path) -> None:
         path = checkpoint(folder)
         path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+
+    return prepare
+
+
+def with_database(content: bytes) -> Callable[[Path], None]:
+    def prepare(folder: Path) -> None:
+        (folder / "db" / "digits_train_60x1").mkdir(parents=True)
+        (folder / "db" / "digits_train_60x1" / "data.mdb").write_bytes(content)
 
     return prepare
 
@@ -151,6 +161,19 @@ CASES = [
     Case(FOLDER + " data.channels=2", MISTAKE, r"^data\.channels=2: give 1 \(grey\), 3", pictures),
     Case(FOLDER + " data.size=9", MISTAKE, r"^data\.size=9: the training set has 8 pictures", pictures),
     Case("data=CIFAR10 data.path=no data.download=False data.size= data.valid_size=", MISTAKE, r"put it into no and"),
+    # data bases
+    Case("hyp.train_semi_stochastic=True", MISTAKE, r"^hyp\.train_semi_stochastic=True: .* needs data/db=LMDB"),
+    Case("data.db.rounds=2", HYDRA, r"Key 'rounds' is not in struct"),
+    Case(f"{LMDB} data.db.rounds=0", MISTAKE, r"^data\.db\.rounds: .*greater than or equal to 1"),
+    Case(f"{LMDB} data.db.access=both", MISTAKE, r"^data\.db\.access: .*'get' or 'cursor'"),
+    Case(f"{LMDB} data.db.normalize=True", MISTAKE, r"^data\.db\.normalize: .*stored as bytes.*data\.normalize"),
+    Case(f"{LMDB} data.db.name=HDF5", MISTAKE, r"^data\.db\.name=HDF5: unknown; known: 'none', 'lmdb'"),
+    Case(f"{LMDB} data.db.mean=[0,0]", MISTAKE, r"^data\.db\.mean: 2 values, but .*pictures of 1 channels"),
+    Case(f"{LMDB} {PADDED}", MISTAKE, r"^data\.db\.pixels=8: data\.db\.augmentations_train makes pictures of 10x10"),
+    Case(f"{LMDB} data.db.augmentations_train={{Flop:1}}", MISTAKE, r"^data\.db\.augmentations_train\.Flop: no torch"),
+    Case(LMDB, MISTAKE, r"^db/digits_train_60x1: not a whole data base of this", with_database(b"a letter")),
+    Case(LMDB, MISTAKE, r"^db/digits_train_60x1: not a whole data base of this", make("db/digits_train_60x1/")),
+    Case(LMDB, MISTAKE, r"^db: not a directory|^db/.*: not a directory|^db: file exists", make("db")),
     # checkpoints
     Case(NAMED, MISTAKE, r"mine\.pth: no checkpoint of this program \(damaged", with_checkpoint(b"")),
     Case(NAMED, MISTAKE, r"mine\.pth: no checkpoint of this program \(damaged", with_checkpoint(b"PK\x03\x04 so")),
@@ -294,11 +317,11 @@ def without_privileges() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="uses Linux capabilities")
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["outputs", "tables", "checkpoints"])
+@pytest.mark.parametrize("place", ["outputs", "tables", "checkpoints", "db"])
 def test_a_place_that_cannot_be_written_is_named_before_training(tmp_path: Path, place: str) -> None:
     (tmp_path / place).mkdir(mode=0o500)
     ended = subprocess.run(
-        [sys.executable, str(SCRIPT), *SMALL, NAMED],
+        [sys.executable, str(SCRIPT), *SMALL, NAMED, *LMDB.split()],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         preexec_fn=without_privileges,

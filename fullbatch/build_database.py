@@ -1,0 +1,107 @@
+"""From settings to pictures in a data base: the frozen copies of the training set, and of the validation set."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fullbatch.data.datasets import PictureData, PictureSet, TensorPictures
+from fullbatch.settings import Run
+from fullbatch.settings.data import LMDB
+
+log = logging.getLogger(__name__)
+
+_WORDS = {"pixels": 1, "pixels/8": 8}  # in the arguments of transforms: the side of the pictures divided by these
+
+
+def build_frozen(run: Run, settings: LMDB, data: PictureData, labels: Tensor, seed: int) -> PictureData:
+    """Put frozen copies in the place of the pictures, those of the data base, which is built where it is missing.
+
+    Args:
+        run: the run; its dry run freezes the first block alone.
+        settings: of the data base.
+        data: the pictures.
+        labels: of the training set, int64 [N]; those of ``data`` are part of what the data base is known by.
+        seed: of the copies.
+
+    Returns:
+        The data with ``rounds`` x N training samples, round by round.
+    """
+    if run.dryrun:
+        data = replace(data, train=_first(data.train, run.data.batch_size))
+    train = _frozen(run, settings, data, "train", seed)
+    train = replace(train, labels=labels[: len(data.train)].repeat(settings.rounds))
+    valid = _frozen(run, settings, data, "val", seed) if settings.augmentations_val else data.valid
+    return replace(data, train=train, valid=valid)
+
+
+def _frozen(run: Run, settings: LMDB, data: PictureData, split: str, seed: int) -> PictureSet:
+    from fullbatch.data.frozen_copies import Recipe  # noqa: PLC0415
+    from fullbatch.data.lmdb_build import Writing, stored_pictures, temporary_pictures  # noqa: PLC0415
+    from fullbatch.data.lmdb_store import Access  # noqa: PLC0415
+
+    training = split == "train"
+    source, rounds = (data.train, settings.rounds) if training else (data.valid, 1)
+    key = f"data.db.augmentations_{split}"
+    given = (settings.augmentations_train if training else settings.augmentations_val) or {}
+    transforms = _with_numbers(given, data.pixels if settings.pixels is None else settings.pixels)
+    recipe = Recipe(
+        run.data.name,
+        source,
+        transforms,
+        seed,
+        rounds,
+        first_round_clean=training and settings.first_round_clean,
+        key=key,
+    )
+    _check_shape(settings, recipe.manifest()["shape"], key)
+    access = Access(
+        settings.max_readers, settings.readahead, settings.meminit, settings.max_spare_txns, settings.access
+    )
+    writing = Writing(
+        num_workers=_workers(run.impl.threads),
+        write_frequency=settings.write_frequency,
+        shuffle=settings.shuffle_while_writing,
+        rebuild=settings.rebuild_existing_database,
+    )
+    if settings.temporary_database or run.dryrun:
+        pictures = temporary_pictures(recipe, access, writing)
+    else:
+        folder = Path(settings.path).expanduser() / f"{run.data.name}_{split}_{len(source)}x{rounds}"
+        pictures = stored_pictures(recipe, folder, access, writing)
+    log.info("data base %s: %s pictures, digest %s", pictures.folder, f"{len(pictures):,}", pictures.checksum())
+    return PictureSet(pictures, source.labels.repeat(rounds), source.classes)
+
+
+def _workers(threads: int) -> int:
+    """Return the number of processes that make copies; alone, this one does without others."""
+    workers = min(threads, torch.get_num_threads())
+    return workers if workers > 1 else 0
+
+
+def _first(pictures: PictureSet, size: int) -> PictureSet:
+    ids = torch.arange(min(size, len(pictures)))
+    return PictureSet(TensorPictures(pictures.pictures.fetch(ids)), pictures.labels[ids], pictures.classes)
+
+
+def _with_numbers(given: Any, pixels: int) -> Any:
+    """Put numbers in the place of the words ``pixels`` and ``pixels/8``."""
+    if isinstance(given, Mapping):
+        return {name: _with_numbers(value, pixels) for name, value in given.items()}
+    if isinstance(given, list):
+        return [_with_numbers(value, pixels) for value in given]
+    return pixels // _WORDS[given] if isinstance(given, str) and given in _WORDS else given
+
+
+def _check_shape(settings: LMDB, shape: list[int], key: str) -> None:
+    channels, height, width = shape
+    if settings.pixels is not None and (height, width) != (settings.pixels, settings.pixels):
+        raise ValueError(
+            f"data.db.pixels={settings.pixels}: {key} makes pictures of {height}x{width}; give their side or a blank"
+        )
+    if settings.mean is not None and len(settings.mean) != channels:
+        raise ValueError(f"data.db.mean: {len(settings.mean)} values, but {key} makes pictures of {channels} channels")

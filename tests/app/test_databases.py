@@ -1,0 +1,83 @@
+"""Runs on a data base of frozen copies: the trajectory of augmentation on the fly, and nothing else left behind."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from composing import composed
+from running import SMALL, rows_of, run_in_process
+
+from fullbatch.build_data import build_data, build_loader
+from fullbatch.config import parse
+
+LIVE = "data.augmentations_train={RandomCrop: [8,1], RandomHorizontalFlip: 0.5}"
+FROZEN = ["data/db=LMDB", "data.db.path=db", "data.augmentations_train=", "data.db.seed=1"]
+TURNS = "hyp.train_semi_stochastic=True"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    return lambda *arguments: run_in_process(monkeypatch, tmp_path, *SMALL, *arguments)
+
+
+def rows(folder: Path, name: str) -> list[dict[str, str]]:
+    (table,) = folder.glob(f"outputs/*/*/table_{name}_convergence_results.csv")
+    return [{key: value for key, value in row.items() if not key.endswith("time")} for row in rows_of(table)]
+
+
+@pytest.mark.parametrize("batch_size", [20, 32])
+def test_step_by_step_the_rounds_are_augmentation_on_the_fly(
+    script: Callable[..., int], tmp_path: Path, batch_size: int
+) -> None:
+    size = f"data.batch_size={batch_size}"
+    assert script("name=live", LIVE, size) == 0
+    assert script("name=frozen", *FROZEN, "data.db.rounds=4", TURNS, size) == 0
+    assert rows(tmp_path, "frozen") == rows(tmp_path, "live")
+
+
+def test_a_dry_run_leaves_no_data_base(
+    script: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    assert script(*FROZEN, "data.db.rounds=3", TURNS, "dryrun=True") == 0
+    assert not (tmp_path / "db").exists()
+
+
+def test_a_run_continues_whatever_way_the_file_is_written(script: Callable[..., int], tmp_path: Path) -> None:
+    named = ["impl.checkpoint.name=mine", *FROZEN, "data.db.rounds=2"]
+    assert script(*named, "name=once") == 0
+    other_way = ["data.db.write_frequency=9", "data.db.path=elsewhere", "data.db.rebuild_existing_database=True"]
+    assert script(*named, *other_way, "hyp.steps=6") == 0
+    assert (tmp_path / "elsewhere" / "digits_train_60x2").is_dir()
+    assert script(*named, "data.db.rounds=3", "hyp.steps=7") == 2
+
+
+def test_all_rounds_are_the_full_batch_and_copies_share_a_noisy_label(tmp_path: Path) -> None:
+    def run(*overrides: str) -> tuple[int, torch.Tensor]:
+        settings = parse(composed(*SMALL, *overrides, "hyp.label_noise=0.5"))
+        data = build_data(settings, seed=3)
+        return len(build_loader(settings, data, data.train, 3, torch.device("cpu")).blocks(0)), data.train.labels
+
+    frozen = [f"data.db.path={tmp_path}", "data.db.rounds=4", *(part for part in FROZEN if "path" not in part)]
+    number, labels = run(*frozen)
+    assert number == 4 * 60 / 20
+    assert run(*frozen, TURNS)[0] == 60 / 20
+    assert torch.equal(labels, run()[1].repeat(4))
+
+
+def test_validation_pictures_are_frozen_where_asked(tmp_path: Path) -> None:
+    settings = parse(
+        composed(
+            *SMALL,
+            *FROZEN[2:],
+            "data/db=LMDB",
+            f"data.db.path={tmp_path}",
+            "data.db.pixels=",
+            "++data.db.augmentations_val={Pad: 1}",
+        )
+    )
+    data = build_data(settings, seed=3)
+    assert data.valid.pictures.fetch(torch.arange(2)).shape == (2, 1, 10, 10)
+    assert sorted(path.name for path in tmp_path.glob("digits*")) == ["digits_train_60x1", "digits_val_40x1"]
