@@ -8,7 +8,7 @@ from enum import IntEnum
 import torch
 
 from fullbatch.build_database import build_frozen
-from fullbatch.data.augmentation import Augmentation
+from fullbatch.data.augmentation import AUGMENTATION, Augmentation
 from fullbatch.data.blocks import BlockLoader
 from fullbatch.data.datasets import PictureData, PictureSet, load_pictures
 from fullbatch.data.label_noise import with_label_noise
@@ -26,7 +26,7 @@ class Stream(IntEnum):
 
     WEIGHTS = 0
     BLOCKS = 1
-    AUGMENTATION = 2
+    AUGMENTATION = AUGMENTATION
     NOISE = 3
     LABELS = 4
 
@@ -51,8 +51,7 @@ def build_data(run: Run, seed: int) -> PictureData:
     if not isinstance(run.data.db, LMDB):
         return noisy
     # Noise is this run's own: the data base holds the labels as they are, and all copies of a sample get the same one.
-    copies_seed = Stream.AUGMENTATION.seed(run.data.db.seed)
-    return build_frozen(run, run.data.db, data, noisy.train.labels, copies_seed)
+    return build_frozen(run, run.data.db, data, noisy.train.labels)
 
 
 def _loaded(settings: Data) -> PictureData:

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 _WORDS = {"pixels": 1, "pixels/8": 8}  # in the arguments of transforms: the side of the pictures divided by these
 
 
-def build_frozen(run: Run, settings: LMDB, data: PictureData, labels: Tensor, seed: int) -> PictureData:
+def build_frozen(run: Run, settings: LMDB, data: PictureData, labels: Tensor) -> PictureData:
     """Put frozen copies in the place of the pictures, those of the data base, which is built where it is missing.
 
     Args:
@@ -26,20 +26,19 @@ def build_frozen(run: Run, settings: LMDB, data: PictureData, labels: Tensor, se
         settings: of the data base.
         data: the pictures.
         labels: of the training set, int64 [N]; those of ``data`` are part of what the data base is known by.
-        seed: of the copies.
 
     Returns:
         The data with ``rounds`` x N training samples, round by round.
     """
     if run.dryrun:
         data = replace(data, train=_first(data.train, run.data.batch_size))
-    train = _frozen(run, settings, data, "train", seed)
+    train = _frozen(run, settings, data, "train")
     train = replace(train, labels=labels[: len(data.train)].repeat(settings.rounds))
-    valid = _frozen(run, settings, data, "val", seed) if settings.augmentations_val else data.valid
+    valid = _frozen(run, settings, data, "val") if settings.augmentations_val else data.valid
     return replace(data, train=train, valid=valid)
 
 
-def _frozen(run: Run, settings: LMDB, data: PictureData, split: str, seed: int) -> PictureSet:
+def _frozen(run: Run, settings: LMDB, data: PictureData, split: str) -> PictureSet:
     from fullbatch.data.frozen_copies import Recipe  # noqa: PLC0415
     from fullbatch.data.lmdb_build import Writing, stored_pictures, temporary_pictures  # noqa: PLC0415
     from fullbatch.data.lmdb_store import Access  # noqa: PLC0415
@@ -53,7 +52,7 @@ def _frozen(run: Run, settings: LMDB, data: PictureData, split: str, seed: int) 
         run.data.name,
         source,
         transforms,
-        seed,
+        settings.seed,
         rounds,
         first_round_clean=training and settings.first_round_clean,
         key=key,

@@ -16,14 +16,20 @@ import torch
 from torch import Tensor
 
 from fullbatch.data import batched
-from fullbatch.randomness import preserved_rng, random_bits
+from fullbatch.randomness import derive_seed, preserved_rng, random_bits
 
 _STREAM = 0x4175_676D_656E_7400  # sets these draws apart from all others of the same seed
+AUGMENTATION = 2  # the stream of a run's seed
 _NEED_LABELS = ("CutMix", "MixUp")
 
 Draw: TypeAlias = Callable[[int], Tensor]
 """Stream number k -> 63 random bits for each picture, int64 [n] on the pictures' device."""
 BatchTransform: TypeAlias = Callable[[Tensor, Draw], Tensor]
+
+
+def augmentation_seed(run_seed: int) -> int:
+    """Return the seed of the augmentation in a run with the seed ``run_seed``."""
+    return derive_seed(run_seed, AUGMENTATION)
 
 
 class Augmentation:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fullbatch.data.augmentation import Augmentation
+from fullbatch.data.augmentation import Augmentation, augmentation_seed
 from fullbatch.data.lmdb_records import FORMAT, Manifest, encoded, packed
 from fullbatch.data.pictures import PictureSet
 from fullbatch.randomness import random_bits
@@ -33,7 +33,7 @@ class Recipe:
         name: of the data set.
         source: its pictures.
         transforms: of the copies, torchvision's name -> arguments.
-        seed: of the draws.
+        seed: of a run that would augment in the same way, step by step.
         rounds: copies of each sample.
         first_round_clean: whether the copies of round 0 are the pictures as they are.
         key: the setting that holds ``transforms``, for the messages.
@@ -52,7 +52,7 @@ class Recipe:
         pictures = self.source.pictures.fetch(ids)
         if place == 0 and self.first_round_clean:
             return pictures
-        return Augmentation(self.transforms, self.seed, self.key)(pictures, ids, place)
+        return Augmentation(self.transforms, augmentation_seed(self.seed), self.key)(pictures, ids, place)
 
     def manifest(self) -> Manifest:
         """Describe the data base; ``ValueError`` where the transforms do not fit the pictures, or each other."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fullbatch.data import lmdb_build
 from fullbatch.data import lmdb_store as store
-from fullbatch.data.augmentation import Augmentation
+from fullbatch.data.augmentation import Augmentation, augmentation_seed
 from fullbatch.data.blocks import BlockLoader
 from fullbatch.data.frozen_copies import Recipe
 from fullbatch.data.lmdb_build import Writing, stored_pictures, temporary_pictures
@@ -59,7 +59,7 @@ def built(tmp_path: Path) -> StoredPictures:
 
 
 def test_copies_are_the_augmentation_of_the_round(built: StoredPictures) -> None:
-    ids, augmentation = torch.arange(COUNT), Augmentation(TRANSFORMS, 5)
+    ids, augmentation = torch.arange(COUNT), Augmentation(TRANSFORMS, augmentation_seed(5))
     expected = torch.cat([augmentation(pictures(), ids, step) for step in range(ROUNDS)])
     assert len(built) == ROUNDS * COUNT
     assert torch.equal(everything(built), expected)
@@ -102,7 +102,8 @@ def test_the_first_round_may_be_clean(tmp_path: Path) -> None:
     stored = build(tmp_path, recipe(first_round_clean=True))
     assert torch.equal(stored.fetch(torch.arange(COUNT)), pictures())
     assert torch.equal(
-        stored.fetch(torch.arange(COUNT) + COUNT), Augmentation(TRANSFORMS, 5)(pictures(), torch.arange(COUNT), 1)
+        stored.fetch(torch.arange(COUNT) + COUNT),
+        Augmentation(TRANSFORMS, augmentation_seed(5))(pictures(), torch.arange(COUNT), 1),
     )
     with pytest.raises(ValueError, match=r"data\.db\.first_round_clean=True: .* changes the size"):
         recipe(first_round_clean=True, transforms={"RandomCrop": 6}).manifest()
@@ -117,7 +118,7 @@ def test_blocks_of_a_round_are_those_of_the_step_on_the_fly(
     options: Any = {"batch_size": batch_size, "seed": 2}
     frozen = PictureSet(built, labels.repeat(ROUNDS), ("a", "b", "c"))
     reading = BlockLoader(frozen, caching=False, num_workers=num_workers, rounds=ROUNDS, **options)
-    live = BlockLoader(recipe().source, augmentation=Augmentation(TRANSFORMS, 5), **options)
+    live = BlockLoader(recipe().source, augmentation=Augmentation(TRANSFORMS, augmentation_seed(5)), **options)
     for step in (0, 1, 3):
         for found, expected in zip(reading.blocks(step, shuffle=True), live.blocks(step, shuffle=True), strict=True):
             assert torch.equal(found.inputs, expected.inputs)
