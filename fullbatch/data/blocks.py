@@ -4,6 +4,7 @@ Which samples make a block, in which order, and what augmentation does to them i
 blocks of a step can be asked for again and come out the same.
 """
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,9 +19,11 @@ from fullbatch.data.pictures import Pictures, PictureSet, TensorPictures
 from fullbatch.randomness import derive_seed, random_bits, random_integers
 from fullbatch.typing import Block
 
+_log = logging.getLogger(__name__)
 _ORDER, _REPLACEMENT, _KEYS = 0, 1, 2  # streams of the loader's seed
 _DEVICE_SHARE, _RAM_SHARE = 0.25, 0.5  # of the free memory that pictures may take unasked; activations need the rest
 _UNKNOWN_RAM = 4 << 30  # bytes to assume where the system does not tell
+_GIB = 1 << 30
 _CHUNK = 4096  # pictures read at once on their way into the memory
 
 
@@ -239,12 +242,26 @@ def _read_all(pictures: Pictures, device: torch.device | None) -> Tensor:
 
 
 def _choose_caching(pictures: Pictures, device: torch.device) -> str | bool:
+    """Choose where to keep the pictures by what memory is free now, and say so."""
     size = pictures.fetch(torch.arange(1)).numel() * len(pictures)
-    if device.type == "cuda" and size <= _DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
-        return "device"
-    if isinstance(pictures, TensorPictures) or size <= _RAM_SHARE * _free_ram():
-        return "device" if device.type in ("cpu", "mps") else "ram"
-    return False
+    free = {"ram": _free_ram()}
+    if device.type == "cuda":
+        free = {"device": torch.cuda.mem_get_info(device)[0], **free}
+    if size <= _DEVICE_SHARE * free.get("device", 0):
+        chosen: str | bool = "device"
+    elif isinstance(pictures, TensorPictures) or size <= _RAM_SHARE * free["ram"]:
+        chosen = "device" if device.type in ("cpu", "mps") else "ram"
+    else:
+        chosen = False
+    measured = ", ".join(f"{place} {amount / _GIB:.2f} GiB" for place, amount in free.items())
+    _log.info(
+        "data.caching: %s for %s pictures of %.2f GiB together (free: %s)",
+        chosen,
+        f"{len(pictures):,}",
+        size / _GIB,
+        measured,
+    )
+    return chosen
 
 
 def _free_ram() -> int:

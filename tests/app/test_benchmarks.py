@@ -1,12 +1,30 @@
-"""The documented command of the figure writes its picture and its table."""
+"""The benchmarks run, and say what they promise."""
 
 import csv
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from composing import ROOT
+from PIL import Image
+
+
+@pytest.mark.slow
+def test_pictures_come_faster_from_a_data_base(tmp_path: Path) -> None:
+    for place in (tmp_path / split / name for split in ("train", "val") for name in "ab"):
+        place.mkdir(parents=True)
+        for number in range(20):
+            pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(place / f"{number}.jpg")
+    command = [sys.executable, str(ROOT / "benchmarks" / "data.py"), "--path", str(tmp_path), "--samples", "40"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True, env=environment)
+    (ratio,) = re.findall(r"the data base is ([\d.]+) times as fast", ended.stdout)
+    assert float(ratio) > 2
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import torch
 from composing import composed
 from running import SMALL, rows_of, run_in_process
 
+from fullbatch.build import build_trainer
 from fullbatch.build_data import build_data, build_loader
 from fullbatch.config import parse
 
@@ -65,6 +66,15 @@ def test_all_rounds_are_the_full_batch_and_copies_share_a_noisy_label(tmp_path: 
     assert number == 4 * 60 / 20
     assert run(*frozen, TURNS)[0] == 60 / 20
     assert torch.equal(labels, run()[1].repeat(4))
+
+
+def test_steps_that_take_turns_are_not_one_function(tmp_path: Path) -> None:
+    def constant(*overrides: str) -> bool:
+        frozen = [f"data.db.path={tmp_path}", "data.db.rounds=2", *(part for part in FROZEN if "path" not in part)]
+        return build_trainer(parse(composed(*SMALL, *frozen, *overrides)), seed=3).take_step.constant_data
+
+    assert constant()
+    assert not constant(TURNS)
 
 
 def test_validation_pictures_are_frozen_where_asked(tmp_path: Path) -> None:

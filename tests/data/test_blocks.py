@@ -171,11 +171,15 @@ def test_reading_leaves_the_global_generator_alone() -> None:
 
 @pytest.mark.parametrize(("free", "reads"), [(1 << 30, 1), (100, 3)])
 def test_blank_caching_keeps_what_fits_and_reads_the_rest_anew(
-    monkeypatch: pytest.MonkeyPatch, free: int, reads: int
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, free: int, reads: int
 ) -> None:
+    caplog.set_level("INFO")
     monkeypatch.setattr(blocks_module, "_free_ram", lambda: free)
     source = Counted(pictures())
     some_loader = BlockLoader(PictureSet(source, torch.zeros(45, dtype=torch.int64), ("a",)), batch_size=8)
+    chosen = "device" if reads == 1 else "False"
+    (line,) = caplog.messages
+    assert line == f"data.caching: {chosen} for 45 pictures of 0.00 GiB together (free: ram {free / 2**30:.2f} GiB)"
     before = source.reads
     found = [everything(some_loader)[0] for _ in range(3)]
     assert torch.equal(found[0], found[2])

@@ -1,0 +1,101 @@
+"""Speed of pictures from an LMDB data base into blocks on the device, beside decoding the files with a DataLoader.
+
+    python benchmarks/data.py --path FOLDER [--samples 50000] [--batch-size 128] [--workers 2] [--pixels 32]
+
+FOLDER holds train/<class>/* and val/<class>/*. Both sides make blocks of float32 pictures of the same samples in the
+same order, once each in one run; neither keeps pictures in memory, and the files were read once before. Prints pictures
+per second, the ratio, and how much memory the process grew by while it read the data base.
+"""
+
+import argparse
+import platform
+import resource
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from fullbatch.data.blocks import BlockLoader
+from fullbatch.data.datasets import PictureSet, load_pictures
+from fullbatch.data.frozen_copies import Recipe
+from fullbatch.data.lmdb_build import Writing, stored_pictures
+from fullbatch.data.lmdb_store import Access
+from fullbatch.runtime.device import describe, find_device
+
+
+def seconds(blocks: Iterable[Tensor], samples: int) -> float:
+    """How long it takes to go through all the blocks."""
+    start = time.perf_counter()
+    count = sum(len(block) for block in blocks)
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    assert count == samples
+    return time.perf_counter() - start
+
+
+def decoded(options: argparse.Namespace, device: torch.device) -> Iterable[Tensor]:
+    """What anybody would write: files decoded by the workers of a DataLoader."""
+    transform = v2.Compose([v2.ToImage(), v2.Resize(options.pixels), v2.ToDtype(torch.float32, scale=True)])
+    folder = Subset(ImageFolder(str(options.path / "train"), transform), range(options.samples))
+    for pictures, _ in DataLoader(folder, options.batch_size, num_workers=options.workers):
+        yield pictures.to(device)
+
+
+def stored(options: argparse.Namespace, device: torch.device, folder: str) -> BlockLoader:
+    """Blocks from a data base, which is built first."""
+    data = load_pictures(
+        "imagefolder",
+        path=str(options.path),
+        pixels=options.pixels,
+        size=options.samples,
+        mean=[0.0] * 3,
+        std=[1.0] * 3,
+    )
+    recipe = Recipe("benchmark", data.train, {}, seed=0)
+    pictures = stored_pictures(recipe, Path(folder) / "db", Access(), Writing(num_workers=options.workers))
+    return BlockLoader(
+        PictureSet(pictures, data.train.labels, data.classes),
+        batch_size=options.batch_size,
+        device=device,
+        caching=False,
+        num_workers=options.workers if options.read_in_workers else 0,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--path", type=Path, required=True)
+    parser.add_argument("--samples", type=int, default=50_000)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--pixels", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode, and that build")
+    parser.add_argument("--read-in-workers", action="store_true", help="read the data base in the workers, too")
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args()
+
+    device = find_device(options.device)
+    with tempfile.TemporaryDirectory() as folder:
+        loader = stored(options, device, folder)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        fast = seconds((block.inputs for block in loader.blocks(0)), options.samples)
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        slow = seconds(decoded(options, device), options.samples)
+    shown = Table("", "pictures/s", title=f"{options.samples:,} pictures, blocks of {options.batch_size}")
+    shown.add_row("data base", f"{options.samples / fast:,.0f}")
+    shown.add_row(f"files, {options.workers} workers", f"{options.samples / slow:,.0f}")
+    console = Console()
+    console.print(shown)
+    console.print(f"the data base is {slow / fast:.1f} times as fast; memory grew by {grown:.0f} MiB")
+    console.print(f"{describe(device)}, Python {platform.python_version()}, {platform.machine()}")
+
+
+if __name__ == "__main__":
+    main()
