@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 
 def write_atomically(path: Path, content: bytes | memoryview, *, keep: int = 0) -> None:
     """Write a file so that at every moment ``path`` is the old file or the new one, whole.
@@ -55,6 +53,8 @@ def require_writable(path: Path) -> None:
 @contextmanager
 def claimed(path: Path) -> Iterator[None]:
     """Keep other processes from claiming ``path`` meanwhile; ``ValueError`` where one has. A kill ends the claim."""
+    from filelock import FileLock, Timeout  # noqa: PLC0415 (models of torch.hub are read with torch alone)
+
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:

@@ -7,19 +7,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from killing import MOMENTS
 from running import SCRIPT, SMALL, run_in_process
+from states import assert_equal_states
 
 from fullbatch.runtime.files import claimed
 from fullbatch.training.checkpoint import load_checkpoint
 from fullbatch.training.recorder import read_table
 
 NAMED = "impl.checkpoint.name=mine"
-TIMES = ("train_time", "valid_time")
 EVERYTHING = ["hyp.evaluate_ema=True", "hyp.grad_noise.additive=0.01", "impl.validate_every_nth_step=3"]
 
 
@@ -36,25 +34,6 @@ def killed(folder: Path, moment: str, count: int, *arguments: str) -> int:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False).returncode
 
 
-def without_times(state: dict[str, Any]) -> list[dict[str, float]]:
-    return [{key: value for key, value in row.items() if key not in TIMES} for row in state["rows"]]
-
-
-def assert_same_bits(found: Any, expected: Any) -> None:
-    if isinstance(expected, torch.Tensor):
-        assert torch.equal(found, expected)
-    elif isinstance(expected, dict):
-        assert found.keys() == expected.keys()
-        for key, value in expected.items():
-            assert_same_bits(found[key], value)
-    elif isinstance(expected, list | tuple):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            assert_same_bits(one, other)
-    else:
-        assert found == expected
-
-
 def assert_as_never_killed(script: Callable[..., int], folder: Path, steps: str) -> None:
     """Finish the named run, run another one straight, and compare everything but the times."""
     assert script(NAMED, steps) == 0
@@ -62,9 +41,7 @@ def assert_as_never_killed(script: Callable[..., int], folder: Path, steps: str)
     found, expected = (
         load_checkpoint(folder / "checkpoints" / f"{name}.pth")["state"] for name in ("mine", "straight")
     )
-    assert without_times(found) == without_times(expected)
-    for part in ("model", "optimizer", "ema", "rng", "stopped"):
-        assert_same_bits(found[part], expected[part])
+    assert_equal_states(found, expected)
     assert len(read_table(folder / "tables" / "table_fb_digits_runs.csv")) == 2
     last_life = sorted((folder / "outputs").glob("*/*"))[-2]
     (table,) = last_life.glob("table_*_results.csv")
@@ -119,5 +96,4 @@ def test_a_torn_checkpoint_is_named_and_the_one_before_continues(
     assert script(NAMED, "hyp.steps=5", "hyp.scheduler=") == 0
     assert script("impl.checkpoint.name=straight", "hyp.steps=5", "hyp.scheduler=") == 0
     found, expected = (load_checkpoint(newest.with_name(f"{name}.pth"))["state"] for name in ("mine", "straight"))
-    assert_same_bits(found["model"], expected["model"])
-    assert without_times(found) == without_times(expected)
+    assert_equal_states(found, expected)

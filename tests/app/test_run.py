@@ -50,6 +50,7 @@ def test_a_run_leaves_what_the_readme_lists(script: Script, tmp_path: Path, caps
     assert "data digits: 60 training and 40 validation pictures of 1x8x8 in 10 classes" in shown
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run(script: Script, tmp_path: Path) -> None:
     for _ in range(2):
         assert script() == 0
@@ -74,6 +75,7 @@ def test_a_finished_run_prints_its_result_again(
     assert len(rows_of(tmp_path / "tables" / "table_fb_digits_runs.csv")) == 1
 
 
+@pytest.mark.slow
 def test_more_steps_continue_a_named_checkpoint(script: Script, tmp_path: Path) -> None:
     constant = ["impl.checkpoint.name=mine", "hyp.scheduler="]
     assert script(*constant) == 0
@@ -86,6 +88,7 @@ def test_more_steps_continue_a_named_checkpoint(script: Script, tmp_path: Path) 
     assert [row["step"] for row in rows_of(sorted((tmp_path / "outputs").rglob("table_*.csv"))[1])] == list("123456")
 
 
+@pytest.mark.slow
 def test_a_blank_seed_is_drawn_stored_and_used_again(script: Script, tmp_path: Path) -> None:
     for _ in range(2):
         assert script("seed=", "impl.checkpoint.name=mine") == 0
@@ -116,6 +119,7 @@ def test_divergence_ends_with_status_3_and_a_row(
     assert 1 <= len(rows) < 4
 
 
+@pytest.mark.slow
 def test_a_sweep_records_failures_and_goes_on(script: Script, tmp_path: Path) -> None:
     assert script("hyp.optim.lr=1e30,0.1", "hyp.grad_clip=", "seed=1,2", "-m") == 3
     runs = rows_of(tmp_path / "tables" / "table_fb_digits_runs.csv")

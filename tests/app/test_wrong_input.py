@@ -245,6 +245,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_is_refused(
     script: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
