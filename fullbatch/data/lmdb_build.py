@@ -175,7 +175,7 @@ def _write(recipe: Recipe, present: np.ndarray, environment: Environment, writin
     parts = pieces(recipe, present, writing.write_frequency, shuffle=writing.shuffle)
     work = [(place, ids) for place, part in parts for ids in part.split(CHUNK)]
     records = made(recipe, work, writing.num_workers)
-    with progress(f"building {environment.folder.name}", present.size, int(present.sum())) as advance:
+    with progress(f"data base of {recipe.name}", present.size, int(present.sum())) as advance:
         for _, part in parts:
             with environment.lmdb.begin(write=True) as transaction, transaction.cursor(environment.table) as cursor:
                 for ids in part.split(CHUNK):
