@@ -56,7 +56,7 @@ def build_timm(name: str, *, channels: int, classes: int, pixels: int) -> nn.Mod
     if not timm.is_model(name):
         raise ValueError(f"name={name}: no classifier of timm; {_near(name, timm.list_models())}")
     config = timm.models.get_pretrained_cfg(name)
-    options = {"img_size": pixels} if getattr(config, "fixed_input_size", False) else {}
+    options: dict[str, Any] = {"img_size": pixels} if getattr(config, "fixed_input_size", False) else {}
     with _refusing(f"name={name}"):
         model: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels, **options)
     check_outputs(f"name={name}", model, channels, classes, pixels)
