@@ -6,7 +6,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from fullbatch.command_line import normalized, reported
+from fullbatch.command_line import reported
 
 CONFIG = Path(__file__).parent / "config"
 statuses: list[int] = []
@@ -21,5 +21,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = normalized(sys.argv[1:], CONFIG)
-    sys.exit(reported(main) or max(statuses, default=0))
+    sys.exit(reported(main, CONFIG) or max(statuses, default=0))

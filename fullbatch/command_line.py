@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from fullbatch.runtime.files import told
@@ -15,18 +15,22 @@ SWEEP = ("-m", "--multirun")
 REFUSED, MISTAKE, INTERRUPTED = 1, 2, 130
 
 
-def reported(main: Callable[[], None]) -> int:
-    """Call Hydra's ``main``; return 0, or say what Hydra (1) or the file system (2) refused, and return that.
+def reported(main: Callable[[], None], config_folder: Path) -> int:
+    """Call Hydra's ``main`` with the ``normalized`` command line of this process.
+
+    Returns 0; or says what Hydra (1) or the file system (2) refused, and returns that.
 
     An impatient Ctrl-C is 130.
 
     With HYDRA_FULL_ERROR=1 in the environment errors are raised, with all of their stack trace.
     """
     if os.environ.get("HYDRA_FULL_ERROR"):
+        sys.argv[1:] = normalized(sys.argv[1:], config_folder)
         main()
         return 0
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, instead of printing them its own way
     try:
+        sys.argv[1:] = normalized(sys.argv[1:], config_folder)
         main()
     except (HydraException, OmegaConfBaseException) as error:
         causes = [str(error), str(error.__cause__ or "")]
@@ -51,6 +55,8 @@ def normalized(arguments: Sequence[str], config_folder: Path) -> list[str]:
     - ``key=~/folder``: the tilde, which Hydra refuses, is written out.
     - ``data.augmentations_train={...}``: the whole table is replaced; Hydra would add to it, and refuse new names.
     - ``-m`` may stand anywhere.
+
+    Raises ``OverrideParseException`` for a value without a key, on which Hydra fails an assertion.
     """
     arguments = sorted(arguments, key=lambda argument: argument not in SWEEP)
     return [override for argument in arguments for override in _normalized(argument, config_folder)]
@@ -58,8 +64,10 @@ def normalized(arguments: Sequence[str], config_folder: Path) -> list[str]:
 
 def _normalized(argument: str, config_folder: Path) -> list[str]:
     key, equals, value = argument.partition("=")
-    if not equals or not key or key.startswith("-"):
+    if not equals or key.startswith("-"):
         return [argument]
+    if not key.strip(" +~"):
+        raise OverrideParseException(argument, f"Error parsing override '{argument}': there is no key before '='")
     if key in REPLACED and value.startswith("{"):
         return [f"{key}=", f"++{argument}"]
     folder = config_folder / key.lstrip("+~")

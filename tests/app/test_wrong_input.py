@@ -94,6 +94,7 @@ CASES = [
     # keys and groups
     Case("hyp.stepz=3", HYDRA, r"Key 'stepz' is not in struct"),
     Case("hyp.steps", HYDRA, r"Error parsing override 'hyp.steps'"),
+    Case("+=3", HYDRA, r"Error parsing override '\+=3': there is no key"),
     Case("~hyp.steps", MISTAKE, r"^hyp\.steps: this key is missing"),
     Case("+hyp.optim.nestrov=True", MISTAKE, r"^hyp\.optim\.nestrov: there is no such key"),
     Case("data=digitz", HYDRA, r"Could not find 'data/digitz'(.|\n)*digits"),
