@@ -132,3 +132,16 @@ def test_the_table_is_printed_and_written(
     assert there >= {variant.name for variant in VARIANTS}
     assert all(row["variant"] in shown.out for row in rows)
     assert all(float(row["l2"]) < 0.1 for row in rows)
+
+
+def test_only_what_may_fail_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(model: torch.nn.Module) -> torch.nn.Module:
+        raise RuntimeError("no compiler")
+
+    tree = plain(composed(*DATA))
+    assert list(measure(tree, variants=[Variant("fragile", prepare=broken, may_fail=True)])) == []
+    assert list(measure(tree, variants=[Variant("elsewhere", needs="tpu")])) == []
+    assert "fragile: not possible here (no compiler)" in caplog.text
+    assert "elsewhere: not possible here (needs tpu)" in caplog.text
+    with pytest.raises(RuntimeError, match="no compiler"):
+        list(measure(tree, variants=[Variant("sound", prepare=broken)]))
