@@ -24,12 +24,20 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def dying(function: Callable[..., Any], count: int, at: Callable[..., object], after: bool) -> Callable[..., Any]:
-    """The function, whose ``count``-th call is the last: before it, or after it, ``at`` happens."""
+def dying(
+    function: Callable[..., Any],
+    count: int,
+    at: Callable[..., object],
+    after: bool,
+    counts: Callable[..., bool] = lambda *_: True,
+) -> Callable[..., Any]:
+    """The function, whose ``count``-th call that ``counts`` is the last: before it, or after it, ``at`` happens."""
     calls = 0
 
     def wrapper(*arguments: Any) -> Any:
         nonlocal calls
+        if not counts(*arguments):
+            return function(*arguments)
         calls += 1
         if calls == count and not after:
             at(*arguments)
@@ -41,18 +49,22 @@ def dying(function: Callable[..., Any], count: int, at: Callable[..., object], a
     return wrapper
 
 
-def tear(descriptor: int) -> None:
+def is_checkpoint(descriptor: int) -> bool:
+    """Folders and tables are synchronized, too; of them all, checkpoints are the large ones."""
     found = os.fstat(descriptor)
-    if stat.S_ISREG(found.st_mode):
-        os.ftruncate(descriptor, found.st_size // 2)
+    return stat.S_ISREG(found.st_mode) and found.st_size > 50_000
+
+
+def tear(descriptor: int) -> None:
+    os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
     die()
 
 
 def arrange(moment: str, count: int) -> None:
     if moment == "torn":
-        os.fsync = dying(os.fsync, count, tear, after=False)
+        os.fsync = dying(os.fsync, count, tear, after=False, counts=is_checkpoint)
     elif moment == "written":
-        os.fsync = dying(os.fsync, count, lambda _: die(), after=False)
+        os.fsync = dying(os.fsync, count, lambda _: die(), after=False, counts=is_checkpoint)
     elif moment == "linked":
         os.link = dying(os.link, count, lambda *_: die(), after=True)
     elif moment == "renamed":

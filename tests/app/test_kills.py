@@ -53,7 +53,7 @@ def survive(script: Callable[..., int], folder: Path, kills: int, seed: int) -> 
     steps = f"hyp.steps={8 * kills}"
     moments = [*MOMENTS, *chance.choices(MOMENTS, k=kills - len(MOMENTS))]
     for moment in moments:
-        ended = killed(folder, moment, chance.randint(2, 12), NAMED, steps)
+        ended = killed(folder, moment, chance.randint(2, 6), NAMED, steps)
         assert ended in (-signal.SIGKILL, 0)
     assert ended == -signal.SIGKILL
     assert_as_never_killed(script, folder, steps)
