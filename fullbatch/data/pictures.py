@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -29,6 +29,19 @@ class Pictures(Protocol):
 
     def checksum(self) -> str:
         """Return what is equal for equal pictures in the same order, and only then."""
+        ...
+
+
+@runtime_checkable
+class WholePictures(Pictures, Protocol):
+    """Pictures of various sizes; ``fetch`` gives their middle parts, resized to one size."""
+
+    def whole(self, index: int) -> Tensor:
+        """Return one picture as large as it is, uint8 [C, H, W] on the CPU."""
+        ...
+
+    def where(self, index: int) -> object:
+        """Return what names a picture in messages."""
         ...
 
 
@@ -109,6 +122,7 @@ class PictureRequest:
     std: Sequence[float] | None = None
     download: bool = True
     mirrors: Sequence[str] = ()
+    resize_on_read: bool | None = None
 
 
 def check_found(key: str, given: int | None, found: int, name: str) -> None:

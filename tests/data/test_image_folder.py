@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fullbatch.data import folder_cache, image_folder
+from fullbatch.data import folder_cache, folder_pictures, image_folder
 from fullbatch.data.datasets import PictureData, PictureSet, load_pictures
 from fullbatch.data.picture_files import read_picture
 
@@ -71,7 +71,7 @@ def refuse_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> NoReturn:
         raise AssertionError("a picture is read")
 
-    monkeypatch.setattr(image_folder, "read_picture", refuse)
+    monkeypatch.setattr(folder_pictures, "read_picture", refuse)
     monkeypatch.setattr(image_folder, "scan_pictures", refuse)
 
 
