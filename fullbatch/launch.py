@@ -26,7 +26,7 @@ from fullbatch.data.reading import workers_told
 from fullbatch.restore import checkpoint_path, keep_foreign, matching
 from fullbatch.runtime.device import describe, set_up
 from fullbatch.runtime.files import claimed, require_writable, told
-from fullbatch.runtime.interruption import Interruption, interruption
+from fullbatch.runtime.interruption import InterruptedWork, Interruption, interruption
 from fullbatch.runtime.logs import ProgressBar, job_log
 from fullbatch.settings import Run
 from fullbatch.tensors import device_of
@@ -83,6 +83,9 @@ def run_job(cfg: DictConfig) -> int:
                 stack.enter_context(claimed(places.checkpoint))
             with workers_told():
                 job = prepare(run, tree, places)
+        except InterruptedWork as error:
+            log.warning("%s", error)
+            return interrupted.exit_status
         except (ValueError, OSError) as error:
             return mistake(error)
         try:

@@ -14,8 +14,11 @@ from torch import Tensor
 
 from fullbatch.data.augmentation import Augmentation
 from fullbatch.data.pictures import Pictures, PictureSet, TensorPictures
+from fullbatch.data.prefetch import one_ahead
 from fullbatch.data.reading import AsTheyAre, FromFiles, InMemory, Reader, Source, reader_of
 from fullbatch.randomness import derive_seed, random_bits, random_integers
+from fullbatch.runtime.interruption import stop_if_interrupted
+from fullbatch.runtime.logs import progress
 from fullbatch.typing import Block
 
 _log = logging.getLogger(__name__)
@@ -110,6 +113,9 @@ class BlockLoader:
 
     def read(self, step: int, numbered_ids: Sequence[tuple[int, Tensor]]) -> Iterator[Block]:
         """Yield the blocks of the samples in ``numbered_ids``: a block's number in its step, and ids int64 [n]."""
+        return one_ahead(self._made(step, numbered_ids), self.device)
+
+    def _made(self, step: int, numbered_ids: Sequence[tuple[int, Tensor]]) -> Iterator[Block]:
         plan = [(ids, step) for _, ids in numbered_ids]
         for (number, ids), pictures in zip(numbered_ids, self._source.read(plan), strict=True):
             on_device = ids.to(self.device, non_blocking=self._non_blocking)
@@ -173,8 +179,11 @@ def _read_all(pictures: Pictures, device: torch.device | None) -> Tensor:
         return pictures.tensor if device is None else pictures.tensor.to(device)
     first = pictures.fetch(torch.arange(1))
     result = torch.empty(len(pictures), *first.shape[1:], dtype=torch.uint8, device=device)
-    for ids in torch.arange(len(pictures)).split(_CHUNK):
-        result[ids[0] : ids[-1] + 1] = pictures.fetch(ids)
+    with progress("pictures into the memory", len(pictures)) as advance:
+        for ids in torch.arange(len(pictures)).split(_CHUNK):
+            stop_if_interrupted("stopped while reading the pictures into the memory")
+            result[ids[0] : ids[-1] + 1] = pictures.fetch(ids)
+            advance(len(ids))
     return result
 
 

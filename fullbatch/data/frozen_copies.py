@@ -6,7 +6,7 @@ The copy of a sample in a round is a function of (seed, round, sample): the augm
 
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, cast
@@ -99,7 +99,9 @@ def pieces(recipe: Recipe, present: np.ndarray, size: int, *, shuffle: bool) -> 
     return parts
 
 
-def made(recipe: Recipe, work: Sequence[tuple[int, Tensor]], num_workers: int) -> Iterator[list[tuple[bytes, bytes]]]:
+def made(
+    recipe: Recipe, work: Sequence[tuple[int, Tensor]], num_workers: int
+) -> Generator[list[tuple[bytes, bytes]], None, None]:
     """Make the copies in ``work``, (round, samples), in this process or in others; yield the records of each entry."""
     loader: DataLoader[Any] = DataLoader(
         _Maker(recipe),

@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = told(error) if isinstance(error, OSError) else str(error)
         Console(file=sys.stderr, soft_wrap=True, highlight=False).print(message, markup=False)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fullbatch.randomness import random_bits
+from fullbatch.runtime.interruption import stop_if_interrupted
 
 _WITHIN, _ACROSS, _MIXED = (0x5375_6273_6574_0000 + n for n in (1, 2, 3))  # streams of the subset's seed
 _CHUNK = 1024  # pictures read at once for statistics
@@ -182,6 +183,7 @@ def channel_statistics(pictures: Pictures) -> tuple[tuple[float, ...], tuple[flo
     """
     histograms = torch.zeros(0, 256, dtype=torch.int64)
     for ids in torch.arange(len(pictures)).split(_CHUNK):
+        stop_if_interrupted("stopped while reading the pictures for their mean and std")
         values = pictures.fetch(ids).transpose(0, 1).flatten(1)
         counts = torch.stack([torch.bincount(channel, minlength=256) for channel in values])
         histograms = counts if len(histograms) == 0 else histograms + counts

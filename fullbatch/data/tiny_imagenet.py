@@ -11,6 +11,7 @@ from fullbatch.data.archives import Archive, data_folder, obtain
 from fullbatch.data.folder_pictures import decoded
 from fullbatch.data.listings import Listing, chosen, listing, pictures_in
 from fullbatch.data.pictures import PictureData, PictureRequest, check_found
+from fullbatch.runtime.interruption import stop_if_interrupted
 from fullbatch.runtime.logs import progress
 
 ARCHIVE = Archive(
@@ -56,6 +57,7 @@ def _unpack(root: Path, archive: Path) -> None:
         members = [name for name in content.namelist() if _MEMBER.fullmatch(name)]
         with progress(f"unpacking {archive.name}", len(members)) as advance:
             for name in members:
+                stop_if_interrupted(f"stopped while unpacking {archive}; nothing of it stays")
                 content.extract(name, temporary)
                 advance(1)
         try:
