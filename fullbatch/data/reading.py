@@ -17,9 +17,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fullbatch.data.augmentation import Augmentation
 from fullbatch.data.pictures import Pictures, WholePictures
+from fullbatch.runtime.device import give_memory_back
 
 _DEATH = "DataLoader worker"  # how PyTorch begins to say it
 _NEWS = 1.0  # seconds
+_TRIM = 32 << 20  # bytes of pictures, four times as many as floats, after which freed memory is given back
 
 Plan: TypeAlias = Sequence[tuple[Tensor, int]]
 """What to read, block after block: ids (int64 [n]) and the step they are read for."""
@@ -106,7 +108,7 @@ class FromFiles:
     """Pictures that worker processes read anew each time, at most two blocks a process ahead."""
 
     def __init__(self, reader: Reader, num_workers: int, pin_memory: bool, persistent_workers: bool) -> None:
-        self._plan = _Plan()
+        self._plan, self._passed = _Plan(), 0
         self._loader: DataLoader[Tensor | Exception] = DataLoader(
             _ByPlan(reader),
             batch_size=None,
@@ -120,7 +122,12 @@ class FromFiles:
     def read(self, plan: Plan) -> Iterator[Tensor]:
         """Yield the pictures of each entry of ``plan``; raise OSError or ValueError as their reader does."""
         self._plan.entries = plan
-        yield from delivered(self._loader)
+        for pictures in delivered(self._loader):
+            self._passed += pictures.numel()
+            if self._passed > _TRIM:
+                give_memory_back()
+                self._passed = 0
+            yield pictures
 
 
 class _Plan(Sampler[Any]):
