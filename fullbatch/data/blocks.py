@@ -26,7 +26,7 @@ _ORDER, _REPLACEMENT, _KEYS = 0, 1, 2  # streams of the loader's seed
 _DEVICE_SHARE, _RAM_SHARE = 0.25, 0.5  # of the free memory that pictures may take unasked; activations need the rest
 _UNKNOWN_RAM = 4 << 30  # bytes to assume where the system does not tell
 _GIB = 1 << 30
-_CHUNK = 4096  # pictures read at once on their way into the memory
+_CHUNK = 32 << 20  # bytes of pictures read at once on their way into the memory
 
 
 class BlockLoader:
@@ -180,7 +180,7 @@ def _read_all(pictures: Pictures, device: torch.device | None) -> Tensor:
     first = pictures.fetch(torch.arange(1))
     result = torch.empty(len(pictures), *first.shape[1:], dtype=torch.uint8, device=device)
     with progress("pictures into the memory", len(pictures)) as advance:
-        for ids in torch.arange(len(pictures)).split(_CHUNK):
+        for ids in torch.arange(len(pictures)).split(max(1, _CHUNK // first.numel())):
             stop_if_interrupted("stopped while reading the pictures into the memory")
             result[ids[0] : ids[-1] + 1] = pictures.fetch(ids)
             advance(len(ids))

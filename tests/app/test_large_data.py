@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from composing import composed
 from PIL import Image
 from running import SMALL, rows_of, run_in_process
 
 from fullbatch.build import build_trainer
+from fullbatch.build_data import build_data, build_loader
 from fullbatch.config import parse
 
 HYP = [*(argument for argument in SMALL if not argument.startswith(("data", "model"))), "model=linear"]
@@ -103,3 +105,53 @@ def test_a_reader_that_the_system_kills_ends_the_run_with_a_message(
     shown = capsys.readouterr()
     assert re.search(r"^a process that reads pictures has died: .*impl\.threads", shown.err, flags=re.MULTILINE)
     assert "Traceback" not in shown.err + shown.out
+
+
+TYPED = [
+    "{RandAugment: null}",
+    "{RandAugment: {num_ops: 3, magnitude: 5}}",
+    "{AutoAugment: cifar10}",
+    "{AugMix: {severity: 2}}",
+    "{TrivialAugmentWide: null}",
+    "{RandomErasing: {p: 0.9, scale: [0.1, 0.3]}}",
+    "{ColorJitter: [0.4, 0.4, 0.4, 0.1]}",
+    "{GaussianBlur: {kernel_size: 3, sigma: [0.5, 5]}}",
+    "{RandomAffine: {degrees: 10, translate: [0.1, 0.1], scale: [0.9, 1.1]}}",
+    "{RandomResizedCrop: {size: 16, scale: [0.5, 1.0]}}",
+    "{RandomRotation: 15}",
+    "{RandomPerspective: 0.3, RandomGrayscale: 0.2, RandomCrop: [16, 2]}",
+]
+
+
+@pytest.mark.parametrize("typed", TYPED)
+@pytest.mark.parametrize("resized", ["True", "False"])
+def test_any_transform_is_typed_by_name_and_repeats_itself(
+    script: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, typed: str, resized: str
+) -> None:
+    """Whatever the block size, the order and the caching, and with whole pictures, too, where a crop is among them."""
+    monkeypatch.chdir(tmp_path)
+    if resized == "False" and "Crop" not in typed:
+        typed = typed[:-1] + ", RandomCrop: 16}"
+
+    def samples(size: int, caching: str, shuffle: bool = False) -> torch.Tensor:
+        options = [*HYP, *FOLDER[:-2], "data.mean=[0,0,0]", "data.std=[1,1,1]", f"data.batch_size={size}"]
+        options += [f"data.augmentations_train={typed}", f"data.caching={caching}", f"data.resize_on_read={resized}"]
+        run = parse(composed(*options))
+        data = build_data(run, seed=3)
+        blocks = build_loader(run, data, data.train, 3, torch.device("cpu")).blocks(1, shuffle=shuffle)
+        found = torch.cat([block.inputs for block in blocks])
+        return found[torch.argsort(torch.cat([ids for _, ids in blocks.numbered_ids]))]
+
+    first = samples(10, "False")
+    assert first.shape == (24, 3, 16, 16)
+    assert len(first.unique(dim=0)) >= 20  # strong ones make a picture black now and then
+    assert torch.equal(samples(24, "False", shuffle=True), first)
+    if resized == "True":
+        assert torch.equal(samples(7, "ram"), first)
+        assert not torch.equal(samples(7, "ram"), plain_pictures())
+
+
+def plain_pictures() -> torch.Tensor:
+    run = parse(composed(*HYP, *FOLDER[:-2], "data.mean=[0,0,0]", "data.std=[1,1,1]", "data.augmentations_train="))
+    data = build_data(run, seed=3)
+    return data.train.pictures.fetch(torch.arange(24)) / 255
