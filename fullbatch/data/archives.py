@@ -3,7 +3,6 @@
 import hashlib
 import http.client
 import logging
-import shutil
 import tarfile
 import tempfile
 import urllib.parse
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fullbatch.data.pictures import PictureRequest
+from fullbatch.runtime.interruption import stop_if_interrupted
 
 _log = logging.getLogger(__name__)
 _TIMEOUT = 30.0  # seconds without a byte
@@ -100,7 +100,9 @@ def _fetched(archive: Archive, root: Path, place: str) -> Path:
     with tempfile.TemporaryDirectory(dir=root) as folder:
         part = Path(folder) / archive.filename
         with urllib.request.urlopen(place, timeout=_TIMEOUT) as response, part.open("wb") as target:
-            shutil.copyfileobj(response, target, 1 << 20)
+            while piece := response.read(1 << 20):
+                stop_if_interrupted(f"stopped while downloading {place}; nothing of it stays")
+                target.write(piece)
         _verify(part, archive.md5)
         return part.replace(root / archive.filename)  # atomic: other processes see all of it or nothing
 

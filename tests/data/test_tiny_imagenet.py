@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import signal
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from serving import serve
 
 from fullbatch.data import tiny_imagenet
 from fullbatch.data.datasets import PictureData, PictureSet, load_pictures
+from fullbatch.runtime.interruption import InterruptedWork, interruption
 
 CLASSES = ("n01443537", "n02099601", "n07920052")
 PER_CLASS, VALID = 4, 7
@@ -233,6 +235,18 @@ def test_two_processes_may_unpack_at_once(fake: Fake, tmp_path: Path, monkeypatc
     monkeypatch.setattr(tiny_imagenet, "_unpack", late)
     check(fake.load(tmp_path / "data"))
     assert not list((tmp_path / "data").glob(".unpacking*"))
+
+
+def test_a_signal_stops_downloading_and_unpacking(fake: Fake, served: str, tmp_path: Path) -> None:
+    with interruption() as caught:
+        caught.receive(signal.SIGTERM, None)
+        with pytest.raises(InterruptedWork, match="stopped while downloading"):
+            fake.load(tmp_path / "one", mirrors=[served])
+        archive = put(fake, tmp_path / "two")
+        with pytest.raises(InterruptedWork, match="stopped while unpacking"):
+            fake.load(tmp_path / "two")
+    assert list((tmp_path / "one").iterdir()) == []
+    assert list((tmp_path / "two").iterdir()) == [archive]
 
 
 ANNOTATIONS = files()["val/val_annotations.txt"]
