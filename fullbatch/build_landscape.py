@@ -136,7 +136,7 @@ def build_directions(viz: Viz, model: nn.Module) -> Directions:
     models = dict(_models(viz.checkpoints, model, by_step=viz.directions == "pca"))
     with about("viz.checkpoints"):
         if viz.directions == "between":
-            return directions_between(model, models, seed=viz.seed)
+            return directions_between(model, models, seed=viz.seed, norm=viz.norm, ignore_layers=viz.ignore_layers)
         return principal_components(model, list(models.values()))
 
 
