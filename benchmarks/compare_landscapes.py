@@ -9,6 +9,7 @@ NAMEs are those of data bases (``viz.database_name``, by default the checkpoint'
 import argparse
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,8 @@ def draw(surfaces: dict[str, Surface], path: Path) -> None:
     scale = "log" if any(is_steep(surface.loss) for surface in surfaces.values()) else "linear"
     for number, (axes, (name, surface)) in enumerate(zip(panels, surfaces.items(), strict=True)):
         last = number == len(surfaces) - 1
-        right = draw_line(axes, surface, label_accuracy=last)
+        plain = replace(surface, full_loss=np.full_like(surface.loss, np.nan))  # which differs in kind from run to run
+        right = draw_line(axes, plain, label_accuracy=last)
         handles = axes.get_legend().legend_handles
         axes.get_legend().remove()
         right.tick_params(labelright=last)

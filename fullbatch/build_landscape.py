@@ -96,6 +96,8 @@ def build_landscape(run: Run, stored: StoredModel, name: str) -> Landscape:
         model_eval=run.viz.model_eval,
         recalibrate=run.viz.recalibrate,
     )
+    if objective.regularized and run.viz.compute_full_loss:
+        log.info("the full objective has the gradient regularizer with eta = hyp.optim.lr = %g", run.hyp.optim.lr)
     arrays = arrays_of(directions, model)
     return Landscape(evaluate, grid, _manifest(run, stored, objective, directions, arrays), arrays)
 
