@@ -130,6 +130,14 @@ class FullBatchObjective:
         other.data = data
         return other
 
+    def plain(self, sub_batch: int | None = None) -> "FullBatchObjective":
+        """Return L itself on the same data: no regularizer, no clip, the exact mean; in parts of ``sub_batch``."""
+        other, inner = copy.copy(self), self.block_objective
+        other.regularizer, other.gradient_average = None, "exact"
+        other.sub_batch = sub_batch or self.sub_batch
+        other.block_objective = BlockObjective(self.model, inner.loss_fn, mixed_precision=inner.mixed_precision)
+        return other
+
     def loss(self) -> LossEvaluation:
         """Return L and the accuracy by forward passes alone."""
         means = self._scalar_means(2)
@@ -225,12 +233,12 @@ class FullBatchObjective:
             squared_norms, 0.0 if mean_gradient is None else global_norm(mean_gradient).square()
         )
 
-    def sub_batches(self) -> Iterator[Block]:
-        """Yield the forward passes of one evaluation, in order."""
+    def sub_batches(self, chunks: int = 1) -> Iterator[Block]:
+        """Yield the forward passes of one evaluation, in order; or ``chunks`` times as many smaller parts."""
         device = device_of(self.model)
         for index, (inputs, labels, *key) in enumerate(cast(Iterable[tuple[Any, ...]], self.data)):
             block_key = int(key[0]) if key else derive_seed(self.seed, index)
-            count = self._num_sub_batches(len(labels) // self.copies)
+            count = self._num_sub_batches(len(labels) // self.copies, chunks)
             pieces = zip(self._cut(inputs.to(device), count), self._cut(labels.to(device), count), strict=True)
             for piece, (some_inputs, some_labels) in enumerate(pieces):
                 yield Block(some_inputs, some_labels, derive_seed(block_key, piece))
@@ -243,19 +251,24 @@ class FullBatchObjective:
     def _num_samples(self, block: Block) -> int:
         return len(block.labels) // self.copies
 
-    def _num_sub_batches(self, size: int) -> int:
-        return 1 if self.sub_batch is None else max(size // self.sub_batch, 1)
+    def num_sub_batches(self, chunks: int = 1) -> int:
+        """Return how many parts ``sub_batches`` yields."""
+        return sum(self._num_sub_batches(size, chunks) for size in self._sizes())
+
+    def _num_sub_batches(self, size: int, chunks: int = 1) -> int:
+        count = 1 if self.sub_batch is None else max(size // self.sub_batch, 1)
+        return min(chunks * count, size) if chunks > 1 else count
+
+    def _sizes(self) -> Sequence[int]:
+        if hasattr(self.data, "sizes"):
+            return cast(Sequence[int], self.data.sizes)
+        return [len(labels) // self.copies for _, labels, *_ in self.data]
 
     def _gradient_mean(self) -> WeightedMean | MovingAverage:
         parameters = trainable(self.model)
         if self.gradient_average == "exact":
             return WeightedMean(parameters, self.accumulation_dtype)
-        sizes = (
-            self.data.sizes
-            if hasattr(self.data, "sizes")
-            else [len(labels) // self.copies for _, labels, *_ in self.data]
-        )
-        return MovingAverage(parameters, sum(map(self._num_sub_batches, sizes)), self.accumulation_dtype)
+        return MovingAverage(parameters, self.num_sub_batches(), self.accumulation_dtype)
 
     def _scalar_means(self, count: int) -> WeightedMean:
         device = device_of(self.model)
