@@ -12,6 +12,11 @@ _HOMES = {
     "FullBatchObjective": "fullbatch.objective.full_batch",
     "GradRegularizer": "fullbatch.objective.gradient_penalty",
     "determinism_culprit": "fullbatch.objective.determinism",
+    "flatness": "fullbatch.analysis.flatness",
+    "gradient_statistics": "fullbatch.analysis.gradient_statistics",
+    "hessian_trace": "fullbatch.analysis.sharpness",
+    "sharpness": "fullbatch.analysis.sharpness",
+    "spectral_density": "fullbatch.analysis.sharpness",
     "build_model": "fullbatch.models.registry",
     "export_model": "fullbatch.training.export",
     "load_checkpoint": "fullbatch.training.checkpoint",
@@ -26,10 +31,15 @@ __all__ = [
     "build_model",
     "determinism_culprit",
     "export_model",
+    "flatness",
+    "gradient_statistics",
+    "hessian_trace",
     "load_checkpoint",
     "load_weights",
     "loss_function",
     "read_model",
+    "sharpness",
+    "spectral_density",
 ]
 
 
