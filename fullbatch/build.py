@@ -70,10 +70,9 @@ def build_trainer(run: Run, seed: int) -> Trainer:
 
 def check_determinism(trainer: Trainer) -> None:
     """Evaluate the next step's objective twice; ``ValueError`` names what makes the difference."""
-    step, number = trainer.take_step, trainer.state.step
+    number = trainer.state.step
     trainer.state.model.train()
-    blocks = step.data.blocks(number, shuffle=step.shuffle)[: step.max_blocks]
-    culprit = determinism_culprit(step.objective.over(blocks))
+    culprit = determinism_culprit(trainer.take_step.objective_at(number))
     if culprit is not None:
         raise ValueError(f"impl.check_determinism: two evaluations of step {number + 1} differ because of {culprit}")
     log.info("two evaluations of step %d agree bitwise", number + 1)

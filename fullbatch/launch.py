@@ -19,7 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fullbatch import __version__
+from fullbatch.analysis.figure import draw_edge_of_stability
 from fullbatch.build import build_trainer, check_determinism
+from fullbatch.build_analysis import build_probes
 from fullbatch.build_data import about
 from fullbatch.config import plain, settings_of, to_yaml
 from fullbatch.restore import checkpoint_path, keep_foreign, matching
@@ -104,6 +106,7 @@ def prepare(run: Run, tree: dict[str, Any], places: Places) -> Job:
         log.info("continuing after step %d from %s", trainer.state.step, saved)
     if run.impl.check_determinism and not trainer.done:
         check_determinism(trainer)
+    trainer.probes = build_probes(run, trainer, seed, places.folder)
     job = Job(run, tree, seed, places, trainer)
     _announce(job)
     return job
@@ -138,6 +141,7 @@ def execute(job: Job, interrupted: Interruption, console: Console) -> int:
             diverged = error
     if state.rows:
         draw_curves(state.rows, job.places.folder / f"curves_{job.run.name}.png", job.run.name)
+        draw_edge_of_stability({job.run.name: state.rows}, job.places.folder / f"sharpness_{job.run.name}.png")
     if not trainer.done and diverged is None:
         log.warning("paused after step %d; the checkpoint is %s", state.step, job.places.checkpoint)
         return interrupted.exit_status

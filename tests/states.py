@@ -7,7 +7,7 @@ import torch
 from fullbatch.training.state import Row
 from fullbatch.training.trainer import Trainer
 
-TIMES = ("train_time", "valid_time")
+TIMES = ("train_time", "valid_time", "analysis_time")
 
 
 def run_to(some_trainer: Trainer, step: int) -> Trainer:

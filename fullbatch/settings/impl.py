@@ -1,4 +1,4 @@
-"""Settings of the machine: `impl`, and of what is measured beside: `analysis`."""
+"""Settings of the machine: `impl`."""
 
 from typing import Annotated, Literal
 
@@ -48,10 +48,3 @@ class Impl:
     device: str
     logger: str | None
     setup: Setup
-
-
-@dataclass(frozen=True, config=SETTINGS)
-class Analysis:
-    """`analysis`: what is measured beside the training."""
-
-    type: Annotated[Literal["none"], Name]

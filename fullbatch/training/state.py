@@ -17,8 +17,9 @@ Row = dict[str, float]
 class TrainState:
     """Model, optimizer, average of the weights, and the rows of the steps so far.
 
-    ``stopped`` says which rule ended the run early. Randomness needs no state: every draw is a function
-    of (seed, step, ...); the global generator is kept for modules of the user that draw from it outside a step.
+    ``stopped`` says which rule ended the run early, ``memory`` is what probes remember from one time to the next.
+    Randomness needs no state: every draw is a function of (seed, step, ...); the global generator is kept for modules
+    of the user that draw from it outside a step.
     """
 
     model: nn.Module
@@ -26,6 +27,7 @@ class TrainState:
     ema: ExponentialMovingAverage | None = None
     rows: list[Row] = field(default_factory=list)
     stopped: str | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
@@ -45,6 +47,7 @@ class TrainState:
             "ema": None if self.ema is None else self.ema.model.state_dict(),
             "rows": self.rows,
             "stopped": self.stopped,
+            "memory": self.memory,
             "rng": torch.get_rng_state(),
         }
 
@@ -55,6 +58,7 @@ class TrainState:
             load_weights(self.ema.model, state["ema"] or state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.rows, self.stopped = list(state["rows"]), state["stopped"]
+        self.memory = dict(state.get("memory", {}))  # older checkpoints have none
         torch.set_rng_state(state["rng"].cpu())
 
 

@@ -82,18 +82,30 @@ class Step:
         Values are means over the samples of the step, each measured where its update started; one synchronization
         with the device, at the end. Raises ``DivergedError`` when the step is not finite.
         """
-        with_replacement = self.with_replacement and stochastic
-        blocks = self.data.blocks(step, shuffle=self.shuffle, with_replacement=with_replacement)[: self.max_blocks]
-        size = self.blocks_per_update if stochastic else len(blocks)
+        parts = self._parts(step, stochastic=stochastic)
         updates = [
-            self._update(blocks[start : start + size], derive_seed(self.seed, step, start), whole=not stochastic)
-            for start in range(0, len(blocks), size)
+            self._update(blocks, derive_seed(self.seed, step, len(parts[0]) * number), whole=not stochastic)
+            for number, blocks in enumerate(parts)
         ]
         with torch.no_grad():
             updates[-1]["norm_after"] = global_norm(trainable(self.objective.model))
         columns = _columns(updates)
         _refuse_what_is_not_finite(step, columns)
         return _summarize(columns)
+
+    def objective_at(self, step: int) -> FullBatchObjective:
+        """Return the objective of all samples of a step."""
+        return self.objective.over(self.data.blocks(step, shuffle=self.shuffle)[: self.max_blocks])
+
+    def objectives_at(self, step: int, *, stochastic: bool) -> list[FullBatchObjective]:
+        """Return the objective of the samples of each update of a step."""
+        return [self.objective.over(blocks) for blocks in self._parts(step, stochastic=stochastic)]
+
+    def _parts(self, step: int, *, stochastic: bool) -> list[BlockSequence]:
+        with_replacement = self.with_replacement and stochastic
+        blocks = self.data.blocks(step, shuffle=self.shuffle, with_replacement=with_replacement)[: self.max_blocks]
+        size = self.blocks_per_update if stochastic else len(blocks)
+        return [blocks[start : start + size] for start in range(0, len(blocks), size)]
 
     def _update(self, blocks: BlockSequence, noise_seed: int, *, whole: bool) -> dict[str, Tensor]:
         objective = self.objective.over(blocks)

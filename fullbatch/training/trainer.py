@@ -22,6 +22,14 @@ class Observer(Protocol):
         """Take notice of the row of a step."""
 
 
+class Probes(Protocol):
+    """Measures and changes nothing."""
+
+    def __call__(self, state: TrainState, *, last: bool) -> Row:
+        """Return what is due after the last step of ``state``."""
+        ...
+
+
 @dataclass
 class Trainer:
     """Trains a ``TrainState`` to ``steps`` steps; see ``run``.
@@ -37,6 +45,7 @@ class Trainer:
         stop_rules: reasons to end early, for good.
         interrupted: whether somebody wants the run to pause.
         observers: called with every row.
+        probes: look at the state after a step, told whether it is the last one, and return more numbers for its row.
         validate_every: validation happens after steps 1, 1+n, 1+2n, ... and the last.
         save_every: checkpoints likewise.
     """
@@ -50,6 +59,7 @@ class Trainer:
     save: Callable[[], None] = lambda: None
     stop_rules: Sequence[StopRule] = ()
     interrupted: Callable[[], bool] = lambda: False
+    probes: Probes = field(default=lambda state, last: {})
     observers: Sequence[Observer] = field(default_factory=list)
     validate_every: int = 100
     save_every: int = 1
@@ -68,6 +78,7 @@ class Trainer:
             interrupted = not self.done and self.interrupted()
             if self._due(self.validate_every):
                 row.update(self._validation())
+            row.update(self.probes(state, last=self.done))
             for observe in self.observers:
                 observe(row)
             if self._due(self.save_every) or interrupted:

@@ -14,12 +14,13 @@ LAYERS = [
     {"typing", "tensors", "randomness"},
     {"objective", "transforms", "optim"},
     {"data", "models", "runtime"},
-    {"training"},
+    {"training", "analysis", "landscape"},
     {
         *(
             "settings",
             "config",
             "build",
+            "build_analysis",
             "build_data",
             "build_database",
             "build_optimizer",
