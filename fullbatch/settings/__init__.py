@@ -11,8 +11,9 @@ from fullbatch.settings.hyp import Hyp
 from fullbatch.settings.impl import Impl
 from fullbatch.settings.model import Model
 from fullbatch.settings.types import SETTINGS, FileName, Seed
+from fullbatch.settings.viz import Viz
 
-__all__ = ["Analysis", "Data", "Hyp", "Impl", "Run"]
+__all__ = ["Analysis", "Data", "Hyp", "Impl", "Run", "Viz"]
 
 
 @dataclass(frozen=True, config=SETTINGS)
@@ -29,3 +30,4 @@ class Run:
     hyp: Hyp
     impl: Impl
     analysis: Analysis
+    viz: Viz
