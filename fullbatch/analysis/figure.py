@@ -46,6 +46,9 @@ def draw_edge_of_stability(runs: Mapping[str, Sequence[Row]], path: Path, title:
         grid[0, column].set_title(name)
     for row, label in enumerate(("curvature", "training loss")):
         grid[row, 0].set_ylabel(label)
+    grid[0, 0].set_ylim(0, max(_top(rows) for rows in measured.values()))  # one axis for all
+    for set_formatter in (grid[1, 0].yaxis.set_major_formatter, grid[1, 0].yaxis.set_minor_formatter):
+        set_formatter("{x:.2g}")
     grid[0, 0].legend(frameon=False)
     figure.savefig(path, dpi=130)
     return True
@@ -62,7 +65,6 @@ def _draw_curvature(axes: "Axes", rows: Sequence[Row]) -> None:
         if steps:
             marker = "o" if len(steps) == 1 and line == "-" else ""
             axes.plot(steps, values, color=color, linestyle=line, linewidth=1.4, label=label, marker=marker)
-    axes.set_ylim(bottom=0, top=_top(rows))
     axes.grid(alpha=0.3)
 
 
