@@ -1,6 +1,6 @@
 """The edge of stability (Cohen et al., ICLR 2021) on real pictures: sharpness rises to 2/lr and stays there.
 
-    python benchmarks/edge_of_stability.py --data ~/cifar10 [--samples 1000] [--steps 2000] [--lr 0.1 0.2]
+    python benchmarks/edge_of_stability.py --data ~/cifar10 [--samples 1000] [--steps 3000] [--lr 0.07 0.1]
 
 Full-batch gradient descent with a constant learning rate, no momentum, no weight decay, no warm-up, on half the squared
 distance to the one-hot labels; a tanh network of two hidden layers of 64 on pictures averaged to 8x8. ``--data`` is a
@@ -77,9 +77,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits")
     parser.add_argument("--samples", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--every", type=int, default=20)
-    parser.add_argument("--lr", type=float, nargs="+", default=[0.1, 0.2])
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--every", type=int, default=30)
+    parser.add_argument("--lr", type=float, nargs="+", default=[0.07, 0.1])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("edge_of_stability"))
     parser.add_argument("--threads", type=int, default=1)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 GUARDS = 1
 """Pairs that are followed beside the wanted ones: an eigenvalue that overtakes one of those is known before it does."""
+SCOUTED = 2
+"""Pairs behind those that are watched, too, while the subspace grows."""
 ROOM = 20
 """How many vectors the subspace may have beside those it starts again from."""
 
@@ -73,10 +75,14 @@ def largest_eigenpairs(
     """Return the k algebraically largest eigenvalues.
 
     A pair with value theta, residual r = ||A u - theta u|| and distance gap to the nearest other Ritz value has an
-    error of about min(r, r^2/gap) (Kato, 1949; Temple, 1928), if the subspace has seen what lies near by. Whether it
-    has shows in how much the last two products have raised the value; the error is the larger of the two. All k errors
-    are to be below ``tolerance`` times the largest magnitude among the Ritz values, and so is what theta + r of the
-    guard, the pair behind the wanted ones, exceeds the last of them by.
+    error of about min(r, r^2/gap) (Kato, 1949; Temple, 1928), if the subspace has seen what lies near by. So
+
+    1. a start that is given is joined by a scout, the image of a random vector, which has a share of every large
+       eigenvalue: near the edge of stability eigenvalues overtake each other, and what was largest may not be now;
+    2. the error is what the last two products have raised the value by, where that is more;
+    3. the subspace also grows where theta + 2r of one of the next pairs exceeds the last of the wanted values.
+
+    All errors and excesses are to be below ``tolerance`` times the largest magnitude among the Ritz values.
 
     Args:
         operator: the matrix.
@@ -95,31 +101,40 @@ def largest_eigenpairs(
         raise ValueError(f"tolerance={tolerance}: should be greater than 0")
     if max_matvecs < 1:
         raise ValueError(f"max_matvecs={max_matvecs}: should be greater than or equal to 1")
-    wanted = min(k + GUARDS, operator.size)
-    before, space = operator.matvecs, _Subspace(operator, min(wanted + ROOM, operator.size), seed)
-    for vector in ([] if start is None else start.to(operator.like))[:wanted]:
-        space.extend(vector)
-    while space.dimension < wanted:
-        space.extend(None)
+    before, space = operator.matvecs, _start(operator, k, start, seed)
     history = [torch.full((k,), -torch.inf, dtype=torch.float64)] * 2
     while True:
         values, coefficients = space.ritz_pairs()
         history.append(values[:k])
-        residuals = space.residuals(values[:wanted], coefficients[:, :wanted])
-        errors = torch.zeros(wanted, dtype=torch.float64)
+        followed = min(k + GUARDS + SCOUTED, space.dimension)
+        residuals = space.residuals(values[:followed], coefficients[:, :followed])
+        errors = torch.zeros(followed, dtype=torch.float64)
         if space.dimension < operator.size:
             lengths = torch.linalg.vector_norm(residuals, dim=1).cpu().double()
             errors[:k] = torch.maximum(_errors(values, lengths[:k]), values[:k] - history[-3])
-            errors[k:] = values[k:wanted] + lengths[k:] - values[k - 1]
+            errors[k:] = values[k:followed] + 2 * lengths[k:] - values[k - 1]
         bound, spent = tolerance * values.abs().max(), operator.matvecs - before
         if bool((errors <= bound).all()) or spent >= max_matvecs:
             break
         if space.full:
-            space.restart(coefficients[:, :wanted])
+            space.restart(coefficients[:, :followed])
         space.extend(residuals[int(errors.argmax())])
-    memory, scale = space.combinations(coefficients[:, :wanted]), max(float(values.abs().max()), 1e-300)
+    memory, scale = space.combinations(coefficients[:, : k + GUARDS]), max(float(values.abs().max()), 1e-300)
     error = min(float(errors[:k].max()) / scale, 1.0)  # infinite where there was no product to spare for a comparison
     return Eigenpairs(values[:k], memory[:k], error, spent, bool((errors <= bound).all()), memory)
+
+
+def _start(operator: Operator, k: int, start: Tensor | None, seed: int) -> "_Subspace":
+    generator, least = torch.Generator().manual_seed(seed), min(k + GUARDS, operator.size)
+    space = _Subspace(operator, min(least + SCOUTED + ROOM, operator.size), generator)
+    if start is not None:
+        for vector in start.to(operator.like)[:least]:
+            space.extend(vector)
+        if not space.full:
+            space.extend(operator(operator.random(generator)))
+    while space.dimension < least:
+        space.extend(None)
+    return space
 
 
 def _errors(values: Tensor, lengths: Tensor) -> Tensor:
@@ -132,12 +147,12 @@ def _errors(values: Tensor, lengths: Tensor) -> Tensor:
 class _Subspace:
     """An orthonormal basis V (rows), its images A V, and the projection V A V'."""
 
-    def __init__(self, operator: Operator, capacity: int, seed: int) -> None:
+    def __init__(self, operator: Operator, capacity: int, generator: torch.Generator) -> None:
         self.operator, self.dimension = operator, 0
         self._basis = operator.like.new_empty(capacity, operator.size)
         self._images = torch.empty_like(self._basis)
         self._projection = torch.zeros(capacity, capacity, dtype=torch.float64)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = generator
 
     @property
     def full(self) -> bool:
