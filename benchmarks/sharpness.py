@@ -40,8 +40,18 @@ def main() -> int:
     data = load_pictures(**source, size=options.samples)
     loader = BlockLoader(data.train, batch_size=1000, mean=data.mean, std=data.std)
     model = network(data.channels, data.pixels, len(data.classes), seed=0)
-    objective, optimizer = FullBatchObjective(model, loss_function("squared"), []), Descent(model.parameters(), options.lr)
-    take_step, training, measuring, products, worst, memory = Step(objective, optimizer, [], loader), 0.0, 0.0, 0, 0.0, None
+    objective, optimizer = (
+        FullBatchObjective(model, loss_function("squared"), []),
+        Descent(model.parameters(), options.lr),
+    )
+    take_step, training, measuring, products, worst, memory = (
+        Step(objective, optimizer, [], loader),
+        0.0,
+        0.0,
+        0,
+        0.0,
+        None,
+    )
     table = Table("step", "sharpness", "lr sharpness/2", "products", "of a cold run", "relative error")
     for step in range(options.steps):
         start = time.process_time()
@@ -55,7 +65,13 @@ def main() -> int:
             value, exact = float(found.values[0]), float(cold.values[0])
             error, products = abs(value / exact - 1), products + found.matvecs
             worst = max(worst, error)
-            numbers = (f"{value:.4f}", f"{options.lr * value / 2:.3f}", str(found.matvecs), str(cold.matvecs), f"{error:.1e}")
+            numbers = (
+                f"{value:.4f}",
+                f"{options.lr * value / 2:.3f}",
+                str(found.matvecs),
+                str(cold.matvecs),
+                f"{error:.1e}",
+            )
             table.add_row(str(step + 1), *numbers)
     console = Console()
     console.print(table)

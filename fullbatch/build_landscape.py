@@ -96,6 +96,8 @@ def build_landscape(run: Run, stored: StoredModel, name: str) -> Landscape:
         model_eval=run.viz.model_eval,
         recalibrate=run.viz.recalibrate,
     )
+    if objective.regularized and run.viz.compute_full_loss:
+        log.info("the full objective has the gradient regularizer with eta = hyp.optim.lr = %g", run.hyp.optim.lr)
     arrays = arrays_of(directions, model)
     return Landscape(evaluate, grid, _manifest(run, stored, objective, directions, arrays), arrays)
 
@@ -136,7 +138,7 @@ def build_directions(viz: Viz, model: nn.Module) -> Directions:
     models = dict(_models(viz.checkpoints, model, by_step=viz.directions == "pca"))
     with about("viz.checkpoints"):
         if viz.directions == "between":
-            return directions_between(model, models, seed=viz.seed)
+            return directions_between(model, models, seed=viz.seed, norm=viz.norm, ignore_layers=viz.ignore_layers)
         return principal_components(model, list(models.values()))
 
 

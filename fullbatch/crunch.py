@@ -83,12 +83,13 @@ def crunch(
     with landscape.open(database, run.viz) as store:
         log.info("%s: %s points, %s", database, f"{len(landscape.grid.points()):,}", ", ".join(_axes(landscape)))
         surface = filled(store, landscape.grid, landscape.evaluate, lambda: bool(interrupted))
-    missing = int(np.isnan(surface.full_loss if run.viz.compute_full_loss else surface.loss).sum())
+    values = surface.full_loss if run.viz.compute_full_loss else surface.loss
+    overflowing = int((~np.isfinite(values)).sum())
     if interrupted:
         log.warning("paused; the same line continues with %s", database)
         return interrupted.exit_status
-    if missing:
-        log.warning("%d of %d values are not numbers: the model overflows there", missing, surface.loss.size)
+    if overflowing:
+        log.warning("%d of %d values are not finite: the model overflows there", overflowing, values.size)
     stem = f"landscape_{database.name.removesuffix('.landscape')}"
     paths = [folder / f"{stem}.{form}" for form in dict.fromkeys(run.viz.formats)]
     written = [path.name for path in paths if save_surface(surface, path, title)]

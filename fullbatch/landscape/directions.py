@@ -94,10 +94,17 @@ def random_directions(
     return Directions(vectors, description, labels)
 
 
-def directions_between(model: nn.Module, others: dict[str, nn.Module], *, seed: int = 0) -> Directions:
+def directions_between(
+    model: nn.Module,
+    others: dict[str, nn.Module],
+    *,
+    seed: int = 0,
+    norm: str = "filter",
+    ignore_layers: str | None = "biasbn",
+) -> Directions:
     """Return the directions from ``model`` to one or two others, name -> module: they lie at (1, 0) and (0, 1).
 
-    Beside a single other model, the second direction is random, filter-normalised, with biases and batch norm at rest.
+    Beside a single other model, the second direction is a random one, of ``seed``, ``norm`` and ``ignore_layers``.
     Batch-norm statistics move along, so that each model has its own where it lies.
 
     Raises:
@@ -107,14 +114,15 @@ def directions_between(model: nn.Module, others: dict[str, nn.Module], *, seed: 
         raise ValueError(f"{len(others)} other checkpoints: a line needs one, a plane one or two")
     vectors = [_difference(model, other, name) for name, other in others.items()]
     labels = [f"towards {name}" for name in others]
+    description: dict[str, Any] = {"kind": "between", "others": [digest_of_model(other) for other in others.values()]}
     if len(others) == 1:
-        beside = random_directions(model, 1, seed=seed)
+        beside = random_directions(model, 1, seed=seed, norm=norm, ignore_layers=ignore_layers)
         vectors, labels = [*vectors, beside.vectors[0]], [*labels, *beside.labels]
+        description["beside"] = beside.description
     if any(all(not part.any() for part in vector) for vector in vectors[: len(others)]):
         raise ValueError("one of the other checkpoints has the same parameters: there is nothing between them")
     anchors = tuple(clones(floating_buffers(other)) for other in others.values())
     path = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0))[: 1 + len(others)]
-    description = {"kind": "between", "seed": seed, "others": [digest_of_model(other) for other in others.values()]}
     return Directions(tuple(vectors), description, tuple(labels), anchors, path)
 
 

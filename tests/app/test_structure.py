@@ -33,7 +33,9 @@ LAYERS = [
 ]
 MAY_IMPORT_OMEGACONF = {
     "fullbatch/config.py",
-    *(f"fullbatch/{name}.py" for name in ("launch", "verify", "floating_point", "crunch")),  # take the DictConfig from Hydra
+    *(
+        f"fullbatch/{name}.py" for name in ("launch", "verify", "floating_point", "crunch")
+    ),  # take the DictConfig from Hydra
     "fullbatch/command_line.py",  # says what composing refused
 }
 HEAVY = {"matplotlib", "plotly", "sklearn", "torchvision", "PIL"}
