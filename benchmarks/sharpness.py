@@ -2,9 +2,10 @@
 
     python benchmarks/sharpness.py [--data ~/cifar10] [--samples 1000] [--steps 1000] [--every 50] [--lr 0.1]
 
-Trains the network of ``benchmarks/edge_of_stability.py`` and measures the top eigenvalue every 50 steps. Prints products
-and relative error of each measurement and, in CPU time, what all of them add to the training. The cold runs (tolerance
-1e-6, a random start) are not part of the cost. Ends with status 1 where an error exceeds 1 % or the cost 50 %.
+Trains the network of ``benchmarks/edge_of_stability.py`` and measures the top eigenvalue every 50 steps. Prints
+products and relative error of each measurement and, in CPU time, what all of them add to the training. The cold runs
+(tolerance 1e-6, a random start) are not part of the cost. Ends with status 1 where an error exceeds 1 % or the cost
+50 %.
 """
 
 import argparse

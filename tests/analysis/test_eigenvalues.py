@@ -68,15 +68,16 @@ def test_a_warm_start_saves_products() -> None:
     moved = dense + 0.01 * matrix(spectrum(300), seed=1)
     warm = largest_eigenpairs(operator(moved), 1, tolerance=1e-4, start=cold.memory)
     anew = largest_eigenpairs(operator(moved), 1, tolerance=1e-4)
-    assert warm.matvecs <= anew.matvecs / 2
+    assert warm.matvecs < 0.7 * anew.matvecs
     assert torch.allclose(warm.values, anew.values, rtol=1e-3)
 
 
-def test_an_eigenvalue_that_overtakes_is_found() -> None:
-    """A start that is exactly the eigenvector of what is the second one now would be a trap without the guard."""
-    values = torch.cat([torch.tensor([3.0, 2.9]), torch.linspace(-1, 1, 98)]).double()
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_an_eigenvalue_that_overtakes_is_found(rank: int) -> None:
+    """A start that is exactly the eigenvector of what is the second one now would be a trap without guard and scout."""
+    values = torch.cat([torch.tensor([3.0, 2.9, 2.5, 2.0]), torch.linspace(-1, 1, 96)]).double()
     before = largest_eigenpairs(operator(torch.diag(values)), 1, tolerance=1e-10)
-    values[1] = 3.5
+    values[rank] = 3.5
     after = largest_eigenpairs(operator(torch.diag(values)), 1, tolerance=1e-6, start=before.memory)
     assert float(after.values[0]) == pytest.approx(3.5, rel=1e-6)
 
