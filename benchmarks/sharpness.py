@@ -1,6 +1,6 @@
 """What the sharpness costs: the warm-started probe during training, checked each time against a cold, converged run.
 
-    python benchmarks/sharpness.py [--data ~/cifar10] [--samples 1000] [--steps 1000] [--every 50] [--lr 0.1]
+    python benchmarks/sharpness.py [--data ~/cifar10] [--samples 1000] [--steps 600] [--every 50] [--lr 0.2]
 
 Trains the network of ``benchmarks/edge_of_stability.py`` and measures the top eigenvalue every 50 steps. Prints
 products and relative error of each measurement and, in CPU time, what all of them add to the training. The cold runs
@@ -30,9 +30,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits")
     parser.add_argument("--samples", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--every", type=int, default=50)
-    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--lr", type=float, default=0.2)
     parser.add_argument("--tolerance", type=float, default=1e-2)
     options = parser.parse_args()
 
