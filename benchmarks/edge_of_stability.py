@@ -102,8 +102,8 @@ def main() -> int:
             f"{rows[-1]['train_loss']:.4f}, {products:.0f} products, {time.perf_counter() - start:.0f} s"
         )
     title = f"gradient descent on {options.samples:,} pictures, squared loss, tanh network"
-    draw_edge_of_stability(runs, options.output.with_suffix(".png"), title)
-    with options.output.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
+    draw_edge_of_stability(runs, Path(f"{options.output}.png"), title)
+    with Path(f"{options.output}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["lr", "step", "train_loss", "sharpness"])
         for lr, rows in zip(options.lr, runs.values(), strict=True):
