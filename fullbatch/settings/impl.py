@@ -1,10 +1,17 @@
 """Settings of the machine: `impl`, and of what is measured beside: `analysis`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Union
 
+from pydantic import AfterValidator, Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 
-from fullbatch.settings.types import SETTINGS, CheckpointName, Count, Name, NonNegativeInt, Positive
+from fullbatch.settings.types import SETTINGS, CheckpointName, Count, Int, Name, NonNegativeInt, Positive, family
+
+
+def _positive_or_minus_one(value: int) -> int:
+    if value < 1 and value != -1:
+        raise ValueError("should be a positive number, or -1")
+    return value
 
 
 @dataclass(frozen=True, config=SETTINGS)
@@ -18,11 +25,33 @@ class CheckpointSettings:
 
 
 @dataclass(frozen=True, config=SETTINGS)
-class Setup:
-    """`impl/setup`: the processes of the run."""
+class Single:
+    """`impl/setup=single`: one process."""
 
     name: Annotated[Literal["single"], Name]
     dist: Literal[False]
+
+
+@dataclass(frozen=True, config=SETTINGS)
+class Distributed:
+    """`impl/setup=distributed`: several processes, on one machine or many."""
+
+    name: Annotated[Literal["distributed"], Name]
+    dist: Literal[True]
+    backend: Annotated[Literal["nccl", "gloo"], Name]
+    strategy: Annotated[Literal["file_descriptor", "file_system"], Name]
+    world_size: Count
+    rank: Annotated[NonNegativeInt | Literal["slurm", "pbs"], Name]
+    processes_per_node: Annotated[Int, AfterValidator(_positive_or_minus_one)]
+    url: str
+    MASTER_ADDR: str | None
+    MASTER_PORT: Annotated[Int, Field(ge=1, lt=2**16)] | None
+
+
+Setup = Annotated[
+    Union[Annotated[Single, Tag("single")], Annotated[Distributed, Tag("distributed")]],  # noqa: UP007 (a runtime value)
+    Discriminator(family),
+]
 
 
 @dataclass(frozen=True, config=SETTINGS)
