@@ -1,6 +1,8 @@
 """Somebody who wants something of a run at a certain block."""
 
-from fullbatch.runtime.interruption import Wish
+import signal
+
+from fullbatch.runtime.interruption import Interruption, Wish, Wishes
 
 
 class WishAt:
@@ -18,3 +20,30 @@ class WishAt:
             return Wish.NONE
         self.fulfilled = True
         return self.wish
+
+
+class SignalAt(Interruption):
+    """SIGTERM arrives at the ``block``-th block of this process, counted over all passes from 1."""
+
+    def __init__(self, block: int) -> None:
+        super().__init__()
+        self.block, self.blocks = block, 0
+
+    def watching(self, wishes: Wishes) -> "Watched":
+        return Watched(self, wishes)
+
+
+class Watched:
+    """Wishes that count the blocks."""
+
+    def __init__(self, caught: SignalAt, wishes: Wishes) -> None:
+        self.caught, self.wishes = caught, wishes
+
+    def noticed(self) -> bool:
+        self.caught.blocks += 1
+        if self.caught.blocks == self.caught.block:
+            self.caught.signal = signal.SIGTERM
+        return self.wishes.noticed()
+
+    def agree(self) -> Wish:
+        return self.wishes.agree()

@@ -1,11 +1,19 @@
 """Settings of the machine: `impl`, and of what is measured beside: `analysis`."""
 
-from typing import Annotated, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 
 from fullbatch.settings.types import SETTINGS, CheckpointName, Count, Int, Name, NonNegativeInt, Positive, family
+
+
+def _rank(value: Any) -> int | str:
+    """Return the number, or the name in lower case."""
+    name = str(value).lower()
+    if isinstance(value, bool) or not (name in ("slurm", "pbs") or name.isdecimal()):
+        raise ValueError("should be a number, SLURM or PBS")
+    return int(name) if name.isdecimal() else name
 
 
 def _positive_or_minus_one(value: int) -> int:
@@ -41,7 +49,7 @@ class Distributed:
     backend: Annotated[Literal["nccl", "gloo"], Name]
     strategy: Annotated[Literal["file_descriptor", "file_system"], Name]
     world_size: Count
-    rank: Annotated[NonNegativeInt | Literal["slurm", "pbs"], Name]
+    rank: Annotated[int | str, BeforeValidator(_rank)]
     processes_per_node: Annotated[Int, AfterValidator(_positive_or_minus_one)]
     url: str
     MASTER_ADDR: str | None
