@@ -2,7 +2,7 @@
 
     python benchmarks/distributed.py [--model resnet18] [--samples 512] [--batch-size 64] [--repetitions 5]
 
-Prints pictures per second of the full-batch gradient, reduced over the processes, and the ratio of each repetition. Both
+Prints pictures per second of the full-batch gradient, and the ratio of the two in each repetition. Both
 need two cores that nobody else uses. Of several GPUs this says nothing.
 """
 
