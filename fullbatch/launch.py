@@ -74,9 +74,10 @@ def run_job(cfg: DictConfig) -> int:
 def _follow(run: Run, launch: Launch, folder: Path) -> int:
     from fullbatch.follow import follow  # noqa: PLC0415 (imports this module)
 
+    status = follow(launch, launch.given, local_processes(run.impl))
     with suppress(OSError):
-        folder.rmdir()  # Hydra's, empty unless the process of rank 0 has the same
-    return follow(launch, launch.given, local_processes(run.impl)) or DONE
+        folder.rmdir()  # Hydra's, empty unless it is that of the process of rank 0, too
+    return status or DONE
 
 
 def _lead(run: Run, tree: dict[str, Any], folder: Path, group: Group, caught: Interruption, console: Console) -> int:

@@ -20,7 +20,7 @@ import torch
 from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]  # public, but not listed
 
 from fullbatch.runtime.device import find_device
-from fullbatch.runtime.distributed import FOR_EVER, Group, joined, open_store
+from fullbatch.runtime.distributed import FOR_EVER, START, Group, joined, open_store
 from fullbatch.runtime.lifeline import PATIENCE, LostError
 from fullbatch.runtime.ranks import Launch, Ranks, launch_of, started_by_torchrun
 from fullbatch.settings import Impl
@@ -123,7 +123,9 @@ def following(launch: Launch, ranks: Ranks | None = None, local: int = 1) -> Ite
     """
     job = _next_job(_store_of(launch))
     found = ranks or launch.given or _ranks_of_nodes(job, launch, local)
+    job.set_timeout(FOR_EVER)  # the first process may be busy with the job before
     text = job.get("work").decode()
+    job.set_timeout(START)
     if text == OVER:
         yield None
         return
@@ -154,15 +156,16 @@ def _store_of(launch: Launch) -> TCPStore:
 def _next_job(store: TCPStore) -> PrefixStore:
     global _jobs  # noqa: PLW0603 (all processes count the jobs of a sweep alike)
     _jobs += 1
-    job = PrefixStore(f"job{_jobs}", store)
-    job.set_timeout(FOR_EVER)
-    return job
+    return PrefixStore(f"job{_jobs}", store)
 
 
 def _ranks_of_nodes(job: PrefixStore, launch: Launch, local: int) -> Ranks:
     """Return the ranks of a node's first process; nodes need not have equally many."""
     job.set(f"node{launch.node}", str(local))
-    counts = [int(job.get(f"node{node}")) for node in range(launch.num_nodes)]
+    try:
+        counts = [int(job.get(f"node{node}")) for node in range(launch.num_nodes)]
+    except DistError:
+        raise LostError(f"impl.setup.world_size={launch.num_nodes}: not all nodes have come within {START}") from None
     return Ranks(sum(counts[: launch.node]), sum(counts), 0, local)
 
 

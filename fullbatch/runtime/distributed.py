@@ -24,6 +24,8 @@ T = TypeVar("T")
 BUCKET = 1 << 24
 """Entries that are reduced at once: large enough for the network, small beside the gradients themselves."""
 MISTAKE = 2
+START = timedelta(minutes=10)
+"""How long processes wait for each other to come."""
 FOR_EVER = timedelta(days=365)
 """Nobody times the others out: a step may take an hour, and lifelines tell when a process is gone."""
 
@@ -170,7 +172,6 @@ def joined(
     store: Store,
     *,
     backend: str,
-    timeout: float = 600.0,
     alive: Callable[[], None] = lambda: None,
 ) -> Iterator[Group]:
     """Join the processes of a run, and leave them in the end, with the status that is their ``ending``.
@@ -180,14 +181,19 @@ def joined(
         address: of the process of rank 0.
         store: where processes find each other; of this run alone.
         backend: ``gloo``, or ``nccl`` for CUDA devices.
-        timeout: seconds to wait for the other processes.
         alive: called while waiting for them; raises an error when they will not come.
     """
     if ranks.size == 1:
         yield Group(ranks)
         return
     lifeline = connected(
-        ranks.rank, ranks.size, address, store.set, lambda key: store.get(key).decode(), timeout=timeout, alive=alive
+        ranks.rank,
+        ranks.size,
+        address,
+        store.set,
+        lambda key: store.get(key).decode(),
+        timeout=START.total_seconds(),
+        alive=alive,
     )
     if address in LOCAL:
         _stay_on_this_machine()
@@ -204,10 +210,10 @@ def joined(
         dist.destroy_process_group()
 
 
-def open_store(address: str, port: int, *, serve: bool, timeout: float = 600.0) -> TCPStore:
+def open_store(address: str, port: int, *, serve: bool) -> TCPStore:
     """Return the store at an address, which this process serves or somebody else; ``LostError`` if nobody does."""
     try:
-        return TCPStore(address, port, is_master=serve, timeout=timedelta(seconds=timeout), wait_for_workers=False)
+        return TCPStore(address, port, is_master=serve, timeout=START, wait_for_workers=False)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise LostError(f"impl.setup.url: nothing to meet the other processes at {address}:{port} ({reason})") from None

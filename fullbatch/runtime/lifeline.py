@@ -79,10 +79,14 @@ class Lifeline:
         self._send({"fail": [status, message]})
 
     def leave(self, status: int) -> None:
-        """Say good-bye and wait until the others have; they end with the same status, if they are not through."""
+        """Say good-bye and wait until the others have.
+
+        With another status than 0 they end with the same one, if they are not through. The first process does not wait
+        for them then: they may be waiting for it in a collective operation.
+        """
         self._leaving.set()
         self._send({"bye": status})
-        self._thread.join(None if self.rank else 6 * PATIENCE)
+        self._thread.join(None if self.rank else 1.0 if status else 6 * PATIENCE)
         for connection in self._connections.values():
             connection.close()
 
