@@ -74,9 +74,9 @@ def alone(places: Path, trees: dict[str, Any]) -> dict[str, Any]:
 def shared(
     request: pytest.FixtureRequest, places: Path, trees: dict[str, Any], alone: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """What several processes found; each number of them takes over from the one before."""
+    """What several processes found; each number of them takes over from the one before, or from one."""
     size = request.param
-    before = places / str(size - 1)
+    before = next(place for place in (places / str(size - 1), places / "1") if place.exists())
     if size > 2:
         trees = {name: trees[name] for name in (*AGAIN, "stopped")}
     with together(size, tasks, size, trees, places / str(size), before) as found:
