@@ -31,14 +31,20 @@ SPREAD = ("snr", "noise_scale")
 """What needs two sub-batches."""
 
 
-def build_probes(run: Run, trainer: Trainer, seed: int, folder: Path) -> Probes:
-    """Build the probes of a run, whose files go into ``folder``; ``ValueError`` for what cannot be measured."""
+def build_probes(run: Run, trainer: Trainer, seed: int, folder: Path | None) -> Probes:
+    """Build the probes of a run, whose files go into ``folder``; ``ValueError`` for what cannot be measured.
+
+    Of several processes each measures for itself, on all the data, and all find the same; the others than that of
+    rank 0 have no folder.
+    """
     settings, seed = run.analysis, Stream.ANALYSIS.seed(seed)
     _require_measurable(run, trainer)
     every = settings.check_every_nth_step
     scheduled: list[tuple[int, Probe]] = [(every, probe) for probe in _statistics(settings, seed)]
     if settings.sharpness.every is not None:
         scheduled.append((settings.sharpness.every, _sharpness(settings, trainer, seed)))
+    if folder is None:
+        return Probes(partial(observed, trainer), scheduled)
     if settings.save_model_every_nth_step is not None:
         scheduled.append((settings.save_model_every_nth_step, SavedModels(folder / "models")))
     notes = Notes(folder / f"table_{run.name}_analysis.csv", trainer.state.step)

@@ -99,8 +99,7 @@ def m_sharpness(objective: FullBatchObjective, rho: float) -> float:
             sizes.append(len(block.labels) // objective.copies)
     weights = rises[0].new_tensor(sizes)
     sums = [(torch.stack(rises) * weights).sum(), weights.sum()]
-    if objective.all_reduce is not None:
-        objective.all_reduce(sums)
+    objective.reduce(sums)
     return float(sums[0] / sums[1])
 
 

@@ -85,7 +85,7 @@ def gradient_statistics(objective: FullBatchObjective, chunks: int = 1) -> Gradi
             found = objective.block_objective.gradient(block, plain=True)
             moments.add(found.gradient, len(block.labels) // objective.copies)
             norms.append(found.squared_norm.sqrt())
-    mean, spread = moments.value(objective.all_reduce)
+    mean, spread = moments.value(objective.reduce)
     total = torch.stack([part.sum() for part in spread]).sum()
     mean_norm, total_spread, *each = _numbers([global_norm(mean), total, *norms])
     return GradientStatistics(mean, spread, moments.weight, moments.count, each, mean_norm, total_spread)

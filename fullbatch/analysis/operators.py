@@ -27,7 +27,8 @@ def gauss_newton(objective: FullBatchObjective, v: Tensors) -> list[Tensor]:
         for block in objective.sub_batches():
             product = gauss_newton_product(objective.block_objective.point(block), v)
             mean.add(product, len(block.labels) // objective.copies)
-    return mean.value(objective.all_reduce)
+    objective.reduce(mean.tensors)
+    return mean.value()
 
 
 MATRICES: dict[str, Product] = {"hessian": hessian, "gauss-newton": gauss_newton}
