@@ -92,7 +92,7 @@ def main() -> int:
     console, runs, medians = Console(), {}, []
     for lr in options.lr:
         start, model = time.perf_counter(), network(data.channels, data.pixels, len(data.classes), options.seed)
-        rows = runs[f"lr {lr:g}, threshold 2/lr = {2 / lr:g}"] = descend(
+        rows = runs[f"lr {lr:g}, threshold 2/lr = {2 / lr:.3g}"] = descend(
             model, loader, lr, options.steps, options.every
         )
         medians.append(closing(rows, lr))

@@ -98,7 +98,8 @@ def _add_plane(figure: Any, surface: Surface) -> None:
     labels = [*surface.labels, "y"][:2]
     figure.update_xaxes(title_text=f"x: {labels[0]}", range=[xs[0], xs[-1]], row=1, col=2)
     figure.update_yaxes(title_text=f"y: {labels[1]}", range=[ys[0], ys[-1]], row=1, col=2)
-    figure.update_scenes(xaxis_title="x", yaxis_title="y", zaxis_title=what)
+    camera = {"eye": {"x": -1.4, "y": -1.6, "z": 1.1}}
+    figure.update_scenes(xaxis_title="x", yaxis_title="y", zaxis_title=what, aspectmode="cube", camera=camera)
 
 
 def _plain(values: np.ndarray) -> Any:

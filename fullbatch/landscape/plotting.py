@@ -78,18 +78,19 @@ def _draw_plane(figure: Any, surface: Surface) -> None:
     for number, (name, colors) in enumerate(panels):
         if name in values:
             axes = figure.add_subplot(1, 3, number + 1)
-            _draw_contours(figure, axes, surface, 100 * values[name] if name == "accuracy" else values[name], colors)
-            axes.set_title(f"{NAMES[name]} (%)" if name == "accuracy" else NAMES[name])
+            percent = name == "accuracy"
+            array = 100 * values[name] if percent else values[name]
+            _draw_contours(figure, axes, surface, array, colors, steep=not percent and is_steep(array))
+            axes.set_title(f"{NAMES[name]} (%)" if percent else NAMES[name])
     _draw_relief(figure.add_subplot(1, 3, 3, projection="3d"), surface, values["loss"])
 
 
-def _draw_contours(figure: Any, axes: Any, surface: Surface, values: np.ndarray, colors: str) -> None:
+def _draw_contours(figure: Any, axes: Any, surface: Surface, values: np.ndarray, colors: str, *, steep: bool) -> None:
     from matplotlib.colors import LogNorm, Normalize  # noqa: PLC0415
 
     known = np.ma.masked_invalid(values.T)
     xs, ys = surface.grid.x.values(), surface.grid.y.values()
     low, high = (float(known.min()), float(known.max())) if known.count() else (0.0, 1.0)
-    steep = is_steep(values)
     norm = (LogNorm if steep else Normalize)(low, high)
     if low < high:
         levels = np.geomspace(low, high, LEVELS) if steep else np.linspace(low, high, LEVELS)

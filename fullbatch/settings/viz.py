@@ -12,6 +12,10 @@ def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def _files(value: object) -> object:
+    return [] if value is None else _listed(value)
+
+
 def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value  # 1e9
 
@@ -49,7 +53,7 @@ class Viz:
     norm: Annotated[Literal["filter", "layer", "weight", "dfilter", "dlayer"], Name]
     ignore_layers: Annotated[Literal["biasbn"] | None, BeforeValidator(none_as_blank)]
     coordinates: Coordinates
-    formats: Annotated[list[Annotated[Literal["png", "html", "vtk", "csv"], Name]], BeforeValidator(_listed)]
+    formats: Annotated[list[Annotated[Literal["png", "html", "vtk", "csv"], Name]], BeforeValidator(_files)]
     max_readers: Count
     readahead: bool
     meminit: bool

@@ -66,7 +66,7 @@ def test_the_figure_of_all_optimizers(tmp_path: Path) -> None:
 def test_landscapes_side_by_side(tmp_path: Path) -> None:
     for number, name in enumerate(("flat", "sharp")):
         xs = np.linspace(-1, 1, 21)[:, None]
-        loss = 10.0**number * xs**2  # below 0.1 where |x| < 0.316 and where |x| < 0.1
+        loss = 20.0**number * xs**2  # below 0.1 where |x| < 0.316 and where |x| < 0.071
         (tmp_path / "outputs" / name).mkdir(parents=True)
         surface = Surface(Grid(Axis(-1, 1, 21), POINT), loss, 1 - loss / 100, loss + 1)
         write_csv(surface, tmp_path / "outputs" / name / f"landscape_{name}.csv")

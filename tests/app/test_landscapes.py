@@ -125,7 +125,7 @@ def test_the_same_line_again_computes_nothing_and_a_plane_what_is_new(
     assert re.match(r"checkpoints/mine\.landscape: holds another surface \(hyp\.label_smoothing: 0\.1 there", shown.err)
     assert crunch(NAMED, "viz.norm=layer") == 2
     assert "directions.norm: filter there, layer here" in capsys.readouterr().err
-    assert crunch(NAMED, "viz.norm=layer", "viz.database_name=layers", "viz.formats=[]") == 0
+    assert crunch(NAMED, "viz.norm=layer", "viz.database_name=layers", "viz.formats=") == 0
     assert crunch(NAMED, "viz.norm=layer", "viz.rebuild_existing_database=True", "viz.formats=[]") == 0
 
 
@@ -152,6 +152,16 @@ def test_modes_and_missing_parts(crunch: Script, folder: Path) -> None:
     assert row["loss"] != pytest.approx(expected(folder)["loss"])
     assert crunch(NAMED, *quiet, "hyp.loss_modification=maxup-3", "viz.database_name=maxup") == 0
     assert rows(folder, "maxup")[0, 0]["loss"] == pytest.approx(expected(folder)["loss"], rel=1e-6)
+
+
+def test_a_file_of_another_program_is_looked_at_as_the_command_line_says(
+    crunch: Script, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(read_model(folder / "checkpoints" / "mine.pth").weights, folder / "checkpoints" / "theirs.pth")
+    assert crunch(*TRAIN, "impl.checkpoint.name=theirs", "viz.formats=csv") == 0
+    assert "theirs, unknown steps" in capsys.readouterr().out
+    for name, value in expected(folder).items():
+        assert rows(folder, "theirs")[0, 0][name] == pytest.approx(value, rel=1e-6)
 
 
 def test_a_dry_run_leaves_nothing(crunch: Script, folder: Path) -> None:

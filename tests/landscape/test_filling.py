@@ -90,6 +90,10 @@ def test_a_point_that_fails_is_free_again(tmp_path: Path) -> None:
         broken = True
         with pytest.raises(OSError, match="a picture is missing"):
             compute()
+        with lmdb.open(str(tmp_path / "s"), max_dbs=3) as environment:
+            leases = environment.open_db(b"leases")
+            with environment.begin() as transaction:
+                assert transaction.stat(leases)["entries"] == 0
         broken = False
         np.testing.assert_array_equal(compute().loss, line(None, 2).loss)
 

@@ -288,3 +288,24 @@ def test_a_lease_is_renewed_after_a_third_of_it(folder: Path, monkeypatch: pytes
         now = 1011.0
         store.renew(POINTS[1])
         assert expiry() == 1041
+
+
+@pytest.mark.parametrize("error", [lmdb.MapResizedError, lmdb.ReadersFullError])
+def test_what_other_processes_did_to_the_file_is_followed(
+    store: SurfaceStore, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """One was given a larger map_size; others were killed while they read."""
+    plain, errors = store._once, [error()]
+
+    def once(work: Callable[[object], object], write: bool) -> object:
+        if errors:
+            raise errors.pop()
+        return plain(work, write)
+
+    monkeypatch.setattr(store, "_once", once)
+    assert store.values(POINTS)[POINTS[0]].loss == VALUE.loss
+    assert not errors
+    monkeypatch.setattr(store, "_once", lambda *_: once(*_) if errors else plain(*_))
+    errors.append(lmdb.DiskError("no space"))
+    with pytest.raises(OSError, match=r"surface: cannot be used \(no space\)"):
+        store.put(POINTS[1], VALUE)
