@@ -1,6 +1,6 @@
 """Loss and accuracy on data that is not trained on."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fullbatch.objective.full_batch import FullBatchObjective, LossEvaluation
 from fullbatch.tensors import copy_, preserved
-from fullbatch.typing import Blocks, LossFunction, Tensors
+from fullbatch.typing import Block, Blocks, LossFunction, Tensors
 
 
 def validate(
@@ -58,7 +58,7 @@ class FlipAveraged(nn.Module):
 
 @contextmanager
 def recalibrated_batchnorm(
-    model: nn.Module, blocks: Blocks, all_reduce: Callable[[Tensors], None] | None = None
+    model: nn.Module, blocks: Iterable[Block], all_reduce: Callable[[Tensors], None] | None = None
 ) -> Iterator[None]:
     """Inside, running statistics are the means over ``blocks`` of the blocks' own, weighted by size.
 
