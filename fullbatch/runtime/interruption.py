@@ -36,13 +36,12 @@ class Interruption:
         """Handle a signal."""
         if number in self.SAVE:
             self.saves += 1
-            log.info("%s: saving after this block", signal.Signals(number).name)
+            log.info("%s: saving soon", signal.Signals(number).name)
             return
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
-        after = "this block, or this step where it is stochastic"
-        log.warning("%s: saving after %s, then leaving; Ctrl-C again leaves at once", self.signal.name, after)
+        log.warning("%s: saving soon, then leaving; Ctrl-C again leaves at once", self.signal.name)
 
 
 @contextmanager

@@ -96,3 +96,21 @@ def test_everything_at_once_changes_nothing(script: Callable[..., int], tmp_path
 def test_a_dry_run_probes_once_and_leaves_nothing(script: Callable[..., int], tmp_path: Path) -> None:
     assert script("analysis=full", "dryrun=True", *EVERYTHING) == 0
     assert {path.name for path in folder(tmp_path).iterdir()} == {"log.txt"}
+
+
+@pytest.mark.distributed
+def test_two_processes_measure_what_one_does(script: Callable[..., int], tmp_path: Path) -> None:
+    """Each measures for itself; the first one writes."""
+    probes = ["analysis=full", "analysis.compute_gradient_SNR=True", "analysis.sharpness.every=2", "hyp.steps=2"]
+    assert script("name=alone", *probes) == 0
+    assert script("name=two", *probes, "impl/setup=distributed", "impl.setup.processes_per_node=2") == 0
+    alone, two = (
+        rows_of(next(tmp_path.glob(f"outputs/*/*/table_{name}_convergence_results.csv"))) for name in ("alone", "two")
+    )
+    for ours, theirs in zip(two, alone, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ("full_grad_norm_after", "grad_SNR", "momentum_alignment", "sub_batch_grad_norm_max", "sharpness"):
+            assert bool(ours[name]) == bool(theirs[name])
+            if ours[name]:
+                assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-3)
+    assert len(list(tmp_path.glob("outputs/*/*/table_two_analysis.csv"))) == 1

@@ -63,6 +63,16 @@ def test_the_figure_of_all_optimizers(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_are_measured_beside_one() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "distributed.py"), "--model", "resnet20", "--samples", "8"]
+    small = ["--batch-size", "4", "--repetitions", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([*command, *small], check=True, capture_output=True, text=True, env=environment)
+    assert re.search(r"two processes have [\d.]+ times the throughput of one", ended.stdout)
+
+
+@pytest.mark.slow
 def test_landscapes_side_by_side(tmp_path: Path) -> None:
     for number, name in enumerate(("flat", "sharp")):
         xs = np.linspace(-1, 1, 21)[:, None]
@@ -90,12 +100,3 @@ def test_a_point_costs_about_a_loss() -> None:
     ended = subprocess.run([*command, *options], check=True, capture_output=True, text=True, env=environment)
     (ratio,) = re.findall(r"a point takes ([\d.]+) times as long as one evaluation of the loss", ended.stdout)
     assert 0.5 < float(ratio) < 2  # on few samples of small pictures, on a machine that is perhaps busy
-
-
-@pytest.mark.distributed
-def test_two_processes_are_measured_beside_one() -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "distributed.py"), "--model", "resnet20", "--samples", "8"]
-    small = ["--batch-size", "4", "--repetitions", "1"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run([*command, *small], check=True, capture_output=True, text=True, env=environment)
-    assert re.search(r"two processes have [\d.]+ times the throughput of one", ended.stdout)

@@ -126,7 +126,7 @@ def test_a_process_of_many_needs_the_setup(monkeypatch: pytest.MonkeyPatch) -> N
     [
         (["hyp.train_stochastic=True"], r"hyp\.blocks_per_update=1: 2 processes share .*; accepted: multiples of 2"),
         (["hyp.gradient_average=moving"], r"hyp\.gradient_average=moving: .*one process, not 2"),
-        (["data=imagefolder", "data.path=nowhere"], r"data\.path=nowhere"),
+        (["data=imagefolder", "data.path=nowhere"], r"data\.path=.*nowhere: no such folder"),
     ],
 )
 def test_a_mistake_is_said_once(
@@ -232,7 +232,10 @@ def compare_with_two(folder: Path, steps: str) -> None:
     process = start(folder, *SMALL, "impl.checkpoint.name=straight", steps, *EXACT, *TWO)
     process.communicate(timeout=600)
     assert process.returncode == 0
-    assert_equal_states(state_of(folder, "mine"), state_of(folder, "straight"))
+    found, expected = (state_of(folder, name) for name in ("mine", "straight"))
+    for state in (found, expected):
+        del state["rng"]  # of the process, which begins with another one each time; a run does not draw from it
+    assert_equal_states(found, expected)
     assert_one_row_each(folder)
 
 
