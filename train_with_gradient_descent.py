@@ -6,10 +6,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from fullbatch.command_line import reported
+from fullbatch.command_line import reported, together
 
 CONFIG = Path(__file__).parent / "config"
-INTERRUPTED = 128
+LOST, INTERRUPTED = 4, 128
 statuses: list[int] = []
 
 
@@ -19,9 +19,9 @@ def main(cfg: DictConfig) -> None:
     from fullbatch.launch import run_job  # noqa: PLC0415 (imports torch, which `--cfg job` and `--help` can do without)
 
     statuses.append(run_job(cfg))
-    if statuses[-1] >= INTERRUPTED:
-        sys.exit(statuses[-1])  # a signal ends a sweep, too
+    if statuses[-1] == LOST or statuses[-1] >= INTERRUPTED:
+        sys.exit(statuses[-1])  # a signal ends a sweep, too, and so does the end of another process
 
 
 if __name__ == "__main__":
-    sys.exit(reported(main, CONFIG) or max(statuses, default=0))
+    sys.exit(together(lambda: reported(main, CONFIG) or max(statuses, default=0)))

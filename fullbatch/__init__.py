@@ -9,13 +9,16 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Axis": "fullbatch.landscape.grid",
     "FullBatchObjective": "fullbatch.objective.full_batch",
     "GradRegularizer": "fullbatch.objective.gradient_penalty",
-    "determinism_culprit": "fullbatch.objective.determinism",
     "build_model": "fullbatch.models.registry",
-    "export_model": "fullbatch.training.export",
-    "Axis": "fullbatch.landscape.grid",
+    "determinism_culprit": "fullbatch.objective.determinism",
     "directions_between": "fullbatch.landscape.directions",
+    "export_model": "fullbatch.training.export",
+    "flatness": "fullbatch.analysis.flatness",
+    "gradient_statistics": "fullbatch.analysis.gradient_statistics",
+    "hessian_trace": "fullbatch.analysis.sharpness",
     "load_checkpoint": "fullbatch.training.checkpoint",
     "load_weights": "fullbatch.training.state",
     "loss_function": "fullbatch.objective.losses",
@@ -24,6 +27,8 @@ _HOMES = {
     "random_directions": "fullbatch.landscape.directions",
     "read_model": "fullbatch.training.stored_models",
     "save_surface": "fullbatch.landscape.export",
+    "sharpness": "fullbatch.analysis.sharpness",
+    "spectral_density": "fullbatch.analysis.sharpness",
 }
 
 __all__ = [
@@ -34,6 +39,9 @@ __all__ = [
     "determinism_culprit",
     "directions_between",
     "export_model",
+    "flatness",
+    "gradient_statistics",
+    "hessian_trace",
     "load_checkpoint",
     "load_weights",
     "loss_function",
@@ -42,6 +50,8 @@ __all__ = [
     "random_directions",
     "read_model",
     "save_surface",
+    "sharpness",
+    "spectral_density",
 ]
 
 

@@ -29,6 +29,7 @@ class Stream(IntEnum):
     AUGMENTATION = AUGMENTATION
     NOISE = 3
     LABELS = 4
+    ANALYSIS = 5
 
     def seed(self, run_seed: int) -> int:
         """Return the stream's own seed."""

@@ -70,6 +70,11 @@ def scale_each_(target: Tensors, factors: Sequence[Tensor]) -> None:
     torch._foreach_mul_(list(target), list(factors))
 
 
+def add_products_(target: Tensors, left: Tensors, right: Tensors, factor: float = 1.0) -> None:
+    """Compute ``target += factor * left * right`` entry by entry, in place."""
+    torch._foreach_addcmul_(list(target), list(left), list(right), value=factor)
+
+
 def lerp_(target: Tensors, source: Tensors, weight: float) -> None:
     """Move ``target`` towards ``source`` in place: target += weight * (source - target)."""
     torch._foreach_lerp_(list(target), list(source), weight)

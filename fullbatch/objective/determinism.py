@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fullbatch.objective.full_batch import Evaluation, FullBatchObjective
+from fullbatch.objective.evaluations import Evaluation
+from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.tensors import preserved, trainable
 from fullbatch.typing import Block
 

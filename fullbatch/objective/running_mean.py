@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fullbatch.tensors import add_, scale_, zeros_like
+from fullbatch.tensors import add_, add_products_, added, scale_, scaled, zeros_like
 from fullbatch.typing import Tensors
 
 
@@ -24,14 +24,14 @@ class WeightedMean:
         add_(self._sums, values, alpha=weight)
         self.weight += weight
 
-    @torch.no_grad()
-    def value(self, reduce: Callable[[Tensors], None] | None = None) -> list[Tensor]:
-        """Return the mean in the dtypes of the observations; this uses the sums up.
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that has been added up: those of several parts of the data, added, are those of the whole."""
+        return [*self._sums, self.weight]
 
-        ``reduce`` adds sums and weights of several processes up in place, before the division.
-        """
-        if reduce is not None:
-            reduce([*self._sums, self.weight])
+    @torch.no_grad()
+    def value(self) -> list[Tensor]:
+        """Return the mean in the dtypes of the observations; this uses the sums up."""
         scale_(self._sums, 1 / self.weight)
         return [total.to(dtype) for total, dtype in zip(self._sums, self._dtypes, strict=True)]
 
@@ -53,8 +53,55 @@ class MovingAverage:
         scale_(self._average, 1 - 1 / self._num_observations)
         add_(self._average, values, alpha=1 / self._num_observations)
 
-    def value(self, reduce: Callable[[Tensors], None] | None = None) -> list[Tensor]:
-        """Return the average in the dtypes of the observations; ``ValueError`` where there are several processes."""
-        if reduce is not None:
-            raise ValueError("gradient_average=moving depends on the order of the sub-batches: one process only")
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The average so far; those of several parts of the data are no use, since the order matters."""
+        return self._average
+
+    def value(self) -> list[Tensor]:
+        """Return the average in the dtypes of the observations."""
         return [average.to(dtype) for average, dtype in zip(self._average, self._dtypes, strict=True)]
+
+
+class Welford:
+    """Mean and spread of lists of tensors in one pass (Welford, 1962; with weights: West, 1979).
+
+    With weights w_b, W = sum_b w_b and m = sum_b w_b x_b / W, the spread is, entry by entry, sum_b w_b (x_b - m)^2 / W:
+    accumulated without the cancellation of a difference of squares.
+    """
+
+    def __init__(self, like: Tensors, dtype: torch.dtype | None = None) -> None:
+        self._mean, self._squares = zeros_like(like, dtype), zeros_like(like, dtype)
+        self.weight, self.count = 0.0, 0
+        """The sum of the weights and the number of observations so far."""
+
+    @torch.no_grad()
+    def add(self, values: Tensors, weight: float) -> None:
+        """Add one observation with its weight."""
+        self.weight, self.count = self.weight + weight, self.count + 1
+        share = weight / self.weight
+        deviation = added(self._mean, values, -1.0)
+        add_(self._mean, deviation, alpha=-share)
+        add_products_(self._squares, deviation, deviation, weight * (1 - share))
+
+    @torch.no_grad()
+    def value(self, reduce: Callable[[Tensors], None] | None = None) -> tuple[list[Tensor], list[Tensor]]:
+        """Return mean and spread; this uses the sums up.
+
+        ``reduce`` adds sums, weights and counts of several processes up in place; all must call this together.
+        """
+        if reduce is not None:
+            self._merge(reduce)
+        scale_(self._squares, 1 / self.weight)
+        return self._mean, self._squares
+
+    def _merge(self, reduce: Callable[[Tensors], None]) -> None:
+        total = scaled(self._mean, self.weight)
+        sums = self._mean[0].new_tensor([self.weight, self.count], dtype=torch.float64)
+        reduce([*total, sums])
+        weight, count = sums.tolist()
+        scale_(total, 1 / weight)
+        deviation = added(self._mean, total, -1.0)
+        add_products_(self._squares, deviation, deviation, self.weight)
+        reduce(self._squares)
+        self._mean, self.weight, self.count = total, weight, round(count)

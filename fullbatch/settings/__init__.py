@@ -5,14 +5,15 @@ The same tree as ``config/``; ``fullbatch.config.parse`` fills it. Nothing here 
 
 from pydantic.dataclasses import dataclass
 
+from fullbatch.settings.analysis import Analysis
 from fullbatch.settings.data import Data
 from fullbatch.settings.hyp import Hyp
-from fullbatch.settings.impl import Analysis, Impl
+from fullbatch.settings.impl import Impl
 from fullbatch.settings.model import Model
 from fullbatch.settings.types import SETTINGS, FileName, Seed
 from fullbatch.settings.viz import Viz
 
-__all__ = ["Data", "Hyp", "Impl", "Run", "Viz"]
+__all__ = ["Analysis", "Data", "Hyp", "Impl", "Run", "Viz"]
 
 
 @dataclass(frozen=True, config=SETTINGS)

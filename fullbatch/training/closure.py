@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fullbatch.objective.full_batch import Evaluation, FullBatchObjective
+from fullbatch.objective.evaluations import Evaluation
+from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.optim.closure import Point, parameters_of
 from fullbatch.optim.weight_decay import decay_penalty, with_decay
 from fullbatch.randomness import seeded

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fullbatch.objective.full_batch import Evaluation, FullBatchObjective
+from fullbatch.objective.evaluations import Evaluation
+from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.randomness import derive_seed
 from fullbatch.tensors import device_of, global_norm, trainable
 from fullbatch.training.closure import StepClosure
+from fullbatch.training.passes import SharedPasses
 from fullbatch.training.state import Row
 from fullbatch.transforms.chain import GradientTransform
 from fullbatch.typing import Blocks
@@ -62,6 +64,7 @@ class Step:
         constant_data: whether ``data`` gives the same samples in every step. Where the model and the order allow it,
             too, all full-batch steps are one function, and what a search found at the point that it accepted begins the
             next step instead of being computed again.
+        passes: goes through the blocks of an update.
     """
 
     objective: FullBatchObjective
@@ -74,6 +77,7 @@ class Step:
     seed: int = 0
     max_blocks: int | None = None
     constant_data: bool = False
+    passes: SharedPasses = field(default_factory=SharedPasses)
     _constant: bool | None = field(default=None, init=False)
 
     def __call__(self, step: int, *, stochastic: bool) -> Row:
@@ -82,12 +86,10 @@ class Step:
         Values are means over the samples of the step, each measured where its update started; one synchronization
         with the device, at the end. Raises ``DivergedError`` when the step is not finite.
         """
-        with_replacement = self.with_replacement and stochastic
-        blocks = self.data.blocks(step, shuffle=self.shuffle, with_replacement=with_replacement)[: self.max_blocks]
-        size = self.blocks_per_update if stochastic else len(blocks)
+        parts = self._parts(step, stochastic=stochastic)
         updates = [
-            self._update(blocks[start : start + size], derive_seed(self.seed, step, start), whole=not stochastic)
-            for start in range(0, len(blocks), size)
+            self._update(blocks, derive_seed(self.seed, step, len(parts[0]) * number), whole=not stochastic)
+            for number, blocks in enumerate(parts)
         ]
         with torch.no_grad():
             updates[-1]["norm_after"] = global_norm(trainable(self.objective.model))
@@ -95,8 +97,22 @@ class Step:
         _refuse_what_is_not_finite(step, columns)
         return _summarize(columns)
 
+    def objective_at(self, step: int) -> FullBatchObjective:
+        """Return the objective of all samples of a step."""
+        return self.objective.over(self.data.blocks(step, shuffle=self.shuffle)[: self.max_blocks])
+
+    def objectives_at(self, step: int, *, stochastic: bool) -> list[FullBatchObjective]:
+        """Return the objective of the samples of each update of a step."""
+        return [self.objective.over(blocks) for blocks in self._parts(step, stochastic=stochastic)]
+
+    def _parts(self, step: int, *, stochastic: bool) -> list[BlockSequence]:
+        with_replacement = self.with_replacement and stochastic
+        blocks = self.data.blocks(step, shuffle=self.shuffle, with_replacement=with_replacement)[: self.max_blocks]
+        size = self.blocks_per_update if stochastic else len(blocks)
+        return [blocks[start : start + size] for start in range(0, len(blocks), size)]
+
     def _update(self, blocks: BlockSequence, noise_seed: int, *, whole: bool) -> dict[str, Tensor]:
-        objective = self.objective.over(blocks)
+        objective = self.objective.over(blocks, self.passes)
         known = self._take_known(whole=whole)
         closure = StepClosure(objective, self.optimizer, self.transforms, noise_seed, known)
         self.optimizer.step(closure)  # type: ignore[arg-type]  # a loss may be a tensor

@@ -20,7 +20,7 @@ def summarize(rows: Sequence[Row], *, warmup: int, window: int) -> dict[str, flo
         "valid_acc_at_min_loss": accuracy_at_minimal_loss(rows, warmup=warmup, window=window),
         "max_val_acc": max((row["valid_acc"] for row in validated), default=float("nan")),
         "avg_step_time": train_time / max(len(timed), 1),
-        "total_time": train_time + sum(row.get("valid_time", 0.0) for row in rows),
+        "total_time": train_time + sum(row.get("valid_time", 0.0) + row.get("analysis_time", 0.0) for row in rows),
         "evaluations": sum(row.get("evaluations", 0.0) for row in rows),
         "loss_evaluations": sum(row.get("loss_evaluations", 0.0) for row in rows),
         "steps_taken": len(rows),

@@ -43,6 +43,25 @@ def test_the_memory_of_each_way_is_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("script", ["edge_of_stability", "sharpness"])
+def test_the_sharpness_is_measured(tmp_path: Path, script: str) -> None:
+    """Too short to be at the edge: that, or a cost above the limit, is what status 1 says."""
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{script}.py"), "--samples", "100", "--steps", "60"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [*command, "--every", "20"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode in (0, 1), ended.stderr
+    assert not ended.stderr
+    if script == "sharpness":
+        (error,) = re.findall(r"largest\s+error\s+([\d.]+)%", ended.stdout)
+        assert float(error) <= 1
+    else:
+        assert len(re.findall(r"median of lr sharpness/2", ended.stdout)) == 2
+        assert (tmp_path / "edge_of_stability.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
 def test_the_figure_of_all_optimizers(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "optimizers.py"), "--data", "digits", "--samples", "50"]
     subprocess.run([*command, "--evaluations", "4", "--output", str(tmp_path / "figure")], check=True, cwd=ROOT)
@@ -52,6 +71,16 @@ def test_the_figure_of_all_optimizers(tmp_path: Path) -> None:
     assert {row["optimizer"] for row in rows} == {"gd", "gd, Wolfe", "L-BFGS", "FISTA", "Adam", "SAM"}
     sam = [float(row["evaluations"]) for row in rows if row["optimizer"] == "SAM"]
     assert sam == [0, 2, 4] * 3  # two gradients a step, three learning rates
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_are_measured_beside_one() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "distributed.py"), "--model", "resnet20", "--samples", "8"]
+    small = ["--batch-size", "4", "--repetitions", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([*command, *small], check=True, capture_output=True, text=True, env=environment)
+    assert re.search(r"two processes have [\d.]+ times the throughput of one", ended.stdout)
 
 
 @pytest.mark.slow

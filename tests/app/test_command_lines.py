@@ -12,9 +12,9 @@ from hydra.errors import HydraException
 
 from fullbatch.command_line import normalized
 from fullbatch.config import parse
+from fullbatch.settings.impl import Distributed
 
 NOT_YET = [  # what this version lacks, and what its refusal says
-    ("impl/setup=distributed", "distributed"),
     ("analysis=full", "full"),
 ]
 """First match wins; every other command line must work."""
@@ -71,7 +71,19 @@ def test_the_command_line_parses(command: str) -> None:
                 parse(composed(*job))
 
 
-def test_an_unknown_experiment_is_refused() -> None:
-    ended = subprocess.run(["bash", str(ROOT / "train.sh"), "sgd"], capture_output=True, text=True, check=False)
+def test_the_large_experiments_run_on_all_nodes() -> None:
+    command = ["bash", str(ROOT / "train_distributed.sh"), "list"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(listed) == 18
+    name, *overrides = listed[0].split()
+    assert name == "fbaug_1_resnet50"
+    setup = parse(composed(*overrides, "impl.setup.world_size=4")).impl.setup  # which the script appends
+    assert isinstance(setup, Distributed)
+    assert (setup.world_size, setup.rank) == (4, "slurm")
+
+
+@pytest.mark.parametrize("script", ["train.sh", "train_distributed.sh"])
+def test_an_unknown_experiment_is_refused(script: str) -> None:
+    ended = subprocess.run(["bash", str(ROOT / script), "sgd"], capture_output=True, text=True, check=False)
     assert ended.returncode == 2
-    assert "no experiment is named 'sgd'" in ended.stderr
+    assert re.search("no (large )?experiment is named 'sgd'", ended.stderr)

@@ -32,7 +32,8 @@ def test_there_are_snippets() -> None:
 
 
 @pytest.mark.parametrize(
-    "group", ["data", "data/db", "model", "hyp", "hyp/optim", "hyp/optim_modification", "impl", "viz"]
+    "group",
+    ["data", "data/db", "model", "hyp", "hyp/optim", "hyp/optim_modification", "impl", "impl/setup", "analysis", "viz"],
 )
 def test_the_map_lists_the_choices_of_a_group(group: str) -> None:
     (row,) = re.findall(rf"^\| `{group}` \|(.*)\|$", README, flags=re.MULTILINE)

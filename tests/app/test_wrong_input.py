@@ -156,6 +156,26 @@ CASES = [
     Case("hyp.optim.dampening=0.5", MISTAKE, r"^hyp\.optim\.nesterov=True: needs hyp\.optim\.dampening=0"),
     Case("hyp/optim=lbfgs hyp/optim_modification=SAM", MISTAKE, r"^hyp/optim_modification=SAM: not with"),
     Case("hyp.blocks_per_update=2", MISTAKE, r"^hyp\.blocks_per_update=2: only in stochastic mode"),
+    # analysis
+    Case("analysis=everything", HYDRA, r"Could not find 'analysis/everything'(.|\n)*edge_of_stability"),
+    Case(
+        "analysis.compute_flatness=True analysis.flatness_norm=block", MISTAKE, r"^analysis\.flatness_norm: .*'filter'"
+    ),
+    Case("analysis.flatness_step_size=0", MISTAKE, r"^analysis\.flatness_step_size: .*greater than 0"),
+    Case("analysis.check_every_nth_step=0", MISTAKE, r"^analysis\.check_every_nth_step: .*greater than or equal to 1"),
+    Case("analysis.internal_batch_size_chunks=0", MISTAKE, r"^analysis\.internal_batch_size_chunks: .*greater than or"),
+    Case("analysis.sample_gradient_norms=both", MISTAKE, r"^analysis\.sample_gradient_norms: .*'train' or 'eval'"),
+    Case("analysis.sample_gradient_norms=train", MISTAKE, r"^analysis\.sample_gradient_norms: .*\(BatchNorm2d\) mixes"),
+    Case("analysis.compute_gradient_SNR=True data.batch_size=60", MISTAKE, r"^analysis\.internal_batch.*one sub-batch"),
+    Case("analysis.sharpness.top_k=0", MISTAKE, r"^analysis\.sharpness\.top_k: .*greater than or equal to 1"),
+    Case(
+        "analysis=edge_of_stability analysis.sharpness.top_k=1000000",
+        MISTAKE,
+        r"^analysis\.sharpness\.top_k=1000000: the model has \d+ parameters",
+    ),
+    Case("analysis.sharpness.tolerance=0", MISTAKE, r"^analysis\.sharpness\.tolerance: .*greater than 0"),
+    Case("analysis.sharpness.matrix=fisher", MISTAKE, r"^analysis\.sharpness\.matrix: .*'hessian' or 'gauss-newton'"),
+    Case("analysis.sharpness.trace_matvecs=3", MISTAKE, r"^analysis\.sharpness\.trace_matvecs: .*0, or greater than"),
     # pictures
     Case(FOLDER, MISTAKE, r"^data\.path=.*pictures: no such folder; .*train/<class>/"),
     Case(FOLDER, MISTAKE, r"^data\.path=.*pictures: holds no folder 'train'", make("pictures/")),

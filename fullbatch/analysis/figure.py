@@ -1,0 +1,87 @@
+"""A picture of the edge of stability: sharpness beside the threshold, and the training loss."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fullbatch.training.state import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+log = logging.getLogger(__name__)
+
+# Okabe & Ito's colours, told apart by colour-blind readers, too
+BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#999999", "#000000"
+STYLES = {
+    "sharpness": ("sharpness", BLUE, "-"),
+    "preconditioned_sharpness": ("preconditioned sharpness", ORANGE, "-"),
+    "batch_sharpness": ("batch sharpness", GREEN, "-"),
+    "stability_threshold": ("threshold of the optimizer", BLACK, "--"),
+}
+
+
+def draw_edge_of_stability(runs: Mapping[str, Sequence[Row]], path: Path, title: str = "") -> bool:
+    """Draw sharpness, threshold and training loss of each run against the step, a column a run; return whether.
+
+    Not drawn are runs in which no sharpness was measured. Needs matplotlib (the ``plot`` extra); without it a line in
+    the log says so.
+    """
+    measured = {name: rows for name, rows in runs.items() if any("sharpness" in row for row in rows)}
+    if not measured:
+        return False
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415
+    except ImportError:
+        log.info("no picture of the sharpness: matplotlib is not installed (pip install 'fullbatch[plot]')")
+        return False
+    figure = Figure(figsize=(1.5 + 4.5 * len(measured), 6), layout="constrained")
+    if title:
+        figure.suptitle(title)
+    grid = figure.subplots(2, len(measured), sharex="col", sharey="row", squeeze=False)
+    for column, (name, rows) in enumerate(measured.items()):
+        _draw_curvature(grid[0, column], rows)
+        _draw_loss(grid[1, column], rows)
+        grid[0, column].set_title(name)
+    for row, label in enumerate(("curvature", "training loss")):
+        grid[row, 0].set_ylabel(label)
+    grid[0, 0].set_ylim(0, max(_top(rows) for rows in measured.values()))  # one axis for all
+    for set_formatter in (grid[1, 0].yaxis.set_major_formatter, grid[1, 0].yaxis.set_minor_formatter):
+        set_formatter("{x:.2g}")
+    grid[0, 0].legend(frameon=False)
+    figure.savefig(path, dpi=130)
+    return True
+
+
+def _draw_curvature(axes: "Axes", rows: Sequence[Row]) -> None:
+    others = sorted(
+        {column for row in rows for column in row if column.startswith("sharpness_") and column[10:].isdigit()}
+    )
+    for column in others:
+        axes.plot(*_points(rows, column), color=GREY, linewidth=0.8)
+    for column, (label, color, line) in STYLES.items():
+        steps, values = _points(rows, column)
+        if steps:
+            marker = "o" if len(steps) == 1 and line == "-" else ""
+            axes.plot(steps, values, color=color, linestyle=line, linewidth=1.4, label=label, marker=marker)
+    axes.grid(alpha=0.3)
+
+
+def _draw_loss(axes: "Axes", rows: Sequence[Row]) -> None:
+    axes.plot(*_points(rows, "train_loss"), color=BLUE, linewidth=1.0)
+    axes.set(xlabel="step", yscale="log")
+    axes.grid(alpha=0.3)
+
+
+def _points(rows: Sequence[Row], column: str) -> tuple[list[float], list[float]]:
+    found = [(row["step"], row[column]) for row in rows if column in row]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def _top(rows: Sequence[Row]) -> float:
+    """Return where the axis ends: thresholds of a warm-up start at infinity."""
+    curves = [row[name] for row in rows for name in STYLES if name in row and name != "stability_threshold"]
+    last = [row["stability_threshold"] for row in rows if "stability_threshold" in row][-1:]
+    lowest = min((row["stability_threshold"] for row in rows if "stability_threshold" in row), default=0.0)
+    return 1.25 * max([*curves, lowest] + [value for value in last if value < 3 * max(curves)]) or 1.0

@@ -1,0 +1,71 @@
+"""Curvature of an objective on all its data, as matrices that are known by their products."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fullbatch.analysis.eigenvalues import Operator
+from fullbatch.objective.full_batch import FullBatchObjective
+from fullbatch.objective.gauss_newton import gauss_newton_product
+from fullbatch.objective.running_mean import WeightedMean
+from fullbatch.tensors import flatten, preserved, trainable, unflatten
+from fullbatch.typing import Tensors
+
+Product = Callable[[FullBatchObjective, Tensors], list[Tensor]]
+
+
+def hessian(objective: FullBatchObjective, v: Tensors) -> list[Tensor]:
+    """Return H v of L, exactly."""
+    return objective.hessian_product(v)
+
+
+def gauss_newton(objective: FullBatchObjective, v: Tensors) -> list[Tensor]:
+    """Return the mean of the sub-batches' J' H_z J v; see ``fullbatch.objective.gauss_newton``."""
+    mean = WeightedMean(v, objective.accumulation_dtype)
+    with preserved(list(objective.model.buffers())):
+        for block in objective.sub_batches():
+            product = gauss_newton_product(objective.block_objective.point(block), v)
+            mean.add(product, len(block.labels) // objective.copies)
+    objective.reduce(mean.tensors)
+    return mean.value()
+
+
+MATRICES: dict[str, Product] = {"hessian": hessian, "gauss-newton": gauss_newton}
+
+
+def curvature(
+    objective: FullBatchObjective,
+    *,
+    matrix: str = "hessian",
+    weight_decay: float | Sequence[float] = 0.0,
+    preconditioner: Tensors | None = None,
+) -> Operator:
+    """Return the curvature of L + weight_decay/2 ||t||^2 as an operator on flat vectors.
+
+    Args:
+        objective: L on its data, in the mode in which the model is. A regularizer is no part of it.
+        matrix: hessian or gauss-newton, in any case.
+        weight_decay: of all trainable parameters, or one number for each of them.
+        preconditioner: P, diagonal and positive, shaped like the parameters: the operator is P^-1/2 A P^-1/2.
+
+    Raises:
+        ValueError: an unknown matrix.
+    """
+    if matrix.lower() not in MATRICES:
+        raise ValueError(f"matrix={matrix}: unknown; known: {', '.join(MATRICES)}")
+    product, parameters = MATRICES[matrix.lower()], trainable(objective.model)
+    factors = None if preconditioner is None else flatten(preconditioner).rsqrt()
+    decays = [weight_decay] * len(parameters) if isinstance(weight_decay, int | float) else list(weight_decay)
+
+    @torch.no_grad()
+    def multiply(v: Tensor) -> Tensor:
+        inner = v if factors is None else factors * v
+        pieces = unflatten(inner, parameters)
+        with torch.enable_grad():
+            found = product(objective, pieces)
+        image = flatten([f + decay * p if decay else f for f, p, decay in zip(found, pieces, decays, strict=True)])
+        return image if factors is None else factors * image
+
+    like = parameters[0].detach().new_empty(0)
+    return Operator(sum(p.numel() for p in parameters), multiply, like)

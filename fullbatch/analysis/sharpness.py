@@ -1,0 +1,117 @@
+"""Sharpness: the largest eigenvalues of the curvature of the exact objective, for any module and data."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from fullbatch.analysis.eigenvalues import Eigenpairs, largest_eigenpairs
+from fullbatch.analysis.operators import curvature
+from fullbatch.analysis.spectrum import SpectralDensity, Trace, trace
+from fullbatch.analysis.spectrum import spectral_density as density_of
+from fullbatch.objective.full_batch import Data, FullBatchObjective
+from fullbatch.tensors import trainable, unflatten
+from fullbatch.typing import LossFunction
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """The largest eigenvalues of the curvature, and what it took to find them."""
+
+    eigenvalues: list[float]
+    """In descending order; the first is the sharpness."""
+    eigenvectors: list[list[Tensor]]
+    """Orthonormal, each shaped like the trainable parameters."""
+    matvecs: int
+    """Curvature-vector products with all the data."""
+    error: float
+    """Estimated error of the worst eigenvalue, relative to the largest magnitude found."""
+    converged: bool
+    """Whether the error is within the tolerance."""
+    pairs: Eigenpairs
+    """As flat vectors, and what a next search starts from."""
+
+    @property
+    def value(self) -> float:
+        """The sharpness."""
+        return self.eigenvalues[0]
+
+
+def sharpness(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    data: Data,
+    *,
+    top_k: int = 1,
+    tolerance: float = 1e-3,
+    matrix: str = "hessian",
+    weight_decay: float = 0.0,
+    sub_batch: int | None = None,
+    max_matvecs: int = 1000,
+    start: Sharpness | None = None,
+    seed: int = 0,
+) -> Sharpness:
+    """Return the top eigenvalues of the curvature of L + weight_decay/2 ||t||^2 over all the data, without a trace.
+
+    The model is used in the mode in which it is: in training mode, batch norm has the statistics of its sub-batch, and
+    its buffers stay.
+
+    Args:
+        model: any module.
+        loss_fn: (outputs, labels) -> mean loss of a sub-batch.
+        data: blocks of (inputs, labels), the same in every iteration; see ``FullBatchObjective``.
+        top_k: how many eigenvalues.
+        tolerance: accepted error, relative to the largest magnitude.
+        matrix: hessian or gauss-newton.
+        weight_decay: moves all eigenvalues by itself.
+        sub_batch: samples of a forward pass at most (about); None: the data's blocks.
+        max_matvecs: products after which it ends without having converged.
+        start: what an earlier call found for parameters near by; saves most of the products.
+        seed: of the random start.
+
+    Raises:
+        ValueError: top_k is not in 1..number of parameters; a tolerance that is not positive; an unknown matrix.
+    """
+    objective = FullBatchObjective(model, loss_fn, data, sub_batch=sub_batch)
+    operator = curvature(objective, matrix=matrix, weight_decay=weight_decay)
+    found = largest_eigenpairs(
+        operator,
+        top_k,
+        tolerance=tolerance,
+        max_matvecs=max_matvecs,
+        start=None if start is None else start.pairs.memory,
+        seed=seed,
+    )
+    vectors = [unflatten(vector, trainable(model)) for vector in found.vectors]
+    return Sharpness(found.values.tolist(), vectors, found.matvecs, found.error, found.converged, found)
+
+
+def hessian_trace(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    data: Data,
+    *,
+    num_matvecs: int = 90,
+    matrix: str = "hessian",
+    sub_batch: int | None = None,
+    seed: int = 0,
+) -> Trace:
+    """Estimate the trace of the curvature of L; see ``fullbatch.analysis.spectrum.trace``."""
+    return trace(
+        curvature(FullBatchObjective(model, loss_fn, data, sub_batch=sub_batch), matrix=matrix), num_matvecs, seed
+    )
+
+
+def spectral_density(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    data: Data,
+    *,
+    num_vectors: int = 1,
+    num_steps: int = 80,
+    matrix: str = "hessian",
+    sub_batch: int | None = None,
+    seed: int = 0,
+) -> SpectralDensity:
+    """Estimate the density of the curvature's eigenvalues; see ``fullbatch.analysis.spectrum.spectral_density``."""
+    operator = curvature(FullBatchObjective(model, loss_fn, data, sub_batch=sub_batch), matrix=matrix)
+    return density_of(operator, num_vectors, num_steps, seed)

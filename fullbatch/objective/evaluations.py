@@ -1,0 +1,43 @@
+"""What an evaluation of an objective finds."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossEvaluation:
+    """What one evaluation of the objective found: scalar tensors on the device, so that nothing waits for them."""
+
+    loss: Tensor
+    """L, without any regularizer."""
+    accuracy: Tensor
+    """Share of the samples whose largest output is the label's."""
+    num_samples: Tensor
+    """N."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(LossEvaluation):
+    """Loss and gradient."""
+
+    gradient: list[Tensor]
+    """g, shaped like the trainable parameters; regularized and clipped per sub-batch where the objective says so."""
+    squared_norms: Tensor
+    """sum_b n_b/N ||g_b||^2, before regularizer and clip."""
+    penalty: Tensor
+    """The value of the regularizer, whose gradient is part of ``gradient``."""
+    num_clipped: Tensor
+    """How many sub-batch gradients ``batch_clip`` shortened."""
+    evaluations: int
+    """Gradient evaluations of all the data that this took, the regularizer's included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueEvaluation(LossEvaluation):
+    """The value of the regularized objective."""
+
+    penalty: Tensor
+    """The value of the regularizer; the objective is ``loss + penalty``."""
+    evaluations: int
+    """Gradient evaluations that the penalty took; 0 where forward passes were enough."""

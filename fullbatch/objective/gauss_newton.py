@@ -1,0 +1,37 @@
+"""Products with the Gauss-Newton matrix of the loss of one sub-batch."""
+
+import torch
+from torch import Tensor
+
+from fullbatch.objective.hessian_products import SubBatchLoss
+from fullbatch.tensors import trainable
+from fullbatch.typing import Tensors
+
+
+def gauss_newton_product(point: SubBatchLoss, v: Tensors) -> list[Tensor]:
+    """Return J' H_z J v, J the Jacobian of the outputs z and H_z the Hessian of the loss with respect to z.
+
+    The Hessian is this matrix plus the curvature of the outputs weighted with the loss' slopes. For losses convex in
+    z (cross-entropy, squared distance) the matrix is positive semi-definite (Schraudolph, 2002). J v comes from two
+    backward passes. The loss must see the outputs of one call of the model.
+    """
+    outputs: list[Tensor] = []
+
+    def forward(inputs: Tensor) -> Tensor:
+        outputs.append(point.model(inputs))
+        return outputs[-1]
+
+    with torch.enable_grad():
+        loss = point.loss(forward)
+        (z,), parameters = outputs, trainable(point.model)
+        (slope,) = torch.autograd.grad(loss, z, create_graph=True)
+        weights = torch.zeros_like(z, requires_grad=True)
+        pulled = torch.autograd.grad(
+            z, parameters, weights, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        (along,) = torch.autograd.grad(
+            pulled, weights, [x.detach().to(p.dtype) for x, p in zip(v, pulled, strict=True)]
+        )
+        (curved,) = torch.autograd.grad(slope, z, along, retain_graph=True, allow_unused=True, materialize_grads=True)
+        product = torch.autograd.grad(z, parameters, curved, allow_unused=True, materialize_grads=True)
+    return [p.detach() for p in product]
