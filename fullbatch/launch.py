@@ -2,27 +2,25 @@
 
 import json
 import logging
-import platform
 import secrets
-import subprocess
-import sys
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
 
-from fullbatch import __version__
 from fullbatch.build import build_trainer, check_determinism
 from fullbatch.build_data import about
+from fullbatch.command_line import typed
 from fullbatch.config import plain, settings_of, to_yaml
+from fullbatch.entry import CHECKPOINT, LEDGER, Entry, configuration_hash, enter, settled, show
+from fullbatch.provenance import provenance
 from fullbatch.restore import checkpoint_path, keep_foreign, matching
+from fullbatch.results.ledger import State
 from fullbatch.runtime.device import describe, set_up
 from fullbatch.runtime.files import claimed, require_writable, told
 from fullbatch.runtime.interruption import Interruption, interruption
@@ -78,13 +76,17 @@ def run_job(cfg: DictConfig) -> int:
             places = _places(run, folder)
             for path in (places.checkpoint, places.table):
                 require_writable(path)
+            entry = stack.enter_context(enter(run, _identity(asdict(run)), folder, places.table.with_name(LEDGER)))
+            if entry.settled is not None:
+                return settled(entry.settled, _title(run), terminal.out)
             if run.impl.checkpoint.name is not None:
                 stack.enter_context(claimed(places.checkpoint))
             job = prepare(run, tree, places)
+            entry.start()
         except (ValueError, OSError) as error:
             return mistake(error)
         try:
-            return execute(job, interrupted, terminal.out)
+            return execute(job, entry, interrupted, terminal.out)
         except (ValueError, OSError) as error:
             return mistake(error, f"; the last checkpoint is {find_checkpoint(places.checkpoint) or 'none'}")
 
@@ -109,21 +111,22 @@ def prepare(run: Run, tree: dict[str, Any], places: Places) -> Job:
     return job
 
 
-def execute(job: Job, interrupted: Interruption, console: Console) -> int:
+def execute(job: Job, entry: Entry, interrupted: Interruption, console: Console) -> int:
     """Train, record, and say how it ended; return the exit status."""
     trainer, state = job.trainer, job.trainer.state
     if trainer.done:
         log.info("this run has finished before (%s); its result:", _how_it_ended(job))
         trainer.validate_last()
-        _show(job, console)
-        return DONE
+        if not entry.recorded:  # or a kill came between the last checkpoint and the row
+            add_run(job.places.table, _run_row(job, None), unless=("name", "configuration", "seed"))
+        return _finished(job, entry, console)
     trainer.interrupted = lambda: bool(interrupted)
     trainer.save = lambda: save_checkpoint(
         job.places.checkpoint,
         state.state_dict(),
         config=_identity(job.tree),
         seed=job.seed,
-        command=sys.argv,
+        command=typed(),
         keep=job.run.impl.checkpoint.keep,
     )
     table = ConvergenceTable(
@@ -140,14 +143,21 @@ def execute(job: Job, interrupted: Interruption, console: Console) -> int:
         draw_curves(state.rows, job.places.folder / f"curves_{job.run.name}.png", job.run.name)
     if not trainer.done and diverged is None:
         log.warning("paused after step %d; the checkpoint is %s", state.step, job.places.checkpoint)
+        entry.end(State.INTERRUPTED, f"paused after step {state.step}")
         return interrupted.exit_status
     add_run(job.places.table, _run_row(job, diverged))
     if diverged is not None:
         kept = find_checkpoint(job.places.checkpoint)
         log.error("%s; the last good checkpoint is %s", diverged, kept or "none, the first step diverged")
+        entry.end(State.DIVERGED, str(diverged))
         return DIVERGED
     log.info("done: %s", _how_it_ended(job))
-    _show(job, console)
+    return _finished(job, entry, console)
+
+
+def _finished(job: Job, entry: Entry, console: Console) -> int:
+    entry.end(State.FINISHED, _how_it_ended(job), _summary(job))
+    show(_summary(job), _title(job.run), console)
     return DONE
 
 
@@ -161,9 +171,9 @@ def mistake(error: ValueError | OSError, more: str = "") -> int:
 def _places(run: Run, folder: Path) -> Places:
     table = f"table_fb_{run.data.name}_runs.csv"
     if run.dryrun:
-        return Places(folder, folder / "checkpoint.pth", folder / table)
+        return Places(folder, folder / CHECKPOINT, folder / table)
     name = run.impl.checkpoint.name
-    checkpoint = folder / "checkpoint.pth" if name is None else checkpoint_path(name)
+    checkpoint = folder / CHECKPOINT if name is None else checkpoint_path(name)
     return Places(folder, checkpoint, Path("tables") / table)
 
 
@@ -191,30 +201,11 @@ def _announce(job: Job) -> None:
     log.info("model %s, %s parameters", _model_name(run), f"{parameters:,}")
     log.info("%s, optimizer %s: %s%s", mode, run.hyp.optim.name, settings, around)
     (job.places.folder / "config.yaml").write_text(to_yaml({**job.tree, "seed": job.seed}), encoding="utf-8")
-    (job.places.folder / "run.json").write_text(json.dumps(_provenance(), indent=2) + "\n", encoding="utf-8")
+    (job.places.folder / "run.json").write_text(json.dumps(provenance(), indent=2) + "\n", encoding="utf-8")
 
 
 def _listed(settings: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in settings.items() if key != "name")
-
-
-def _provenance() -> dict[str, Any]:
-    return {
-        "command": sys.argv,
-        "git_revision": _git_revision(),
-        "fullbatch": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "machine": platform.platform(),
-    }
-
-
-def _git_revision() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None  # not a git checkout, or no git
 
 
 def _how_it_ended(job: Job) -> str:
@@ -240,9 +231,11 @@ def _run_row(job: Job, diverged: DivergedError | None) -> dict[str, Any]:
         "stoch": run.hyp.train_stochastic,
         "augmentations": bool(run.data.augmentations_train),
         **_summary(job),
+        "size": run.data.size,
         "batch_size": run.data.batch_size,
         **_flat(job.tree["hyp"]),
         "seed": job.seed,
+        "configuration": configuration_hash(run, _identity(asdict(run))),
         "folder": str(job.places.folder),
     }
 
@@ -254,9 +247,5 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _show(job: Job, console: Console) -> None:
-    table = Table(title=f"{job.run.name}: {_model_name(job.run)} on {job.run.data.name}", show_header=False)
-    for key, value in _summary(job).items():
-        percent = key.endswith("acc") or key.startswith("valid_acc")
-        table.add_row(key, f"{value:.2%}" if percent else f"{value:.5g}")
-    console.print(table)
+def _title(run: Run) -> str:
+    return f"{run.name}: {_model_name(run)} on {run.data.name}"

@@ -14,6 +14,8 @@ class Interruption:
     """Remembers the first signal; a second Ctrl-C ends the run at once."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    HANDED_ON = tuple(number for number in signal.Signals if number.name == "SIGUSR2")  # Windows has none
+    """Caught where somebody else has a handler for it, whose turn it is after the save: submitit puts the job back."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -36,14 +38,20 @@ class Interruption:
 
 @contextmanager
 def interruption() -> Iterator[Interruption]:
-    """Catch SIGINT and SIGTERM inside (in the main thread; elsewhere nothing is caught)."""
+    """Catch SIGINT and SIGTERM inside (in the main thread; elsewhere nothing is caught).
+
+    A signal to be handed on goes to its own handler at the end, unless an error ends the run.
+    """
     caught = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
-    before = {number: signal.signal(number, caught.receive) for number in Interruption.SIGNALS}
+    handed_on = [number for number in Interruption.HANDED_ON if callable(signal.getsignal(number))]
+    before = {number: signal.signal(number, caught.receive) for number in (*Interruption.SIGNALS, *handed_on)}
     try:
         yield caught
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if caught.signal in handed_on:
+        signal.raise_signal(caught.signal)

@@ -14,7 +14,7 @@ LAYERS = [
     {"typing", "tensors", "randomness"},
     {"objective", "transforms", "optim"},
     {"data", "models", "runtime"},
-    {"training"},
+    {"training", "results"},
     {
         *(
             "settings",
@@ -23,8 +23,12 @@ LAYERS = [
             "build_data",
             "build_database",
             "build_optimizer",
+            "entry",
             "launch",
+            "provenance",
+            "report",
             "restore",
+            "status",
             "verify",
         ),
         *("floating_point", "command_line"),
