@@ -95,7 +95,7 @@ def _told(error: Exception) -> tuple[str | None, int]:
         return told(error), MISTAKE
     if type(error).__module__.split(".")[0] in ("joblib", "submitit"):
         what = " ".join(str(error).split())[:300]
-        return f"a job's process ended before it could say how ({what}); the same line again continues", REFUSED
+        return f"the launcher did not bring every job to its end ({what}); the same line again continues", REFUSED
     return None, REFUSED
 
 

@@ -104,36 +104,56 @@ SBATCH = """
 cp "$1" "$SLURM_IMITATION/submitted.sh"
 count=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$1")
 export SLURM_JOB_NUM_NODES=1 SLURM_NTASKS=1 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_ARRAY_JOB_ID=77
-for number in $(seq 0 "$count"); do
-    SLURM_ARRAY_TASK_ID=$number SLURM_JOB_ID=7$number bash "$1" >/dev/null
-done
+(
+    for number in $(seq 0 "$count"); do
+        SLURM_ARRAY_TASK_ID=$number SLURM_JOB_ID=7$number bash "$SLURM_IMITATION/submitted.sh"
+        touch "$SLURM_IMITATION/ended_$number"
+    done
+) >"$SLURM_IMITATION/log" 2>&1 &
 echo "Submitted batch job 77"
 """
 SRUN = """
-while [[ $1 == --* ]]; do [[ $1 == --unbuffered ]] && shift || shift 2; done
+while [[ $1 == --* ]]; do
+    if [[ $1 == --unbuffered ]]; then shift; else shift 2; fi
+done
 exec "$@"
 """
 SACCT = """
 echo "JobID|State|NodeList"
-for number in 0 1; do echo "77_$number|COMPLETED|node"; done
+for number in 0 1; do
+    if [[ -e $SLURM_IMITATION/ended_$number ]]; then state=COMPLETED; else state=RUNNING; fi
+    echo "77_$number|$state|node"
+done
 """
+"""Enough of SLURM for an array of jobs, one after the other on this machine."""
 
 
-@pytest.mark.slow
-@pytest.mark.distributed
-def test_a_sweep_is_submitted_to_slurm(tmp_path: Path) -> None:
+def slurm_sweep(tmp_path: Path, path: str) -> tuple[int, str]:
+    """Submit two jobs; return exit status and what was printed."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    path = put_on_path(tmp_path, sbatch=SBATCH, srun=SRUN, sacct=SACCT)
     sweep = ["-m", *TINY, "hyp=fb1", "hyp.steps=3", "hyp.optim.lr=0.1,1e30", "hydra/launcher=slurm_cpu"]
     process = begin([sys.executable, str(SCRIPT), *sweep], tmp_path, PATH=path, SLURM_IMITATION=str(tmp_path))
     shown = process.communicate(timeout=600)[0]
-    assert process.returncode == 3, shown
     assert "Traceback" not in shown
-    assert [attempt.state for attempt in attempts(tmp_path)] == [State.FINISHED, State.DIVERGED]
+    return process.returncode, shown
+
+
+def test_what_a_sweep_asks_slurm_for(tmp_path: Path) -> None:
+    refusing = 'cp "$1" "$SLURM_IMITATION/submitted.sh"; echo "no such account" >&2; exit 1\n'
+    status, shown = slurm_sweep(tmp_path, put_on_path(tmp_path, sbatch=refusing, srun=SRUN, sacct=SACCT))
+    assert status == 1
+    assert "the launcher did not bring every job to its end (" in shown
     asked = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", (tmp_path / "submitted.sh").read_text(), re.MULTILINE))
     assert (asked["time"], asked["signal"], asked["open-mode"], asked["requeue"]) == ("240", "USR2@300", "append", "")
-    assert (asked["cpus-per-task"], asked["mem"], asked["array"]) == ("4", "8GB", "0-1%16")
+    assert (asked["cpus-per-task"], asked["mem"], asked["array"]) == ("4", "8GB", "0-1%2")
     assert not [name for name in asked if name.startswith("gpus")]
+
+
+@pytest.mark.soak  # submitit asks SLURM for news once a minute
+def test_a_sweep_runs_in_an_imitation_of_slurm(tmp_path: Path) -> None:
+    status, shown = slurm_sweep(tmp_path, put_on_path(tmp_path, sbatch=SBATCH, srun=SRUN, sacct=SACCT))
+    assert status == 3, shown
+    assert [attempt.state for attempt in attempts(tmp_path)] == [State.FINISHED, State.DIVERGED]
 
 
 @pytest.mark.parametrize(("name", "gpus"), [("slurm", 1), ("slurm_cpu", None)])
