@@ -198,13 +198,6 @@ def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def scribbled(path: Path) -> None:
-    truncated(path)
-    content = bytearray(path.read_bytes())
-    content[4096:8192] = b"\xff" * 4096
-    path.write_bytes(content)
-
-
 def foreign(path: Path) -> None:
     base = sqlite3.connect(path)
     base.execute("CREATE TABLE letters (a)")
@@ -223,7 +216,6 @@ def newer(path: Path) -> None:
     [
         (lambda path: path.write_bytes(b"a letter" * 100), "not a database"),
         (truncated, "no whole ledger of this program"),
-        (scribbled, "no whole ledger of this program"),
         (foreign, "made by another program"),
         (newer, "a ledger of format 2; this version reads format 1"),
         (Path.mkdir, "unable to open database file"),
@@ -239,6 +231,20 @@ def test_a_bad_file_is_named_and_left_as_it_is(tmp_path: Path, spoil: Callable[[
         assert str(refused.value).startswith(f"{path}: ")
     assert before is None or path.read_bytes() == before
     assert [found.name for found in tmp_path.iterdir()] == ["ledger.sqlite"]
+
+
+def test_whichever_page_is_damaged_it_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    for number in range(40):
+        Ledger(path).begin(description(f"job {number}"), tmp_path)
+    whole = path.read_bytes()
+    for start in range(0, len(whole), 4096):
+        spoiled = bytearray(whole)
+        spoiled[start : start + 4096] = b"\xff" * 4096
+        path.write_bytes(spoiled)
+        with pytest.raises(ValueError, match="no whole ledger of this program"):
+            Ledger(path).begin(description(), tmp_path)
+        assert path.read_bytes() == spoiled
 
 
 def test_a_full_disk_costs_no_entry(ledger: Ledger, tmp_path: Path) -> None:
