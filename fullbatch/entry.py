@@ -3,6 +3,9 @@
 import hashlib
 import json
 import logging
+import os
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -27,6 +30,7 @@ from fullbatch.training.checkpoint import find_checkpoint
 log = logging.getLogger(__name__)
 
 LEDGER = "ledger.sqlite"
+SECONDS_OF_CHILDREN = 15.0
 CHECKPOINT = "checkpoint.pth"
 """Of a run without ``impl.checkpoint.name``, in its folder."""
 
@@ -92,8 +96,12 @@ class Entry:
 
     def __enter__(self) -> "Entry":
         logging.getLogger("fullbatch").addHandler(self._last_error)
-        if self._place is not None:
-            self.start()
+        try:
+            if self._place is not None:
+                self.start()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
     def start(self) -> None:
@@ -101,7 +109,7 @@ class Entry:
         if self._ledger is None or self._attempt is not None:
             return
         self._held.enter_context(lease(lease_of(self._folder)))
-        found = self._ledger.begin(self._what, self._folder, self._place, self._decide)
+        found = self._begin(self._ledger)
         if isinstance(found, Attempt):
             self.settled = found
             return
@@ -114,15 +122,28 @@ class Entry:
         self._end = (state, message, result or {})
 
     @property
-    def recorded(self) -> bool:
-        """Whether an earlier attempt came to the end of the job, row in the table of runs included."""
-        return any(attempt.state is State.FINISHED for attempt in self.before)
+    def cut_short(self) -> bool:
+        """Whether the job has been begun before, and never ended: its row in the table of runs may be missing."""
+        return bool(self.before) and all(attempt.state is not State.FINISHED for attempt in self.before)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         logging.getLogger("fullbatch").removeHandler(self._last_error)
         with self._held:
-            if self._ledger is not None and self._attempt is not None:
+            if self._ledger is None or self._attempt is None:
+                return
+            try:
                 self._ledger.end(self._attempt.number, *self._how_it_ended(error))
+            except ValueError as refused:  # the run has ended, and what it came to is in its table and checkpoint
+                log.error("%s; there, this run counts as interrupted, and a sweep will look at its checkpoint", refused)
+
+    def _begin(self, ledger: Ledger) -> Attempt | list[Attempt]:
+        """Note the attempt; wait for the children of a killed process, which hold its lease some seconds longer."""
+        deadline = time.monotonic() + SECONDS_OF_CHILDREN
+        while True:
+            found = ledger.begin(self._what, self._folder, self._place, self._decide)
+            if isinstance(found, list) or not _killed(found) or time.monotonic() > deadline:
+                return found
+            time.sleep(0.5)
 
     def _how_it_ended(self, error: BaseException | None) -> tuple[State, str, Mapping[str, float]]:
         if error is None and self._end is not None:
@@ -133,6 +154,19 @@ class Entry:
 
     def _decide(self, attempts: Sequence[Attempt]) -> Attempt | None:
         return None if self._place is None else needless(attempts, self._what.circumstances)
+
+
+def _killed(attempt: Attempt) -> bool:
+    """Return whether the process of an attempt whose lease is held is gone from this machine."""
+    if attempt.state is not State.RUNNING or attempt.host != socket.gethostname():
+        return False
+    try:
+        os.kill(attempt.process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False  # another user's
+    return False
 
 
 def enter(run: Run, identity: Mapping[str, Mapping[str, Any]], folder: Path, ledger: Path) -> Entry:

@@ -117,7 +117,7 @@ def execute(job: Job, entry: Entry, interrupted: Interruption, console: Console)
     if trainer.done:
         log.info("this run has finished before (%s); its result:", _how_it_ended(job))
         trainer.validate_last()
-        if not entry.recorded:  # or a kill came between the last checkpoint and the row
+        if entry.cut_short:  # perhaps between the last checkpoint and the row
             add_run(job.places.table, _run_row(job, None), unless=("name", "configuration", "seed"))
         return _finished(job, entry, console)
     trainer.interrupted = lambda: bool(interrupted)

@@ -16,9 +16,9 @@ from states import assert_equal_states
 
 from fullbatch.command_line import jobs_of
 from fullbatch.config import parse, plain
-from fullbatch.entry import describe_job
+from fullbatch.entry import Entry, describe_job
 from fullbatch.launch import _identity
-from fullbatch.results.ledger import Attempt, Ledger, State
+from fullbatch.results.ledger import Attempt, Description, Ledger, Place, State
 from fullbatch.status import main as status
 from fullbatch.training.checkpoint import load_checkpoint
 
@@ -186,6 +186,57 @@ def test_a_run_by_hand_is_recorded_and_never_skipped(
     assert script("-m", *TINY, "seed=1,2", "impl.validate_every_nth_step=3") == 0  # the first has been done by hand
     assert len(re.findall("this job has finished before", capsys.readouterr().out)) == 1
     assert states(tmp_path) == {State.FINISHED: 3}
+
+
+DYING = """
+import fcntl, os, sys, time; from pathlib import Path
+from fullbatch.results.ledger import *
+ledger, folder = Path(sys.argv[1]), Path(sys.argv[2])
+Ledger(ledger).begin(Description("j", "k", "mine", "digits", (), 4, "c"), folder)
+told, tell = os.pipe()
+if os.fork() == 0:  # a child that has the lock of its parent, as long as it lives
+    file = lease_of(folder).open("w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    os.write(tell, b"now")
+    time.sleep(3)
+else:
+    os.read(told, 3)
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_the_children_of_a_killed_process_are_waited_for(tmp_path: Path) -> None:
+    path, first, second = tmp_path / "tables" / "ledger.sqlite", tmp_path / "0", tmp_path / "1"
+    first.mkdir()
+    second.mkdir()
+    subprocess.run([sys.executable, "-c", DYING, str(path), str(first)], check=False)
+    what = Description("j", "k", "mine", "digits", (), 4, "c")
+    assert ledger(tmp_path)[0].state is State.RUNNING
+    with Entry(Ledger(path), what, second, Place(tmp_path, 1)) as entry:
+        assert entry.settled is None
+        assert entry.cut_short
+        entry.end(State.FINISHED)
+    assert [attempt.state for attempt in ledger(tmp_path)] == [State.INTERRUPTED, State.FINISHED]
+    with Entry(Ledger(path), what, second, Place(tmp_path, 1)) as entry:
+        assert entry.settled is not None
+
+
+def test_a_ledger_that_cannot_be_written_at_the_end_costs_no_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "tables" / "ledger.sqlite"
+    with Entry(Ledger(path), Description("j", "k", "mine", "digits", (), 4, "c"), tmp_path, None) as entry:
+        entry.start()
+        entry.end(State.FINISHED)
+        path.write_bytes(b"a letter" * 1000)
+    assert "left untouched: move it away" in caplog.text
+    assert not (tmp_path / ".running.lock").exists()
+    with (
+        pytest.raises(ValueError, match="no whole ledger"),
+        Entry(Ledger(path), entry._what, tmp_path, Place(tmp_path, 0)),
+    ):
+        pass
+    assert not (tmp_path / ".running.lock").exists()
 
 
 def test_forgotten_jobs_run_again(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
