@@ -7,10 +7,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from fullbatch.command_line import JobEndedBadlyError, reported
+from fullbatch.command_line import JobEndedBadlyError, reported, together
 
 CONFIG = Path(__file__).parent / "config"
-INTERRUPTED, LAUNCHING = 128, os.getpid()
+LOST, INTERRUPTED, LAUNCHING = 4, 128, os.getpid()
 statuses: list[int] = []
 
 
@@ -22,9 +22,9 @@ def main(cfg: DictConfig) -> None:
     statuses.append(run_job(cfg))
     if os.getpid() != LAUNCHING and statuses[-1]:
         raise JobEndedBadlyError(statuses[-1])  # a launcher's process; the one that launched it hears of it
-    if statuses[-1] >= INTERRUPTED:
-        sys.exit(statuses[-1])  # a signal ends a sweep, too
+    if statuses[-1] == LOST or statuses[-1] >= INTERRUPTED:
+        sys.exit(statuses[-1])  # a signal ends a sweep, too, and so does the end of another process
 
 
 if __name__ == "__main__":
-    sys.exit(reported(main, CONFIG) or max(statuses, default=0))
+    sys.exit(together(lambda: reported(main, CONFIG) or max(statuses, default=0)))

@@ -22,11 +22,13 @@ from fullbatch.optim.ema import ExponentialMovingAverage
 from fullbatch.optim.schedules import schedule_named
 from fullbatch.randomness import seeded
 from fullbatch.runtime.device import DTYPES, MEMORY_FORMATS, find_device
+from fullbatch.runtime.distributed import ALONE, Group
 from fullbatch.settings import Hyp, Impl, Run
 from fullbatch.tensors import device_of
 from fullbatch.training.fit import require_fit
+from fullbatch.training.passes import SharedPasses
 from fullbatch.training.state import TrainState
-from fullbatch.training.steps import Step
+from fullbatch.training.steps import BlockSequence, Step
 from fullbatch.training.stopping import StopRule, evaluation_budget, full_accuracy
 from fullbatch.training.trainer import Trainer
 from fullbatch.training.validation import Validate, validate
@@ -39,17 +41,19 @@ from fullbatch.typing import Blocks
 log = logging.getLogger(__name__)
 
 
-def build_trainer(run: Run, seed: int) -> Trainer:
+def build_trainer(run: Run, seed: int, group: Group = ALONE) -> Trainer:
     """Build all of a run that writes no files; ``ValueError`` and ``OSError`` for the user's mistakes."""
     with about("impl"):
-        device = find_device(run.impl.device)
+        device = find_device(run.impl.device, group.ranks.local_rank if group.size > 1 else None)
     data = build_data(run, seed)
     model = build_model(run, data, seed, device)
     optimizer = build_optimizer(run.hyp, model)
     ema = ExponentialMovingAverage(model, run.hyp.eval_ema_momentum) if run.hyp.evaluate_ema else None
     with about("hyp.scheduler"):
         schedule = schedule_named(run.hyp.scheduler, run.hyp.steps, run.hyp.warmup)
+    require_sharable(run.hyp, model, group.size)
     step = build_step(run, data, model, optimizer, seed)
+    step.passes = SharedPasses(group)
     valid = build_loader(run, data, data.valid, seed, device).blocks(0)[_part(run)]
     for blocks in (step.data.blocks(0), valid):
         inputs = next(iter(blocks[:1])).inputs[:1]
@@ -60,7 +64,7 @@ def build_trainer(run: Run, seed: int) -> Trainer:
         take_step=step,
         steps=1 if run.dryrun else run.hyp.steps,
         schedule=schedule,
-        validate=build_validation(run, valid, step),
+        validate=build_validation(run, valid, step, group),
         stochastic=build_mode(run.hyp),
         stop_rules=build_stop_rules(run.hyp),
         validate_every=run.impl.validate_every_nth_step,
@@ -150,19 +154,40 @@ def build_transforms(hyp: Hyp) -> list[GradientTransform]:
     return transforms
 
 
-def build_validation(run: Run, blocks: Blocks, step: Step) -> Validate:
-    """Build what evaluates a model on the validation set."""
+def require_sharable(hyp: Hyp, model: nn.Module, size: int) -> None:
+    """Raise ``ValueError`` for what ``size`` processes together cannot do as one does."""
+    if size == 1:
+        return
+    if hyp.gradient_average == "moving":
+        raise ValueError(f"hyp.gradient_average=moving: needs the order of the sub-batches, so one process, not {size}")
+    ever_stochastic = hyp.train_stochastic or hyp.train_switch_stochastic is not None
+    if ever_stochastic and hyp.blocks_per_update % size:
+        raise ValueError(
+            f"hyp.blocks_per_update={hyp.blocks_per_update}: {size} processes share the blocks of an update; "
+            f"accepted: multiples of {size}"
+        )
+    if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        raise ValueError("model.normalization=SyncBatchNorm: statistics are a sub-batch's own; accepted: BatchNorm2d")
+
+
+def build_validation(run: Run, blocks: BlockSequence, step: Step, group: Group = ALONE) -> Validate:
+    """Build what evaluates a model on the validation set, each process on its share of the blocks."""
     hyp = run.hyp
     plain_loss = loss_function("squared" if hyp.loss_modification == "squared" and not hyp.test_time_flips else None)
 
+    def shared(some_blocks: BlockSequence) -> BlockSequence:
+        return some_blocks[group.share(len(some_blocks))]
+
     def validation(model: nn.Module, step_number: int) -> LossEvaluation:
+        training = step.data.blocks(step_number)[_part(run)]
         return validate(
             model,
             plain_loss,
-            blocks,
+            shared(blocks),
             flips=hyp.test_time_flips,
-            recalibration=step.data.blocks(step_number)[_part(run)] if hyp.recalibrate_batchnorm else None,
+            recalibration=shared(training) if hyp.recalibrate_batchnorm else None,
             mixed_precision=build_precision(run.impl),
+            all_reduce=group.reduce,
         )
 
     return validation

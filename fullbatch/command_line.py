@@ -134,6 +134,25 @@ def check_launcher(arguments: Sequence[str]) -> None:
             raise LauncherError(f"hydra/launcher={launcher}: there is no srun here; type this where jobs are submitted")
 
 
+def together(lead: Callable[[], int]) -> int:
+    """Call ``lead`` in the first process alone, where torchrun has started several; the others follow it."""
+    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
+        return lead()
+    from fullbatch.follow import follow_all  # noqa: PLC0415 (imports torch)
+    from fullbatch.processes import dismiss  # noqa: PLC0415
+
+    try:
+        if os.environ["RANK"].strip() != "0":
+            return follow_all()
+        try:
+            return lead()
+        finally:
+            dismiss()
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return MISTAKE
+
+
 def normalized(arguments: Sequence[str], config_folder: Path) -> list[str]:
     """Say in Hydra's grammar what users mean.
 

@@ -18,14 +18,13 @@ from fullbatch.settings.optim import LBFGS, GradientDescent, Momentum
 
 GROUPS = ("data.db", "hyp.optim", "hyp.optim_modification", "impl.setup", "data", "model", "hyp", "impl", "analysis")
 
-UNIONS = (("model",), ("data", "db"), ("hyp", "optim"), ("hyp", "optim_modification"))
+UNIONS = (("model",), ("data", "db"), ("hyp", "optim"), ("hyp", "optim_modification"), ("impl", "setup"))
 """Groups whose name selects their dataclass."""
 
 NOT_YET: dict[str, tuple[Any, str]] = {
     "plan": (False, "cost estimates"),
     "impl.compile": (False, "compilation"),
     "impl.grad_scaling": (False, "gradient scaling serves float16 only"),
-    "impl.checkpoint.max_minutes": (None, "checkpoints inside a step"),
     "impl.logger": (None, "loggers beside the CSV tables"),
 }
 """Keys of parts that this version lacks: the one value that is accepted, and the part."""

@@ -1,14 +1,14 @@
 """One job from configuration to exit status: its folder, its checkpoint, its tables."""
 
-import json
 import logging
 import secrets
 import tempfile
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
@@ -16,119 +16,157 @@ from rich.console import Console
 from fullbatch.build import build_trainer, check_determinism
 from fullbatch.build_data import about
 from fullbatch.command_line import typed
-from fullbatch.config import plain, settings_of, to_yaml
-from fullbatch.entry import CHECKPOINT, LEDGER, Entry, configuration_hash, enter, settled, show
-from fullbatch.provenance import provenance
+from fullbatch.config import plain, settings_of
+from fullbatch.entry import CHECKPOINT, LEDGER, Entry, enter, settled, show
+from fullbatch.job import Job, Places, announce, how_it_ended, identity, run_row, summary, title, where
+from fullbatch.processes import launch_from, leading, local_processes
 from fullbatch.restore import checkpoint_path, keep_foreign, matching
 from fullbatch.results.ledger import State
-from fullbatch.runtime.device import describe, set_up
+from fullbatch.runtime.device import set_up
+from fullbatch.runtime.distributed import ALONE, Group
 from fullbatch.runtime.files import claimed, require_writable, told
-from fullbatch.runtime.interruption import Interruption, interruption
+from fullbatch.runtime.interruption import Interruption, Wishes, interruption
+from fullbatch.runtime.lifeline import LostError
 from fullbatch.runtime.logs import ProgressBar, job_log
+from fullbatch.runtime.ranks import Launch
 from fullbatch.settings import Run
-from fullbatch.tensors import device_of
+from fullbatch.settings.impl import Distributed
 from fullbatch.training.checkpoint import find_checkpoint, save_checkpoint
 from fullbatch.training.curves import draw_curves
 from fullbatch.training.recorder import ConvergenceTable, add_run
 from fullbatch.training.steps import DivergedError
-from fullbatch.training.stored_models import resume_from
-from fullbatch.training.summary import summarize
-from fullbatch.training.trainer import Trainer
+from fullbatch.training.stored_models import StoredModel, resume_from
 
 log = logging.getLogger(__name__)
 
 DONE, MISTAKE, DIVERGED = 0, 2, 3
-NO_MATTER = {"data": ("caching", "download", "mirrors"), "hyp": ("steps",)}
-"""Keys that a run may change and still continue from its checkpoint, beside all that are not data, model or hyp."""
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where a run leaves what it leaves."""
-
-    folder: Path
-    checkpoint: Path
-    table: Path
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run that is ready to start or to continue."""
-
-    run: Run
-    tree: dict[str, Any]
-    seed: int
-    places: Places
-    trainer: Trainer
 
 
 def run_job(cfg: DictConfig) -> int:
-    """Run one job; return 0, 2 for a mistake or a file system's refusal, 3 for divergence, 128 + n for signal n."""
+    """Run one job with all of its processes; return the exit status.
+
+    0, 2 for a mistake or a file system's refusal, 3 for divergence, 4 for a lost process, 128 + n for signal n.
+    """
     folder = Path(HydraConfig.get().runtime.output_dir)
+    problem: Exception | None = None
+    try:
+        tree = plain(cfg)
+        run = settings_of(tree)
+        launch = launch_from(run.impl)
+        if not launch.leads:
+            return _follow(run, launch, folder)
+    except (ValueError, OSError) as error:
+        problem = error
     with ExitStack() as stack:
         terminal = stack.enter_context(job_log(folder / "log.txt"))
-        interrupted = stack.enter_context(interruption())
+        caught = stack.enter_context(interruption())
         try:
-            tree = plain(cfg)
-            run = settings_of(tree)
+            if problem is not None:
+                raise problem
             if run.dryrun:  # every file goes where it does not stay
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            places = _places(run, folder)
+            group = stack.enter_context(leading(launch, run.impl, tree, folder))
+        except (ValueError, OSError) as error:
+            return mistake(error)
+        except LostError as error:
+            return lost(error)
+        group.ending.status = _lead(run, tree, folder, group, caught, terminal.out)
+        return group.ending.status
+
+
+def _follow(run: Run, launch: Launch, folder: Path) -> int:
+    from fullbatch.follow import follow  # noqa: PLC0415 (imports this module)
+
+    status = follow(launch, launch.given, local_processes(run.impl))
+    with suppress(OSError):
+        folder.rmdir()  # Hydra's, empty unless it is that of the process of rank 0, too
+    return status or DONE
+
+
+def _lead(run: Run, tree: dict[str, Any], folder: Path, group: Group, caught: Interruption, console: Console) -> int:
+    places = _places(run, folder)
+    wishes = Wishes(caught, group, run.impl.checkpoint.max_minutes)
+    with ExitStack() as stack:
+        try:
             for path in (places.checkpoint, places.table):
                 require_writable(path)
-            entry = stack.enter_context(enter(run, _identity(asdict(run)), folder, places.table.with_name(LEDGER)))
+            entry = stack.enter_context(enter(run, identity(asdict(run)), folder, places.table.with_name(LEDGER)))
             if entry.settled is not None:
-                return settled(entry.settled, _title(run), terminal.out)
+                return settled(entry.settled, title(run), console)
             if run.impl.checkpoint.name is not None:
                 stack.enter_context(claimed(places.checkpoint))
-            job = prepare(run, tree, places)
+            job = prepare(run, tree, places, group)
             entry.start()
         except (ValueError, OSError) as error:
             return mistake(error)
+        except LostError as error:
+            return lost(error)
         try:
-            return execute(job, entry, interrupted, terminal.out)
+            return execute(job, entry, wishes, console)
         except (ValueError, OSError) as error:
             return mistake(error, f"; the last checkpoint is {find_checkpoint(places.checkpoint) or 'none'}")
+        except LostError as error:
+            return lost(error, f"; the last checkpoint is {find_checkpoint(places.checkpoint) or 'none'}")
 
 
-def prepare(run: Run, tree: dict[str, Any], places: Places) -> Job:
-    """Build the run, and continue it where its checkpoint is; ``ValueError`` and ``OSError`` for mistakes."""
-    set_up(threads=run.impl.threads, benchmark=run.impl.benchmark, deterministic=run.impl.deterministic)
-    saved = find_checkpoint(places.checkpoint)
-    stored = None if saved is None else matching(saved, _identity(tree), run.seed)
-    seed = int(stored.checkpoint["seed"]) if stored and stored.checkpoint else _seed(run)
-    trainer = build_trainer(run, seed)
-    if saved is not None and stored is not None:
-        with about(str(saved)):
-            resume_from(trainer.state, stored)
-        if not stored.checkpoint:
-            keep_foreign(saved, stored)
-        log.info("continuing after step %d from %s", trainer.state.step, saved)
-    if run.impl.check_determinism and not trainer.done:
-        check_determinism(trainer)
-    job = Job(run, tree, seed, places, trainer)
-    _announce(job)
+def prepare(run: Run, tree: dict[str, Any], places: Places, group: Group = ALONE) -> Job:
+    """Build the run, and continue it where its checkpoint is; ``ValueError`` and ``OSError`` for mistakes.
+
+    Only the process of rank 0 looks at files of checkpoints, and draws a seed.
+    """
+    impl, processes = run.impl, group.ranks.local_size
+    set_up(threads=impl.threads, benchmark=impl.benchmark, deterministic=impl.deterministic, processes=processes)
+    if isinstance(impl.setup, Distributed):
+        torch.multiprocessing.set_sharing_strategy(impl.setup.strategy)
+    saved, stored, seed = group.broadcast(_found(run, tree, places) if group.leads else (None, None, 0))
+    with group.agreeing():
+        trainer = build_trainer(run, seed, group)
+        if saved is not None and stored is not None:
+            with about(str(saved)):
+                resume_from(trainer.state, stored)
+            if not stored.checkpoint and group.leads:
+                keep_foreign(saved, stored)
+            log.info("continuing %s from %s", where(trainer.state), saved)
+        if impl.check_determinism and not trainer.done:
+            check_determinism(trainer)
+    job = Job(run, tree, seed, places, trainer, group)
+    if group.leads:
+        announce(job)
     return job
 
 
-def execute(job: Job, entry: Entry, interrupted: Interruption, console: Console) -> int:
+def _found(run: Run, tree: dict[str, Any], places: Places) -> tuple[Path | None, StoredModel | None, int]:
+    """Return the checkpoint's file, what is in it, and the seed."""
+    saved = find_checkpoint(places.checkpoint)
+    stored = None if saved is None else matching(saved, identity(tree), run.seed)
+    return saved, stored, int(stored.checkpoint["seed"]) if stored and stored.checkpoint else _seed(run)
+
+
+def assist(job: Job, wishes: Wishes) -> int:
+    """Take part in the training as another process than that of rank 0; return the exit status."""
+    trainer = job.trainer
+    if trainer.done:
+        trainer.validate_last()
+        return DONE
+    trainer.wish, trainer.take_step.passes.wishes = wishes.agree, wishes
+    try:
+        trainer.run()
+    except DivergedError:
+        return DIVERGED
+    return DONE if trainer.done else wishes.exit_status
+
+
+def execute(job: Job, entry: Entry, wishes: Wishes, console: Console) -> int:
     """Train, record, and say how it ended; return the exit status."""
     trainer, state = job.trainer, job.trainer.state
     if trainer.done:
-        log.info("this run has finished before (%s); its result:", _how_it_ended(job))
+        log.info("this run has finished before (%s); its result:", how_it_ended(job))
         trainer.validate_last()
         if entry.cut_short:  # perhaps between the last checkpoint and the row
-            add_run(job.places.table, _run_row(job, None), unless=("name", "configuration", "seed"))
+            add_run(job.places.table, run_row(job, None), unless=("name", "configuration", "seed"))
         return _finished(job, entry, console)
-    trainer.interrupted = lambda: bool(interrupted)
-    trainer.save = lambda: save_checkpoint(
-        job.places.checkpoint,
-        state.state_dict(),
-        config=_identity(job.tree),
-        seed=job.seed,
-        command=typed(),
-        keep=job.run.impl.checkpoint.keep,
-    )
+    trainer.wish, trainer.take_step.passes.wishes = wishes.agree, wishes
+    trainer.save = lambda: _save(job, wishes)
     table = ConvergenceTable(
         job.places.folder / f"table_{job.run.name}_convergence_results.csv", [dict(row) for row in state.rows]
     )
@@ -142,23 +180,41 @@ def execute(job: Job, entry: Entry, interrupted: Interruption, console: Console)
     if state.rows:
         draw_curves(state.rows, job.places.folder / f"curves_{job.run.name}.png", job.run.name)
     if not trainer.done and diverged is None:
-        log.warning("paused after step %d; the checkpoint is %s", state.step, job.places.checkpoint)
-        entry.end(State.INTERRUPTED, f"paused after step {state.step}")
-        return interrupted.exit_status
-    add_run(job.places.table, _run_row(job, diverged))
+        log.warning("paused %s; the checkpoint is %s", where(state), job.places.checkpoint)
+        entry.end(State.INTERRUPTED, f"paused {where(state)}")
+        return wishes.exit_status
+    add_run(job.places.table, run_row(job, diverged))
     if diverged is not None:
         kept = find_checkpoint(job.places.checkpoint)
         log.error("%s; the last good checkpoint is %s", diverged, kept or "none, the first step diverged")
         entry.end(State.DIVERGED, str(diverged))
         return DIVERGED
-    log.info("done: %s", _how_it_ended(job))
+    log.info("done: %s", how_it_ended(job))
     return _finished(job, entry, console)
 
 
 def _finished(job: Job, entry: Entry, console: Console) -> int:
-    entry.end(State.FINISHED, _how_it_ended(job), _summary(job))
-    show(_summary(job), _title(job.run), console)
+    entry.end(State.FINISHED, how_it_ended(job), summary(job))
+    show(summary(job), title(job.run), console)
     return DONE
+
+
+def _save(job: Job, wishes: Wishes) -> None:
+    save_checkpoint(
+        job.places.checkpoint,
+        job.trainer.state.state_dict(),
+        config=identity(job.tree),
+        seed=job.seed,
+        command=typed(),
+        keep=job.run.impl.checkpoint.keep,
+    )
+    wishes.saved()
+
+
+def lost(error: LostError, more: str = "") -> int:
+    """Say that another process has ended before its time, and return the exit status."""
+    log.error("%s%s", error, more)
+    return error.status
 
 
 def mistake(error: ValueError | OSError, more: str = "") -> int:
@@ -179,73 +235,3 @@ def _places(run: Run, folder: Path) -> Places:
 
 def _seed(run: Run) -> int:
     return secrets.randbits(31) if run.seed is None else run.seed
-
-
-def _identity(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return what determines the numbers of a run: a checkpoint belongs to these."""
-    return {
-        group: {key: value for key, value in tree[group].items() if key not in NO_MATTER.get(group, ())}
-        for group in ("data", "model", "hyp")
-    }
-
-
-def _announce(job: Job) -> None:
-    run, trainer = job.run, job.trainer
-    state = trainer.state
-    parameters = sum(parameter.numel() for parameter in state.model.parameters())
-    settings, wrapper = (_listed(job.tree["hyp"][group]) for group in ("optim", "optim_modification"))
-    around = f"; in {run.hyp.optim_modification.name.upper()}: {wrapper}" if wrapper else ""
-    mode = "stochastic" if trainer.stochastic(state.step) else "full batch"
-    log.info("run folder %s", job.places.folder)
-    log.info("%s, seed %d", describe(device_of(state.model)), job.seed)
-    log.info("model %s, %s parameters", _model_name(run), f"{parameters:,}")
-    log.info("%s, optimizer %s: %s%s", mode, run.hyp.optim.name, settings, around)
-    (job.places.folder / "config.yaml").write_text(to_yaml({**job.tree, "seed": job.seed}), encoding="utf-8")
-    (job.places.folder / "run.json").write_text(json.dumps(provenance(), indent=2) + "\n", encoding="utf-8")
-
-
-def _listed(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in settings.items() if key != "name")
-
-
-def _how_it_ended(job: Job) -> str:
-    return job.trainer.state.stopped or f"all {job.trainer.steps} steps are taken"
-
-
-def _model_name(run: Run) -> str:
-    model = run.model
-    return getattr(model, "target", None) or f"{getattr(model, 'name', '')}{getattr(model, 'depth', '')}"
-
-
-def _summary(job: Job) -> dict[str, Any]:
-    return summarize(job.trainer.state.rows, warmup=job.run.hyp.warmup, window=job.run.impl.validate_every_nth_step)
-
-
-def _run_row(job: Job, diverged: DivergedError | None) -> dict[str, Any]:
-    run = job.run
-    return {
-        "name": run.name,
-        "status": f"diverged: {diverged}" if diverged else _how_it_ended(job),
-        "model": _model_name(run),
-        "optimizer": run.hyp.optim.name,
-        "stoch": run.hyp.train_stochastic,
-        "augmentations": bool(run.data.augmentations_train),
-        **_summary(job),
-        "size": run.data.size,
-        "batch_size": run.data.batch_size,
-        **_flat(job.tree["hyp"]),
-        "seed": job.seed,
-        "configuration": configuration_hash(run, _identity(asdict(run))),
-        "folder": str(job.places.folder),
-    }
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
-def _title(run: Run) -> str:
-    return f"{run.name}: {_model_name(run)} on {run.data.name}"

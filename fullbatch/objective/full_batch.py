@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fullbatch.objective.block import BlockObjective
 from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.objective.hessian_products import implementation_named
+from fullbatch.objective.passes import Pass, Passes, straight
 from fullbatch.objective.running_mean import MovingAverage, WeightedMean
 from fullbatch.randomness import derive_seed
 from fullbatch.tensors import clones, device_of, global_norm, preserved, trainable
@@ -86,11 +87,12 @@ class FullBatchObjective:
         mixed_precision: evaluate under autocast; True for the device's default dtype, or a dtype.
         accumulation_dtype: sums are kept in this dtype, or in the parameters' own where that is more precise.
         gradient_average: ``exact``, or ``moving`` for the average that the paper's code first released.
-        all_reduce: adds a list of tensors up over all processes in place; None for a single one.
+        all_reduce: adds a list of tensors up over all processes in place, where each has its own part of the data;
+            called once for each pass. None for a single one.
         seed: seeds the dropout of blocks that carry no key.
 
     Raises:
-        ValueError: for an unknown ``gradient_average``, or data without a sample.
+        ValueError: for an unknown ``gradient_average``, ``moving`` with several processes, or data without a sample.
     """
 
     def __init__(
@@ -112,10 +114,12 @@ class FullBatchObjective:
     ) -> None:
         if gradient_average not in ("exact", "moving"):
             raise ValueError(f"gradient_average={gradient_average}: accepted are exact and moving")
+        if gradient_average == "moving" and all_reduce is not None:
+            raise ValueError("gradient_average=moving depends on the order of the sub-batches: one process only")
         self.model, self.data = model, data
         self.sub_batch, self.copies, self.regularizer = sub_batch, copies, regularizer
         self.accumulation_dtype, self.gradient_average = accumulation_dtype, gradient_average
-        self.all_reduce, self.seed = all_reduce, seed
+        self.passes, self.seed = straight(all_reduce), seed
         self.block_objective = BlockObjective(
             model,
             loss_fn,
@@ -124,19 +128,18 @@ class FullBatchObjective:
             mixed_precision=mixed_precision,
         )
 
-    def over(self, data: Data) -> "FullBatchObjective":
-        """Return the same objective on other data."""
+    def over(self, data: Data, passes: Passes | None = None) -> "FullBatchObjective":
+        """Return the same objective on other data, gone through by other ``passes`` where given."""
         other = copy.copy(self)
-        other.data = data
+        other.data, other.passes = data, passes or self.passes
         return other
 
     def loss(self) -> LossEvaluation:
         """Return L and the accuracy by forward passes alone."""
         means = self._scalar_means(2)
         with preserved(list(self.model.buffers())):
-            for block in self.sub_batches():
-                means.add(self.block_objective.loss(block), self._num_samples(block))
-        loss, accuracy = means.value(self.all_reduce)
+            self._go(lambda block: means.add(self.block_objective.loss(block), self._num_samples(block)), means)
+        loss, accuracy = means.value()
         return LossEvaluation(loss=loss, accuracy=accuracy, num_samples=means.weight)
 
     @property
@@ -165,9 +168,9 @@ class FullBatchObjective:
         first_pass = contextlib.nullcontext() if update_buffers else preserved(list(self.model.buffers()))
         if not self.regularized or self.regularizer is None or self.regularizer.acc_strength == 0:
             with first_pass:
-                return self._pass_over_data()
+                return self._pass_over_data(moves_buffers=update_buffers)
         with first_pass:
-            plain = self._pass_over_data(plain=True)
+            plain = self._pass_over_data(plain=True, moves_buffers=update_buffers)
         with preserved(list(self.model.buffers())):
             evaluation = self._pass_over_data(plain.gradient)
         return replace(evaluation, evaluations=plain.evaluations + evaluation.evaluations)
@@ -192,32 +195,46 @@ class FullBatchObjective:
         """
         method = implementation_named(implementation)
         mean = WeightedMean(v, self.accumulation_dtype)
-        with preserved(list(self.model.buffers())):
-            for block in self.sub_batches():
-                point = self.block_objective.point(block)
-                gradient = point.gradient(create_graph=method.needs_graph)
-                mean.add(method.product(point, gradient, v, eps), self._num_samples(block))
-        return mean.value(self.all_reduce)
 
-    def _pass_over_data(self, mean_gradient: Tensors | None = None, *, plain: bool = False) -> Evaluation:
+        def visit(block: Block) -> None:
+            point = self.block_objective.point(block)
+            gradient = point.gradient(create_graph=method.needs_graph)
+            mean.add(method.product(point, gradient, v, eps), self._num_samples(block))
+
+        with preserved(list(self.model.buffers())):
+            self._go(visit, mean)
+        return mean.value()
+
+    def _pass_over_data(
+        self, mean_gradient: Tensors | None = None, *, plain: bool = False, moves_buffers: bool = False
+    ) -> Evaluation:
         gradient, means = self._gradient_mean(), self._scalar_means(4)
-        for block in self.sub_batches():
+
+        def visit(block: Block) -> None:
             found = self.block_objective.gradient(block, mean_gradient, plain=plain)
             size = self._num_samples(block)
             gradient.add(found.gradient, size)
             means.add([found.loss, found.accuracy, found.squared_norm, found.clipped / size], size)
-        loss, accuracy, squared_norms, clipped = means.value(self.all_reduce)
+
+        self._go(visit, gradient, means, moves_buffers=moves_buffers)
+        loss, accuracy, squared_norms, clipped = means.value()
         regularizer = None if plain else self.regularizer
         return Evaluation(
             loss=loss,
             accuracy=accuracy,
             num_samples=means.weight,
-            gradient=gradient.value(self.all_reduce),
+            gradient=gradient.value(),
             squared_norms=squared_norms,
             penalty=self._penalty(squared_norms, mean_gradient) if regularizer else torch.zeros_like(loss),
             num_clipped=clipped * means.weight,
             evaluations=1 + (regularizer.extra_evaluations if regularizer else 0),
         )
+
+    def _go(
+        self, visit: Callable[[Block], None], *means: WeightedMean | MovingAverage, moves_buffers: bool = False
+    ) -> None:
+        sums = [tensor for mean in means for tensor in mean.tensors]
+        self.passes(Pass(self.model, self.data, self._split, visit, sums, moves_buffers))
 
     def _penalty(self, squared_norms: Tensor, mean_gradient: Tensors | None) -> Tensor:
         assert self.regularizer is not None
@@ -227,13 +244,16 @@ class FullBatchObjective:
 
     def sub_batches(self) -> Iterator[Block]:
         """Yield the forward passes of one evaluation, in order."""
+        for sub_batches in self._split(self.data):
+            yield from sub_batches
+
+    def _split(self, data: Data) -> Iterator[list[Block]]:
         device = device_of(self.model)
-        for index, (inputs, labels, *key) in enumerate(cast(Iterable[tuple[Any, ...]], self.data)):
+        for index, (inputs, labels, *key) in enumerate(cast(Iterable[tuple[Any, ...]], data)):
             block_key = int(key[0]) if key else derive_seed(self.seed, index)
             count = self._num_sub_batches(len(labels) // self.copies)
             pieces = zip(self._cut(inputs.to(device), count), self._cut(labels.to(device), count), strict=True)
-            for piece, (some_inputs, some_labels) in enumerate(pieces):
-                yield Block(some_inputs, some_labels, derive_seed(block_key, piece))
+            yield [Block(*rows, derive_seed(block_key, piece)) for piece, rows in enumerate(pieces)]
 
     def _cut(self, rows: Tensor, count: int) -> Sequence[Tensor]:
         if self.copies == 1:

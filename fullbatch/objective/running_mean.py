@@ -1,7 +1,5 @@
 """Averages over sub-batches that arrive one after the other."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -24,14 +22,14 @@ class WeightedMean:
         add_(self._sums, values, alpha=weight)
         self.weight += weight
 
-    @torch.no_grad()
-    def value(self, reduce: Callable[[Tensors], None] | None = None) -> list[Tensor]:
-        """Return the mean in the dtypes of the observations; this uses the sums up.
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that has been added up: those of several parts of the data, added, are those of the whole."""
+        return [*self._sums, self.weight]
 
-        ``reduce`` adds sums and weights of several processes up in place, before the division.
-        """
-        if reduce is not None:
-            reduce([*self._sums, self.weight])
+    @torch.no_grad()
+    def value(self) -> list[Tensor]:
+        """Return the mean in the dtypes of the observations; this uses the sums up."""
         scale_(self._sums, 1 / self.weight)
         return [total.to(dtype) for total, dtype in zip(self._sums, self._dtypes, strict=True)]
 
@@ -53,8 +51,11 @@ class MovingAverage:
         scale_(self._average, 1 - 1 / self._num_observations)
         add_(self._average, values, alpha=1 / self._num_observations)
 
-    def value(self, reduce: Callable[[Tensors], None] | None = None) -> list[Tensor]:
-        """Return the average in the dtypes of the observations; ``ValueError`` where there are several processes."""
-        if reduce is not None:
-            raise ValueError("gradient_average=moving depends on the order of the sub-batches: one process only")
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The average so far; those of several parts of the data are no use, since the order matters."""
+        return self._average
+
+    def value(self) -> list[Tensor]:
+        """Return the average in the dtypes of the observations."""
         return [average.to(dtype) for average, dtype in zip(self._average, self._dtypes, strict=True)]

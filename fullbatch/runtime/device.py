@@ -14,27 +14,42 @@ DTYPES = {"float": torch.float32, "float32": torch.float32, "double": torch.floa
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-def find_device(name: str) -> torch.device:
+def find_device(name: str, local_rank: int | None = None) -> torch.device:
     """Return the device by name; ``auto`` is cuda, mps or cpu, the first there is.
+
+    ``local_rank`` is that of one of several processes on this machine: of several CUDA devices it takes its own.
 
     Raises ``ValueError`` for a device that is unknown or not there.
     """
     if name.lower() == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator if accelerator is not None else torch.device("cpu")
+        return _own(accelerator if accelerator is not None else torch.device("cpu"), local_rank)
     try:
         device = torch.device(name.lower())
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device={name}: cannot be used ({reason}); accepted: auto, cpu, cuda, cuda:0, mps") from None
-    return device
+    return _own(device, local_rank)
 
 
-def set_up(*, threads: int, benchmark: bool, deterministic: bool) -> int:
-    """Set PyTorch's global flags; return the number of threads, which is capped at the cores this process may use."""
+def _own(device: torch.device, local_rank: int | None) -> torch.device:
+    if local_rank is None or device.type != "cuda" or device.index is not None:
+        return device
+    found = torch.cuda.device_count()
+    if local_rank >= found:
+        raise ValueError(f"device=cuda: process {local_rank} of this machine has none of its {found} devices")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def set_up(*, threads: int, benchmark: bool, deterministic: bool, processes: int = 1) -> int:
+    """Set PyTorch's global flags; return the number of threads, which is capped at the cores this process may use.
+
+    Several ``processes`` of a machine share its cores.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = min(threads, cores)
+    threads = min(threads, max(cores // processes, 1))
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = benchmark and not deterministic
     if deterministic:

@@ -1,24 +1,30 @@
-"""Ctrl-C and SIGTERM: finish the step, save, leave."""
+"""Signals: Ctrl-C and SIGTERM save and leave, SIGUSR1 saves and goes on. Several processes agree on when."""
 
 import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 from types import FrameType
+
+from fullbatch.runtime.distributed import ALONE, Group
 
 log = logging.getLogger(__name__)
 
 
 class Interruption:
-    """Remembers the first signal; a second Ctrl-C ends the run at once."""
+    """Remembers the first signal to stop, and how often a save was asked for; a second Ctrl-C ends the run at once."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
-    HANDED_ON = tuple(number for number in signal.Signals if number.name == "SIGUSR2")  # Windows has none
+    SAVE = tuple(number for number in signal.Signals if number.name == "SIGUSR1")  # Windows has none
+    HANDED_ON = tuple(number for number in signal.Signals if number.name == "SIGUSR2")
     """Caught where somebody else has a handler for it, whose turn it is after the save: submitit puts the job back."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self.saves = 0
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -30,15 +36,20 @@ class Interruption:
 
     def receive(self, number: int, _: FrameType | None) -> None:
         """Handle a signal."""
+        if number in self.SAVE:
+            self.saves += 1
+            log.info("%s: saving after this block", signal.Signals(number).name)
+            return
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
-        log.warning("%s: finishing this step, then saving; Ctrl-C again leaves at once", self.signal.name)
+        after = "this block, or this step where it is stochastic"
+        log.warning("%s: saving after %s, then leaving; Ctrl-C again leaves at once", self.signal.name, after)
 
 
 @contextmanager
 def interruption() -> Iterator[Interruption]:
-    """Catch SIGINT and SIGTERM inside (in the main thread; elsewhere nothing is caught).
+    """Catch SIGINT, SIGTERM and SIGUSR1 inside (in the main thread; elsewhere nothing is caught).
 
     A signal to be handed on goes to its own handler at the end, unless an error ends the run.
     """
@@ -47,7 +58,8 @@ def interruption() -> Iterator[Interruption]:
         yield caught
         return
     handed_on = [number for number in Interruption.HANDED_ON if callable(signal.getsignal(number))]
-    before = {number: signal.signal(number, caught.receive) for number in (*Interruption.SIGNALS, *handed_on)}
+    numbers = (*Interruption.SIGNALS, *Interruption.SAVE, *handed_on)
+    before = {number: signal.signal(number, caught.receive) for number in numbers}
     try:
         yield caught
     finally:
@@ -55,3 +67,74 @@ def interruption() -> Iterator[Interruption]:
             signal.signal(number, handler)
     if caught.signal in handed_on:
         signal.raise_signal(caught.signal)
+
+
+class Wish(IntEnum):
+    """What somebody wants of the run, the larger the more urgent."""
+
+    NONE = 0
+    SAVE = 1
+    STOP = 2
+    """Save, and leave."""
+
+
+class Wishes:
+    """What signals and the clock want, of any of the processes.
+
+    A process that notices a wish says so to the others and goes to where all ``agree``; there each finds out what all
+    want together, so that nobody saves or leaves alone. Wishes are numbered: one that is fulfilled may be heard late.
+
+    Args:
+        caught: the signals of this process.
+        group: the processes.
+        max_minutes: after so many without a save, one is wished for; None: never.
+    """
+
+    def __init__(self, caught: Interruption, group: Group = ALONE, max_minutes: float | None = None) -> None:
+        self._caught, self._group = caught, group
+        self._seconds = None if max_minutes is None or not group.leads else 60 * max_minutes
+        self._since = time.monotonic()
+        self._own = self._fulfilled = self._saves = 0
+        self._signal = 0
+
+    @property
+    def exit_status(self) -> int:
+        """128 + the number of the signal that all agreed to obey, else 0."""
+        return 128 + self._signal if self._signal else 0
+
+    def saved(self) -> None:
+        """Take notice of a save: the clock starts again."""
+        self._since = time.monotonic()
+
+    def noticed(self) -> bool:
+        """Return whether there is a wish that has not been agreed on; raise ``LostError`` where a process is gone."""
+        self._group.check()
+        if self._wants():
+            self._own = max(self._known, self._fulfilled) + 1
+            if self._group.lifeline is not None:
+                self._group.lifeline.ask(self._own)
+        return self._known > self._fulfilled
+
+    def agree(self) -> Wish:
+        """Return what is wished for. Collective."""
+        number = self._known if self.noticed() else 0
+        number, stop = self._group.maximum(number, int(self._caught.signal or 0))
+        self._fulfilled = max(self._fulfilled, number)
+        self._signal = stop
+        return Wish.STOP if stop else Wish.SAVE if number else Wish.NONE
+
+    @property
+    def _known(self) -> int:
+        """The number of the last wish of any process that has come here."""
+        lifeline = self._group.lifeline
+        return max(self._own, 0 if lifeline is None else lifeline.asked)
+
+    def _wants(self) -> bool:
+        """Return whether this process has a wish of its own that it has not made known."""
+        signals = self._caught.saves + bool(self._caught)
+        due = self._seconds is not None and time.monotonic() - self._since > self._seconds
+        news = signals > self._saves or due
+        self._saves = signals
+        if due:
+            self.saved()
+        return news

@@ -44,6 +44,20 @@ def job_log(file: Path) -> Iterator[ConsoleHandler]:
         to_file.close()
 
 
+@contextmanager
+def quiet_log() -> Iterator[None]:
+    """Send errors of the modules that speak of processes to the terminal, and nothing else anywhere."""
+    console = ConsoleHandler()
+    console.setLevel(logging.ERROR)
+    console.addFilter(lambda record: record.name in ("fullbatch.follow", "fullbatch.runtime.lifeline"))
+    package = logging.getLogger("fullbatch")
+    package.addHandler(console)
+    try:
+        yield
+    finally:
+        package.removeHandler(console)
+
+
 class ProgressBar:
     """An observer of the steps: a live bar on a terminal, plain lines elsewhere."""
 

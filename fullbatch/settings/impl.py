@@ -1,10 +1,25 @@
 """Settings of the machine: `impl`, and of what is measured beside: `analysis`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Union
 
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 
-from fullbatch.settings.types import SETTINGS, CheckpointName, Count, Name, NonNegativeInt, Positive
+from fullbatch.settings.types import SETTINGS, CheckpointName, Count, Int, Name, NonNegativeInt, Positive, family
+
+
+def _rank(value: Any) -> int | str:
+    """Return the number, or the name in lower case."""
+    name = str(value).lower()
+    if isinstance(value, bool) or not (name in ("slurm", "pbs") or name.isdecimal()):
+        raise ValueError("should be a number, SLURM or PBS")
+    return int(name) if name.isdecimal() else name
+
+
+def _positive_or_minus_one(value: int) -> int:
+    if value < 1 and value != -1:
+        raise ValueError("should be a positive number, or -1")
+    return value
 
 
 @dataclass(frozen=True, config=SETTINGS)
@@ -18,11 +33,33 @@ class CheckpointSettings:
 
 
 @dataclass(frozen=True, config=SETTINGS)
-class Setup:
-    """`impl/setup`: the processes of the run."""
+class Single:
+    """`impl/setup=single`: one process."""
 
     name: Annotated[Literal["single"], Name]
     dist: Literal[False]
+
+
+@dataclass(frozen=True, config=SETTINGS)
+class Distributed:
+    """`impl/setup=distributed`: several processes, on one machine or many."""
+
+    name: Annotated[Literal["distributed"], Name]
+    dist: Literal[True]
+    backend: Annotated[Literal["nccl", "gloo"], Name]
+    strategy: Annotated[Literal["file_descriptor", "file_system"], Name]
+    world_size: Count
+    rank: Annotated[int | str, BeforeValidator(_rank)]
+    processes_per_node: Annotated[Int, AfterValidator(_positive_or_minus_one)]
+    url: str
+    MASTER_ADDR: str | None
+    MASTER_PORT: Annotated[Int, Field(ge=1, lt=2**16)] | None
+
+
+Setup = Annotated[
+    Union[Annotated[Single, Tag("single")], Annotated[Distributed, Tag("distributed")]],  # noqa: UP007 (a runtime value)
+    Discriminator(family),
+]
 
 
 @dataclass(frozen=True, config=SETTINGS)

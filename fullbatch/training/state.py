@@ -1,5 +1,6 @@
 """Everything that continues a run."""
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ class TrainState:
 
     ``stopped`` says which rule ended the run early. Randomness needs no state: every draw is a function
     of (seed, step, ...); the global generator is kept for modules of the user that draw from it outside a step.
+    Between ``begin_step`` and ``end_step`` the state is that at the beginning, with what is known ``inside`` the step.
     """
 
     model: nn.Module
@@ -26,6 +28,9 @@ class TrainState:
     ema: ExponentialMovingAverage | None = None
     rows: list[Row] = field(default_factory=list)
     stopped: str | None = None
+    inside: dict[str, Any] | None = None
+    """What ``fullbatch.training.passes.Journal`` knew of the step that was going on."""
+    _beginning: dict[str, Any] | None = field(default=None, init=False)
 
     @property
     def step(self) -> int:
@@ -37,11 +42,22 @@ class TrainState:
         """The model that is validated: the average of the weights where there is one."""
         return self.model if self.ema is None else self.ema.model
 
+    def begin_step(self) -> None:
+        """Remember model and optimizer, which a step moves before it is through."""
+        self._beginning = copy.deepcopy(self._moving())
+
+    def end_step(self) -> None:
+        """The step is through: what was remembered for its sake is let go."""
+        self._beginning = self.inside = None
+
+    def _moving(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
     def state_dict(self) -> dict[str, Any]:
         """Return plain containers and tensors, which ``torch.load(weights_only=True)`` reads."""
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **(self._beginning or self._moving()),
+            "inside": self.inside,
             "ema": None if self.ema is None else self.ema.model.state_dict(),
             "rows": self.rows,
             "stopped": self.stopped,
@@ -55,6 +71,7 @@ class TrainState:
             load_weights(self.ema.model, state["ema"] or state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.rows, self.stopped = list(state["rows"]), state["stopped"]
+        self.inside = state.get("inside")  # earlier versions had none
         torch.set_rng_state(state["rng"].cpu())
 
 

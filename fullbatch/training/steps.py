@@ -15,6 +15,7 @@ from fullbatch.objective.full_batch import Evaluation, FullBatchObjective
 from fullbatch.randomness import derive_seed
 from fullbatch.tensors import device_of, global_norm, trainable
 from fullbatch.training.closure import StepClosure
+from fullbatch.training.passes import SharedPasses
 from fullbatch.training.state import Row
 from fullbatch.transforms.chain import GradientTransform
 from fullbatch.typing import Blocks
@@ -62,6 +63,7 @@ class Step:
         constant_data: whether ``data`` gives the same samples in every step. Where the model and the order allow it,
             too, all full-batch steps are one function, and what a search found at the point that it accepted begins the
             next step instead of being computed again.
+        passes: goes through the blocks of an update.
     """
 
     objective: FullBatchObjective
@@ -74,6 +76,7 @@ class Step:
     seed: int = 0
     max_blocks: int | None = None
     constant_data: bool = False
+    passes: SharedPasses = field(default_factory=SharedPasses)
     _constant: bool | None = field(default=None, init=False)
 
     def __call__(self, step: int, *, stochastic: bool) -> Row:
@@ -96,7 +99,7 @@ class Step:
         return _summarize(columns)
 
     def _update(self, blocks: BlockSequence, noise_seed: int, *, whole: bool) -> dict[str, Tensor]:
-        objective = self.objective.over(blocks)
+        objective = self.objective.over(blocks, self.passes)
         known = self._take_known(whole=whole)
         closure = StepClosure(objective, self.optimizer, self.transforms, noise_seed, known)
         self.optimizer.step(closure)  # type: ignore[arg-type]  # a loss may be a tensor

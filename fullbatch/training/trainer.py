@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch.optim import Optimizer
 
 from fullbatch.optim.schedules import Schedule
+from fullbatch.runtime.interruption import Wish
+from fullbatch.training.passes import PausedError
 from fullbatch.training.state import Row, TrainState
 from fullbatch.training.steps import Step
 from fullbatch.training.stopping import StopRule
@@ -35,7 +37,7 @@ class Trainer:
         stochastic: step -> whether that step is stochastic.
         save: writes a checkpoint of the state.
         stop_rules: reasons to end early, for good.
-        interrupted: whether somebody wants the run to pause.
+        wish: what somebody wants of the run after a step; inside a full-batch step its passes ask for themselves.
         observers: called with every row.
         validate_every: validation happens after steps 1, 1+n, 1+2n, ... and the last.
         save_every: checkpoints likewise.
@@ -49,30 +51,33 @@ class Trainer:
     stochastic: Callable[[int], bool]
     save: Callable[[], None] = lambda: None
     stop_rules: Sequence[StopRule] = ()
-    interrupted: Callable[[], bool] = lambda: False
+    wish: Callable[[], Wish] = lambda: Wish.NONE
     observers: Sequence[Observer] = field(default_factory=list)
     validate_every: int = 100
     save_every: int = 1
 
     def run(self) -> None:
-        """Take the steps that are left, or as many as there are until somebody interrupts.
+        """Take the steps that are left, or as many as there are until somebody wants a stop, perhaps inside a step.
 
         Raises:
             DivergedError: when a step is not finite; nothing is saved after the last good step.
         """
         state = self.state
         while not self.done:
-            row = self._step()
+            try:
+                row = self._step()
+            except PausedError:
+                return
             state.rows.append(row)
             state.stopped = next((reason for rule in self.stop_rules if (reason := rule(state.rows))), None)
-            interrupted = not self.done and self.interrupted()
+            wish = Wish.NONE if self.done else self.wish()
             if self._due(self.validate_every):
                 row.update(self._validation())
             for observe in self.observers:
                 observe(row)
-            if self._due(self.save_every) or interrupted:
+            if self._due(self.save_every) or wish is not Wish.NONE:
                 self.save()
-            if interrupted:
+            if wish is Wish.STOP:
                 return
 
     def validate_last(self) -> None:
@@ -89,10 +94,27 @@ class Trainer:
         state, start = self.state, time.perf_counter()
         state.model.train()
         lr = set_learning_rates(state.optimizer, self.schedule(state.step))
-        row = self.take_step(state.step, stochastic=self.stochastic(state.step))
+        if self.stochastic(state.step):
+            row = self.take_step(state.step, stochastic=True)
+        else:
+            before = state.inside["seconds"] if state.inside else 0.0
+            row, start = self._full_batch_step(lr), start - before
         if state.ema is not None:
             state.ema.update(state.model)
         return {"step": state.step + 1, **row, "lr": lr, "train_time": time.perf_counter() - start}
+
+    def _full_batch_step(self, lr: float) -> Row:
+        state = self.state
+
+        def save(inside: dict[str, Any]) -> None:
+            state.inside = inside
+            self.save()
+
+        state.begin_step()
+        with self.take_step.passes.inside_step(lr, state.inside, save):
+            row = self.take_step(state.step, stochastic=False)
+        state.end_step()
+        return row
 
     def _validation(self) -> Row:
         start = time.perf_counter()

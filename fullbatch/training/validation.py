@@ -1,6 +1,6 @@
 """Loss and accuracy on data that is not trained on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fullbatch.objective.full_batch import FullBatchObjective, LossEvaluation
-from fullbatch.tensors import preserved
-from fullbatch.typing import Blocks, LossFunction
+from fullbatch.tensors import copy_, preserved
+from fullbatch.typing import Blocks, LossFunction, Tensors
 
 
 def validate(
@@ -20,6 +20,7 @@ def validate(
     flips: bool = False,
     recalibration: Blocks | None = None,
     mixed_precision: bool | torch.dtype = False,
+    all_reduce: Callable[[Tensors], None] | None = None,
 ) -> LossEvaluation:
     """Evaluate ``model`` in evaluation mode and leave it as it was.
 
@@ -31,11 +32,15 @@ def validate(
             which makes it their negative log-likelihood.
         recalibration: training data; batch-norm statistics are re-estimated on it for this validation.
         mixed_precision: as in ``FullBatchObjective``.
+        all_reduce: adds tensors up over processes, where each has its own part of ``blocks`` and ``recalibration``.
     """
-    recalibrated = nullcontext() if recalibration is None else recalibrated_batchnorm(model, recalibration)
+    recalibrated = nullcontext() if recalibration is None else recalibrated_batchnorm(model, recalibration, all_reduce)
     with recalibrated, mode(model, training=False):
         evaluated = FlipAveraged(model) if flips else model
-        return FullBatchObjective(evaluated, loss_fn, blocks, mixed_precision=mixed_precision).loss()
+        objective = FullBatchObjective(
+            evaluated, loss_fn, blocks, mixed_precision=mixed_precision, all_reduce=all_reduce
+        )
+        return objective.loss()
 
 
 class FlipAveraged(nn.Module):
@@ -52,8 +57,13 @@ class FlipAveraged(nn.Module):
 
 
 @contextmanager
-def recalibrated_batchnorm(model: nn.Module, blocks: Blocks) -> Iterator[None]:
-    """Inside, running statistics are the means over ``blocks`` of the blocks' own, weighted by size."""
+def recalibrated_batchnorm(
+    model: nn.Module, blocks: Blocks, all_reduce: Callable[[Tensors], None] | None = None
+) -> Iterator[None]:
+    """Inside, running statistics are the means over ``blocks`` of the blocks' own, weighted by size.
+
+    ``all_reduce`` adds tensors up over processes, where each has blocks of its own.
+    """
     norms = [module for module in model.modules() if isinstance(module, _NormBase) and module.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     with preserved(list(model.buffers())):
@@ -66,9 +76,20 @@ def recalibrated_batchnorm(model: nn.Module, blocks: Blocks) -> Iterator[None]:
                 for norm in norms:
                     norm.momentum = len(labels) / seen  # the first block replaces what was there
                 model(inputs)
+            if all_reduce is not None and norms:
+                _average(norms, seen, all_reduce)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         yield
+
+
+def _average(norms: Sequence[_NormBase], seen: int, all_reduce: Callable[[Tensors], None]) -> None:
+    """Average running statistics over processes, weighted by the ``seen`` samples of each, perhaps none."""
+    statistics = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
+    sums = [(statistic * seen if seen else torch.zeros_like(statistic)).double() for statistic in statistics]
+    total = torch.full((), seen, dtype=torch.float64, device=statistics[0].device)
+    all_reduce([*sums, total])
+    copy_(statistics, [entry / total for entry in sums])
 
 
 @contextmanager

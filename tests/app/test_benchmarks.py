@@ -37,3 +37,13 @@ def test_the_figure_of_all_optimizers(tmp_path: Path) -> None:
     assert {row["optimizer"] for row in rows} == {"gd", "gd, Wolfe", "L-BFGS", "FISTA", "Adam", "SAM"}
     sam = [float(row["evaluations"]) for row in rows if row["optimizer"] == "SAM"]
     assert sam == [0, 2, 4] * 3  # two gradients a step, three learning rates
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_are_measured_beside_one() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "distributed.py"), "--model", "resnet20", "--samples", "8"]
+    small = ["--batch-size", "4", "--repetitions", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([*command, *small], check=True, capture_output=True, text=True, env=environment)
+    assert re.search(r"two processes have [\d.]+ times the throughput of one", ended.stdout)

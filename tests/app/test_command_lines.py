@@ -12,7 +12,6 @@ from fullbatch.command_line import jobs_of, normalized
 from fullbatch.config import parse
 
 NOT_YET = [  # what this version lacks, and what its refusal says
-    ("impl/setup=distributed", "distributed"),
     ("analysis=full", "full"),
 ]
 """First match wins; every other command line must work."""

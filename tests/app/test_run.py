@@ -180,8 +180,8 @@ def test_a_signal_saves_and_the_run_continues_bitwise(script: Script, tmp_path: 
     process = start(tmp_path, *arguments)
     shown = signal_when(process, (tmp_path / "checkpoints" / "mine.pth").exists, number)
     assert process.returncode == 128 + number
-    assert f"{number.name}: finishing this step, then saving" in shown
-    assert "paused after step" in shown
+    assert f"{number.name}: saving after this block" in shown
+    assert re.search(r"paused (after step \d|inside step \d+ \(pass \d, \d of 3 blocks\))", shown)
     assert "Traceback" not in shown
     step = len(load_checkpoint(tmp_path / "checkpoints" / "mine.pth")["state"]["rows"])
     assert 1 <= step < 60

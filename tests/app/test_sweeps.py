@@ -17,7 +17,7 @@ from states import assert_equal_states
 from fullbatch.command_line import jobs_of
 from fullbatch.config import parse, plain
 from fullbatch.entry import Entry, describe_job
-from fullbatch.launch import _identity
+from fullbatch.job import identity
 from fullbatch.results.ledger import Attempt, Description, Ledger, Place, State
 from fullbatch.status import main as status
 from fullbatch.training.checkpoint import load_checkpoint
@@ -98,7 +98,7 @@ def test_a_sweep_killed_half_way_runs_only_what_is_missing(
     assert script(*SWEEP) == 0
     shown = capsys.readouterr().out
     assert re.findall(r"finished before, in (\S+) \(", shown) == [str(attempt.folder) for attempt in finished]
-    assert len(re.findall("continuing after step", shown)) == 1
+    assert len(re.findall("continuing (?:after|inside) step", shown)) == 1
     assert states(tmp_path) == {State.FINISHED: 6, State.INTERRUPTED: 1}
     assert_equal_sweeps(tmp_path, undisturbed)
     (interrupted,) = [attempt for attempt in ledger(tmp_path) if attempt.state is State.INTERRUPTED]
@@ -274,7 +274,7 @@ def test_forgotten_jobs_run_again(script: Script, tmp_path: Path, capsys: pytest
 def test_what_makes_another_job(change: str, same: bool) -> None:
     def job(*overrides: str) -> str:
         cfg = composed(*TINY, "seed=1", "hyp.optim.lr=0.1", *overrides)
-        return describe_job(parse(cfg), _identity(plain(cfg)), overrides, None).job
+        return describe_job(parse(cfg), identity(plain(cfg)), overrides, None).job
 
     assert (job(*([change] if change else [])) == job()) is same
 

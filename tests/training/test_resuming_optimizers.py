@@ -4,62 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from composing import composed
-from small_training import loader, trainer
+from optimizer_runs import CASES, always_the_same, built
 from states import assert_equal_states, run_to, without_times
-from torch import nn
 
-from fullbatch.build_optimizer import build_optimizer
-from fullbatch.config import parse
-from fullbatch.objective.full_batch import FullBatchObjective
-from fullbatch.objective.losses import loss_function
-from fullbatch.optim.ema import ExponentialMovingAverage
 from fullbatch.training.checkpoint import load_checkpoint, save_checkpoint
 from fullbatch.training.steps import KNOWN
 from fullbatch.training.trainer import Trainer
-
-CASES = {
-    "gd": [],
-    "gd, wolfe": ["hyp.optim.line_search=wolfe", "hyp.optim.lr=1.0"],
-    "gd, non-monotone": ["hyp.optim.line_search=non-monotone", "hyp.optim.lr=3.0"],
-    "gd, restarting": ["hyp.optim.line_search=restarting"],
-    "adam": ["hyp/optim=adam"],
-    "fista": ["hyp/optim=fista", "hyp.optim.restart=True", "hyp.optim.projection=box"],
-    "gd_agc": ["hyp/optim=gd_agc"],
-    "gd_clip": ["hyp/optim=gd_clip"],
-    "lbfgs": ["hyp/optim=lbfgs", "hyp.optim.history_size=3"],
-    "lbfgs, armijo": ["hyp/optim=lbfgs", "hyp.optim.line_search=Armijo"],
-    "LARS": ["hyp/optim_modification=LARS"],
-    "LARC, adam": ["hyp/optim=adam", "hyp/optim_modification=LARC"],
-    "SAM, gd_clip": ["hyp/optim=gd_clip", "hyp/optim_modification=SAM"],
-    "ASAM, fista": ["hyp/optim=fista", "hyp/optim_modification=ASAM"],
-}
-
-
-def built(overrides: list[str], seed: int = 0) -> Trainer:
-    """The small trainer, with everything on but noise, which excludes searches."""
-    some_trainer = trainer(6, seed=seed)
-    state, step = some_trainer.state, some_trainer.take_step
-    optimizer = build_optimizer(parse(composed("hyp=fb1", *overrides)).hyp, state.model)
-    state.optimizer = step.optimizer = optimizer
-    step.objective.regularizer.optimizer = optimizer
-    step.transforms = step.transforms[:1]
-    return some_trainer
-
-
-def always_the_same(overrides: list[str], seed: int = 0) -> Trainer:
-    """A trainer all of whose steps are one function."""
-    some_trainer = built(overrides, seed)
-    step = some_trainer.take_step
-    step.data = loader(augmentation=None)
-    step.constant_data = True
-    objective = step.objective
-    objective.model[1], objective.model[3] = nn.Identity(), nn.Identity()
-    step.objective = FullBatchObjective(objective.model, loss_function(), [], sub_batch=8)
-    optimizer = build_optimizer(parse(composed("hyp=fb1", *overrides)).hyp, objective.model)
-    some_trainer.state.optimizer = step.optimizer = optimizer
-    some_trainer.state.ema = ExponentialMovingAverage(objective.model, 0.9)
-    return some_trainer
 
 
 def assert_resumes(path: Path, build: Callable[..., Trainer], overrides: list[str]) -> Trainer:

@@ -1,0 +1,91 @@
+"""Throughput of two processes of one thread beside that of one process of two threads, alternating in one run.
+
+    python benchmarks/distributed.py [--model resnet18] [--samples 512] [--batch-size 64] [--repetitions 5]
+
+Prints pictures per second of the full-batch gradient, and the ratio of the two in each repetition. Both
+need two cores that nobody else uses. Of several GPUs this says nothing.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import multiprocessing
+from torch.nn import functional as F
+
+from fullbatch import FullBatchObjective, build_model
+from fullbatch.runtime.device import describe
+from fullbatch.runtime.distributed import ALONE, Group, joined, open_store
+from fullbatch.runtime.ranks import Ranks
+
+
+def objective(options: argparse.Namespace, group: Group) -> FullBatchObjective:
+    """The same data and model for all, each process with its share of the blocks."""
+    torch.manual_seed(0)
+    model = build_model(options.model, channels=3, classes=10, pixels=32)
+    inputs, labels = torch.randn(options.samples, 3, 32, 32), torch.randint(10, (options.samples,))
+    blocks = list(zip(inputs.split(options.batch_size), labels.split(options.batch_size), strict=True))
+    mine = blocks[group.share(len(blocks))]
+    return FullBatchObjective(model, F.cross_entropy, mine, all_reduce=group.reduce)
+
+
+def seconds(some: FullBatchObjective, threads: int) -> float:
+    torch.set_num_threads(threads)
+    start = time.perf_counter()
+    some.evaluate()
+    return time.perf_counter() - start
+
+
+def follow(port: int, options: argparse.Namespace) -> None:
+    with joined(Ranks(1, 2), "127.0.0.1", open_store("127.0.0.1", port, serve=False), backend="gloo") as group:
+        shared = objective(options, group)
+        for _ in range(options.repetitions + 1):
+            group.broadcast(None)  # the other one measures itself meanwhile
+            seconds(shared, 1)
+
+
+def measured(options: argparse.Namespace, group: Group) -> list[tuple[float, float]]:
+    """Seconds of one process and of two, for each repetition."""
+    alone, shared = objective(options, ALONE), objective(options, group)
+    times = []
+    for _ in range(options.repetitions + 1):
+        one = seconds(alone, 2)
+        group.broadcast(None)
+        times.append((one, seconds(shared, 1)))
+    return times[1:]  # the first warms up
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--repetitions", type=int, default=5)
+    options = parser.parse_args(arguments)
+
+    store = open_store("127.0.0.1", 0, serve=True)
+    other: Any = multiprocessing.get_context("spawn").Process(target=follow, args=(store.port, options))
+    other.start()
+    with joined(Ranks(0, 2), "127.0.0.1", store, backend="gloo") as group:
+        times = measured(options, group)
+    other.join()
+
+    console = Console()
+    for name, column in (("one process, two threads", 0), ("two processes, one thread each", 1)):
+        rate = statistics.median(options.samples / pair[column] for pair in times)
+        console.print(f"{name}: {rate:.0f} pictures/s")
+    ratios = sorted(one / two for one, two in times)
+    console.print(
+        f"two processes have {statistics.median(ratios):.2f} times the throughput of one "
+        f"({ratios[0]:.2f} to {ratios[-1]:.2f} in {len(ratios)} repetitions)"
+    )
+    console.print(f"{describe(torch.device('cpu'))}, Python {platform.python_version()}, {platform.machine()}")
+
+
+if __name__ == "__main__":
+    main()

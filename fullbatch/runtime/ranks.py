@@ -1,0 +1,171 @@
+"""Which process of a run this is, and where the others are: a pure function of settings and environment.
+
+A *node* is a machine; each node of a run starts some processes; processes have *ranks*, 0 to R-1, node by node.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+NODE_VARIABLES = {"slurm": "SLURM_NODEID", "pbs": "PBS_NODENUM"}
+"""What ``rank=SLURM`` and ``rank=PBS`` read."""
+_FREE_PORTS = range(20_000, 30_000)  # one of these, by the job's number, where SLURM gives addresses and no ports
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """A process among those of its run."""
+
+    rank: int
+    size: int
+    local_rank: int = 0
+    local_size: int = 1
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How the processes of a run come about and find each other."""
+
+    node: int
+    num_nodes: int
+    address: str
+    """Of the first process, that of rank 0."""
+    port: int
+    """Where it listens; 0: at any free port, which only processes that it starts itself can know."""
+    given: Ranks | None = None
+    """Somebody else has started all the processes, and this is the one of these ranks; None: nodes start their own."""
+    hosted: bool = False
+    """Whether the launcher answers at the port already."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process has rank 0."""
+        return (self.given.rank if self.given else self.node) == 0
+
+
+def launch_of(
+    environment: Mapping[str, str],
+    *,
+    rank: int | str,
+    world_size: int,
+    url: str,
+    master_address: str | None = None,
+    master_port: int | None = None,
+    processes_per_node: int = 1,
+) -> Launch:
+    """Return how this process takes part; what torchrun says of itself in the environment goes before all else.
+
+    Args:
+        environment: variables.
+        rank: the node's, or where to read it: ``slurm``, ``pbs``.
+        world_size: the number of nodes.
+        url: ``tcp://address:port``, with ``?`` for any free port, or ``env://``: MASTER_ADDR and MASTER_PORT.
+        master_address: takes the place of MASTER_ADDR.
+        master_port: takes the place of MASTER_PORT.
+        processes_per_node: -1: each process has been started by somebody else, and ``rank`` and ``world_size`` are its
+            own and the number of all.
+
+    Raises ``ValueError`` for what is missing or contradicts itself.
+    """
+    given = _from_torchrun(environment)
+    if given is None and processes_per_node == -1:
+        given = _from_settings(environment, rank, world_size)
+    node, num_nodes = (0, 1) if given else (_node(environment, rank, world_size), world_size)
+    alone = num_nodes == 1 if given is None else given.size == 1
+    address, port = _meeting_point(environment, url, master_address, master_port, alone=alone)
+    if port == 0 and not alone:
+        raise ValueError(f"impl.setup.url={url}: several nodes meet at a port that all of them know, not at a free one")
+    hosted = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and "RANK" in environment
+    return Launch(node, num_nodes, address, port, given, hosted)
+
+
+def started_by_torchrun(environment: Mapping[str, str]) -> bool:
+    """Return whether torchrun, or something that says the same, has started this process as one of several."""
+    found = _from_torchrun(environment)
+    return found is not None and found.size > 1
+
+
+def share(number: int, rank: int, size: int) -> slice:
+    """Return which of ``number`` things in a row fall to a rank: consecutive ones, the first ranks' one more."""
+    least, more = divmod(number, size)
+    start = rank * least + min(rank, more)
+    return slice(start, start + least + (rank < more))
+
+
+def _from_torchrun(environment: Mapping[str, str]) -> Ranks | None:
+    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= environment.keys():
+        return None
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    rank, size, local_rank = (_number(environment, name) for name in names)
+    return Ranks(rank, size, local_rank, _number(environment, "LOCAL_WORLD_SIZE", default=size))
+
+
+def _from_settings(environment: Mapping[str, str], rank: int | str, world_size: int) -> Ranks:
+    if rank == "pbs":
+        raise ValueError("impl.setup.rank=PBS: tells nodes apart, not processes; give each its number")
+    if rank == "slurm":
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+        rank, world_size, local_rank = (_number(environment, name) for name in names)
+        # "4(x2)" or "4,3": as many on this node as its entry says; the first will do for all but odd clusters
+        local_size = int((re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", "")) or ["1"])[0])
+        return Ranks(rank, world_size, local_rank, max(local_size, local_rank + 1))
+    return Ranks(_below(int(rank), world_size), world_size)
+
+
+def _node(environment: Mapping[str, str], rank: int | str, world_size: int) -> int:
+    if not isinstance(rank, str):
+        return _below(rank, world_size)
+    variable = NODE_VARIABLES[rank]
+    if variable not in environment and world_size == 1:
+        return 0  # of one node there is only the first
+    return _below(_number(environment, variable), world_size)
+
+
+def _below(rank: int, world_size: int) -> int:
+    if not 0 <= rank < world_size:
+        raise ValueError(f"impl.setup.rank: {rank} of world_size={world_size}; accepted: 0 to {world_size - 1}")
+    return rank
+
+
+def _meeting_point(
+    environment: Mapping[str, str], url: str, address: str | None, port: int | None, *, alone: bool
+) -> tuple[str, int]:
+    if _from_torchrun(environment) is not None:
+        return _variable(environment, "MASTER_ADDR"), _number(environment, "MASTER_PORT")
+    if url.lower() != "env://":
+        match = re.fullmatch(r"tcp://([^:/\s]+):(\d+|\?)", url)
+        if match is None:
+            raise ValueError(f"impl.setup.url={url}: accepted are tcp://address:port, tcp://127.0.0.1:? and env://")
+        return match[1], 0 if match[2] == "?" else int(match[2])
+    address = address or environment.get("MASTER_ADDR") or _first_host(environment)
+    if port is None and "MASTER_PORT" in environment:
+        port = _number(environment, "MASTER_PORT")
+    if alone:
+        return address or "127.0.0.1", port or 0
+    if port is None and "SLURM_JOB_ID" in environment:
+        port = _FREE_PORTS[_number(environment, "SLURM_JOB_ID") % len(_FREE_PORTS)]
+    if address is None or port is None:
+        raise ValueError("impl.setup.url=env://: give MASTER_ADDR and MASTER_PORT, in the environment or impl.setup")
+    return address, port
+
+
+def _first_host(environment: Mapping[str, str]) -> str | None:
+    """Return the first host of a list in SLURM's notation: ``gpu[07-09,12],login`` is gpu07."""
+    listed = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST") or ""
+    match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\])?", listed)
+    return f"{match[1]}{match[2] or ''}" if match else None
+
+
+def _variable(environment: Mapping[str, str], name: str) -> str:
+    if name not in environment:
+        raise ValueError(f"impl/setup=distributed: the environment variable {name} is not set")
+    return environment[name]
+
+
+def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    if default is not None and name not in environment:
+        return default
+    text = _variable(environment, name)
+    if not text.strip().isdecimal():
+        raise ValueError(f"impl/setup=distributed: the environment variable {name}={text} should be a number")
+    return int(text)

@@ -1,0 +1,193 @@
+"""Passes over the blocks of an update: shared by processes, and saved and continued in the middle of a step."""
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from fullbatch.objective.passes import Pass
+from fullbatch.runtime.distributed import ALONE, Group
+from fullbatch.runtime.interruption import Wish
+from fullbatch.tensors import clones, copy_
+from fullbatch.training.parts import Part, Segment, planned, replanned
+from fullbatch.training.running_statistics import RunningStatistics
+
+
+class PausedError(Exception):
+    """Somebody wants the run to stop, and what is known inside the step is saved."""
+
+
+class SomeWishes(Protocol):
+    """As ``fullbatch.runtime.interruption.Wishes``."""
+
+    def noticed(self) -> bool:
+        """Return whether there is a wish to agree on."""
+        ...
+
+    def agree(self) -> Wish:
+        """Return what all wish for. Collective."""
+        ...
+
+
+class NoWishes:
+    """Nobody wants anything."""
+
+    def noticed(self) -> bool:
+        """Return False."""
+        return False
+
+    def agree(self) -> Wish:
+        """Return that there is none."""
+        return Wish.NONE
+
+
+@dataclass
+class Journal:
+    """What is known inside a step: the passes that are through, and the one that goes on.
+
+    Args:
+        rate: the learning rate, which regularized gradients depend on.
+        save: (what is known inside the step) -> None; called by all processes, whose first alone is told.
+        known: what an interrupted attempt at the same step knew.
+    """
+
+    rate: float
+    save: Callable[[dict[str, Any]], None]
+    known: dict[str, Any] | None = None
+    finished: list[dict[str, list[Tensor]]] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+
+    def finish(self, run: Pass) -> None:
+        """Take notice of the sums and the buffers after a pass."""
+        self.finished.append({"sums": clones(run.sums), "buffers": clones(list(run.model.buffers()))})
+
+    def replay(self, run: Pass) -> bool:
+        """Go through a pass that an earlier attempt has finished; return whether it has."""
+        number = len(self.finished)
+        if self.known is None or number >= len(self.known["finished"]):
+            return False
+        done = self.known["finished"][number]
+        copy_(run.sums, done["sums"])
+        copy_(list(run.model.buffers()), done["buffers"])
+        self.finish(run)
+        return True
+
+    def parts(self, run: Pass, size: int) -> list[Part]:
+        """Return who visits what of the next pass, and what has been visited."""
+        known, self.known = self.known, None  # a pass that is not through is the last that is known
+        if known is None:
+            return planned(len(run.data), size)
+        return replanned([Part.of(part) for part in known["parts"]], size)
+
+    def state_dict(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return plain containers and tensors."""
+        seconds = time.perf_counter() - self.started
+        return {"rate": self.rate, "finished": self.finished, "parts": parts, "seconds": seconds}
+
+
+class SharedPasses:
+    """Implements ``fullbatch.objective.passes.Passes`` for the blocks of an update, which can be counted and cut.
+
+    1. Each process visits consecutive blocks of its own; an all-reduce adds the sums up, once.
+    2. Running statistics of batch norm become those that one process would have found.
+    3. Inside a full-batch step (``inside_step``), wishes are looked at after each block. A save has the sums and the
+       position of every process; the step continues from it bitwise, on as many processes, and else within rounding.
+
+    Args:
+        group: the processes.
+        wishes: what signals and the clock want.
+    """
+
+    def __init__(self, group: Group = ALONE, wishes: SomeWishes | None = None) -> None:
+        self.group, self.wishes = group, wishes or NoWishes()
+        self._journal: Journal | None = None
+
+    @contextmanager
+    def inside_step(
+        self, rate: float, known: dict[str, Any] | None, save: Callable[[dict[str, Any]], None]
+    ) -> Iterator[None]:
+        """Make passes inside those of one step, which may be saved and continued; see ``Journal``.
+
+        Raises ``PausedError`` from within a pass after a save, where the run is to stop.
+        """
+        if known is not None and known["rate"] != rate:
+            known = None  # of a schedule that has changed since: regularized gradients are others
+        self._journal = Journal(rate, save, known)
+        self._journal.started -= known["seconds"] if known else 0.0
+        try:
+            yield
+        finally:
+            self._journal = None
+
+    def __call__(self, run: Pass) -> None:
+        """Visit every block once and leave the sums over all of them in ``run.sums``."""
+        journal = self._journal
+        if journal is not None and journal.replay(run):
+            return
+        parts = planned(len(run.data), self.group.size) if journal is None else journal.parts(run, self.group.size)
+        shared = run.moves_buffers and sum(len(part.segments) for part in parts) > 1
+        statistics = RunningStatistics(run.model) if shared and any(True for _ in run.model.buffers()) else None
+        start = clones(statistics.buffers) if statistics else []
+        mine = parts[self.group.rank]
+        if mine.sums:
+            copy_(run.sums, mine.sums)
+        for segment in mine.segments:
+            self._visit(run, segment, statistics, mine)
+        while journal is not None and self._meet(run, mine) is not Wish.NONE:
+            pass
+        self._add_up(run, parts, statistics, start)
+        if journal is not None:
+            journal.finish(run)
+
+    def _visit(self, run: Pass, segment: Segment, statistics: RunningStatistics | None, part: Part) -> None:
+        buffers = list(run.model.buffers())
+        if segment.buffers:
+            copy_(buffers, segment.buffers)
+        elif statistics is not None and segment.start > 0:
+            statistics.reset()
+        for sub_batches in run.split(run.data[segment.position : segment.stop]) if segment.left else ():
+            for block in sub_batches:
+                run.visit(block)
+            segment.position += 1
+            if self._journal is not None and self.wishes.noticed():
+                segment.buffers = clones(buffers)
+                self._meet(run, part)
+        segment.buffers = clones(buffers)
+
+    def _meet(self, run: Pass, part: Part) -> Wish:
+        """Agree with the other processes, each somewhere in its part, and do what is wished for. Collective."""
+        assert self._journal is not None
+        wish = self.wishes.agree()
+        if wish is not Wish.NONE:
+            part.sums = clones(run.sums)
+            parts = self.group.gather(_on_cpu(part.state_dict()))
+            self._journal.save(self._journal.state_dict(parts or []))
+        if wish is Wish.STOP:
+            raise PausedError
+        return wish
+
+    def _add_up(self, run: Pass, parts: list[Part], statistics: RunningStatistics | None, start: list[Tensor]) -> None:
+        if statistics is None:
+            self.group.all_reduce(run.sums)
+            return
+        order = sorted(segment.start for part in parts for segment in part.segments)
+        rows = [(order.index(segment.start), segment.buffers) for segment in parts[self.group.rank].segments]
+        table = statistics.table(rows, len(order), start)
+        self.group.all_reduce([*run.sums, table])
+        statistics.compose_(table)
+
+
+def _on_cpu(state: dict[str, Any]) -> dict[str, Any]:
+    def moved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: moved(entry) for key, entry in value.items()}
+        if isinstance(value, list):
+            return [moved(entry) for entry in value]
+        return value.detach().cpu().clone() if isinstance(value, Tensor) else copy.copy(value)
+
+    moved_state: dict[str, Any] = moved(state)
+    return moved_state

@@ -1,0 +1,265 @@
+"""Runs of several processes, started as users start them, and what becomes of them when some are killed."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from composing import composed
+from running import SCRIPT, SMALL, run_in_process, start
+from shared_runs import distance
+from states import assert_equal_states
+
+from fullbatch.config import parse
+from fullbatch.processes import launch_from
+from fullbatch.training.checkpoint import load_checkpoint
+from fullbatch.training.recorder import read_table
+
+pytestmark = pytest.mark.distributed
+TWO = ["impl/setup=distributed", "impl.setup.processes_per_node=2"]
+NAMED = "impl.checkpoint.name=mine"
+SOON = 30.0
+"""Seconds in which the other processes of a run end when one is gone."""
+
+
+def others_of(process: "subprocess.Popen[str]") -> list[int]:
+    """The processes that the first one of a run has started."""
+    tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
+    children = [int(child) for path in tasks for child in path.read_text().split()]
+    return [child for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+
+
+def lives(process: int) -> bool:
+    """Whether a process is there, and not only waits for somebody to ask how it ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def saved_at(folder: Path) -> float:
+    path = folder / "checkpoints" / "mine.pth"
+    return path.stat().st_mtime if path.exists() else 0.0
+
+
+def started(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """Start a run, and wait until it has saved."""
+    before = saved_at(folder)
+    process = start(folder, *SMALL, NAMED, *arguments)
+    deadline = time.monotonic() + 600
+    while saved_at(folder) == before and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    return lambda *arguments: run_in_process(monkeypatch, tmp_path, *SMALL, *arguments)
+
+
+def state_of(folder: Path, name: str) -> dict[str, object]:
+    state: dict[str, object] = load_checkpoint(folder / "checkpoints" / f"{name}.pth")["state"]
+    return state
+
+
+def run_folders(folder: Path) -> Iterator[Path]:
+    return iter(sorted((folder / "outputs").glob("*/*")))
+
+
+@pytest.mark.slow
+def test_two_processes_leave_what_one_does(script: Callable[..., int], tmp_path: Path) -> None:
+    """Without a seed on the command line: it is drawn once."""
+    exact = ["impl.dtype=double", "impl.accumulation_dtype=double", "hyp.evaluate_ema=True", "hyp.steps=3"]
+    assert script("impl.checkpoint.name=two", *TWO, *exact, "seed=") == 0
+    seed = load_checkpoint(tmp_path / "checkpoints" / "two.pth")["seed"]
+    assert script("impl.checkpoint.name=one", *exact, f"seed={seed}") == 0
+    two, one = state_of(tmp_path, "two"), state_of(tmp_path, "one")
+    assert distance(two["model"], one["model"]) < 1e-9
+    assert distance(two["ema"], one["ema"]) < 1e-9
+    files = [sorted(path.name for path in folder.iterdir()) for folder in run_folders(tmp_path)]
+    assert len(files) == 2
+    assert files[0] == files[1]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("*.pth")) == [
+        *("one.previous.pth", "one.pth", "two.previous.pth", "two.pth")
+    ]
+    assert len(read_table(tmp_path / "tables" / "table_fb_digits_runs.csv")) == 2
+
+
+@pytest.mark.slow
+def test_torchrun(tmp_path: Path) -> None:
+    """A sweep, whose other processes follow from job to job; and the setup that is missing is named."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        words = [*command, "--standalone", str(SCRIPT), *SMALL, *arguments]
+        return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    ended = run("-m", "impl/setup=distributed", "impl.setup.url=env://", "hyp.steps=1,2")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.stdout.count("2 processes, gloo") == 2
+    assert ended.stdout.count("done: all") == 2
+    assert len(read_table(tmp_path / "tables" / "table_fb_digits_runs.csv")) == 2
+    assert len(list(run_folders(tmp_path))) == 1
+    ended = run("hyp.steps=1")
+    assert ended.returncode != 0
+    assert ended.stderr.count("impl/setup=single: torchrun started 2 processes; they need impl/setup=distributed") == 1
+
+
+def test_a_process_of_many_needs_the_setup(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="torchrun started 2 processes; they need impl/setup=distributed"):
+        launch_from(parse(composed()).impl, os.environ)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["hyp.train_stochastic=True"], r"hyp\.blocks_per_update=1: 2 processes share .*; accepted: multiples of 2"),
+        (["hyp.gradient_average=moving"], r"hyp\.gradient_average=moving: .*one process, not 2"),
+        (["data=imagefolder", "data.path=nowhere"], r"data\.path=nowhere"),
+    ],
+)
+def test_a_mistake_is_said_once(
+    script: Callable[..., int], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert script(*TWO, *arguments) == 2
+    shown = capsys.readouterr().err
+    assert len(re.findall(message, shown)) == 1
+    assert "Traceback" not in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["first", "second"])
+def test_killing_one_of_two_ends_the_other_with_a_message(tmp_path: Path, victim: str) -> None:
+    process = started(tmp_path, "hyp.steps=100000", "hyp.scheduler=", *TWO)
+    (other,) = others_of(process)
+    killed = time.monotonic()
+    os.kill(process.pid if victim == "first" else other, signal.SIGKILL)
+    shown = process.communicate(timeout=600)[0]  # ends when both have closed it
+    assert time.monotonic() - killed < SOON
+    assert not lives(other)
+    assert shown.count(f"process {int(victim == 'second')} of 2 is gone (killed, or its machine is)") == 1
+    assert "Traceback" not in shown
+    assert process.returncode == (-signal.SIGKILL if victim == "first" else 4)
+
+
+@pytest.mark.slow
+def test_a_save_on_request_does_not_stop_the_run(tmp_path: Path) -> None:
+    rare = "impl.checkpoint.save_every_nth_step=100000"
+    process = started(tmp_path, "hyp.steps=100000", "hyp.scheduler=", rare, *TWO)
+    for _ in range(2):
+        before, deadline = saved_at(tmp_path), time.monotonic() + 600
+        process.send_signal(signal.SIGUSR1)
+        while saved_at(tmp_path) == before:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+    os.kill(others_of(process)[0], signal.SIGTERM)  # whoever is told
+    shown = process.communicate(timeout=600)[0]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "paused " in shown
+
+
+@pytest.mark.slow
+def test_a_save_every_so_often(tmp_path: Path) -> None:
+    often = ["impl.checkpoint.save_every_nth_step=100000", "impl.checkpoint.max_minutes=0.001"]
+    process = started(tmp_path, "hyp.steps=100000", *often, *TWO)
+    for _ in range(3):
+        before, deadline = saved_at(tmp_path), time.monotonic() + 600
+        while saved_at(tmp_path) == before:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+    process.kill()
+    process.communicate()
+
+
+def survive(folder: Path, processes: list[int], events: list[signal.Signals], seed: int) -> str:
+    """Live through the events, with as many processes in each life as ``processes`` says, again and again."""
+    chance = random.Random(seed)
+    steps = f"hyp.steps={6 * len(events)}"
+    numbers = [processes[life % len(processes)] for life in range(len(events) + 1)]
+    met = 0
+    for event, number in zip(events, numbers, strict=False):
+        setup = TWO if number == 2 else []
+        process = started(folder, steps, *EXACT, *setup)
+        time.sleep(chance.random() / 2)
+        others = others_of(process) if process.poll() is None else []
+        victim = chance.choice([process.pid, *others])
+        if process.poll() is None:
+            os.kill(victim, event)
+            met += 1
+        shown = process.communicate(timeout=600)[0]
+        assert "Traceback" not in shown
+        load_checkpoint(folder / "checkpoints" / "mine.pth")
+    assert met > len(events) // 2
+    last = TWO if numbers[-1] == 2 else []
+    process = start(folder, *SMALL, NAMED, steps, *EXACT, *last)
+    assert "done: all" in process.communicate(timeout=600)[0]
+    assert process.returncode == 0
+    return steps
+
+
+EXACT = [
+    "impl.dtype=double",
+    "impl.accumulation_dtype=double",
+    "impl.validate_every_nth_step=3",
+    "hyp.evaluate_ema=True",
+]
+KILL, STOP = signal.SIGKILL, signal.SIGTERM
+
+
+def assert_one_row_each(folder: Path) -> None:
+    assert len(read_table(folder / "tables" / "table_fb_digits_runs.csv")) == 2
+    last_life = sorted((folder / "outputs").glob("*/*"))[-2]
+    (table,) = last_life.glob("table_*_results.csv")
+    assert [row["step"] for row in read_table(table)] == [
+        str(row["step"]) for row in state_of(folder, "straight")["rows"]
+    ]
+
+
+def compare_with_two(folder: Path, steps: str) -> None:
+    process = start(folder, *SMALL, "impl.checkpoint.name=straight", steps, *EXACT, *TWO)
+    process.communicate(timeout=600)
+    assert process.returncode == 0
+    assert_equal_states(state_of(folder, "mine"), state_of(folder, "straight"))
+    assert_one_row_each(folder)
+
+
+def compare_with_one(script: Callable[..., int], folder: Path, steps: str) -> None:
+    assert script("impl.checkpoint.name=straight", steps, *EXACT) == 0
+    for part in ("model", "ema"):
+        assert distance(state_of(folder, "mine")[part], state_of(folder, "straight")[part]) < 1e-9
+    assert_one_row_each(folder)
+
+
+@pytest.mark.slow
+def test_kills_and_signals_change_no_bit_of_two_processes(tmp_path: Path) -> None:
+    compare_with_two(tmp_path, survive(tmp_path, [2], [KILL, STOP, KILL, STOP, KILL], seed=0))
+
+
+@pytest.mark.slow
+def test_kills_and_signals_of_changing_numbers_of_processes(script: Callable[..., int], tmp_path: Path) -> None:
+    compare_with_one(script, tmp_path, survive(tmp_path, [2, 1], [STOP, KILL, STOP, STOP, KILL], seed=1))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(3))
+def test_many_kills_and_signals(script: Callable[..., int], tmp_path: Path, seed: int) -> None:
+    compare_with_two(tmp_path, survive(tmp_path, [2], 5 * [KILL, STOP], seed))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(3))
+def test_many_kills_and_signals_of_changing_numbers(script: Callable[..., int], tmp_path: Path, seed: int) -> None:
+    compare_with_one(script, tmp_path, survive(tmp_path, [2, 1, 1, 2], 5 * [STOP, KILL], seed + 10))

@@ -1,0 +1,143 @@
+"""A run that stops in the middle of a full-batch step continues inside it, bitwise, whatever the optimizer asks."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from optimizer_runs import CASES, always_the_same, built
+from small_training import trainer
+from states import assert_equal_states, without_times
+from wishing import WishAt
+
+from fullbatch.runtime.interruption import Wish
+from fullbatch.training.checkpoint import load_checkpoint, save_checkpoint
+from fullbatch.training.trainer import Trainer
+
+BLOCKS = 4  # of 16 samples, the last of 2
+
+
+def interrupted(build: Callable[[], Trainer], wishes: WishAt, path: Path) -> Trainer:
+    """Run until the wish, save, and continue in a new trainer to the end."""
+    first = build()
+    first.take_step.passes.wishes = wishes
+    first.save = lambda: save_checkpoint(path, first.state.state_dict(), config={}, seed=0)
+    first.run()
+    assert not first.done
+    second = build()
+    second.state.load_state_dict(load_checkpoint(path)["state"])
+    assert second.state.inside is not None
+    second.run()
+    return second
+
+
+def assert_same_run(found: Trainer, expected: Trainer) -> None:
+    assert without_times(found.state.rows) == without_times(expected.state.rows)
+    assert_equal_states(found.state.state_dict(), expected.state.state_dict())
+
+
+def blocks_of(straight: Trainer) -> int:
+    """Run, and return how many blocks that took."""
+    counter = WishAt(10**9)
+    straight.take_step.passes.wishes = counter
+    straight.run()
+    return counter.blocks
+
+
+@pytest.mark.parametrize("name", ["gd, wolfe", "gd, non-monotone", "adam", "lbfgs", "SAM, gd_clip", "ASAM, fista"])
+def test_a_step_continues_in_any_of_its_evaluations(name: str, tmp_path: Path) -> None:
+    def build() -> Trainer:
+        some = built(CASES[name])
+        some.steps = 2
+        return some
+
+    straight = build()
+    blocks = blocks_of(straight)
+    assert (blocks > 2 * BLOCKS) == (name != "adam")
+    for block in sorted({2, BLOCKS, blocks // 2 + 1, blocks - 2}):
+        assert_same_run(interrupted(build, WishAt(block), tmp_path / "x.pth"), straight)
+
+
+def test_both_passes_of_a_regularizer_with_the_mean_gradient_continue(tmp_path: Path) -> None:
+    def build() -> Trainer:
+        some = trainer(2)
+        some.take_step.objective.regularizer.acc_strength = 0.25
+        return some
+
+    straight = build()
+    assert blocks_of(straight) == 3 * BLOCKS  # eta of the first step is 0
+    for block in (1, BLOCKS + 2, 2 * BLOCKS, 2 * BLOCKS + 3):
+        assert_same_run(interrupted(build, WishAt(block), tmp_path / "x.pth"), straight)
+
+
+def test_what_a_search_knew_from_the_step_before_is_known_again(tmp_path: Path) -> None:
+    def build() -> Trainer:
+        some = always_the_same(CASES["gd, wolfe"])
+        some.steps = 3
+        return some
+
+    straight = build()
+    blocks = blocks_of(straight)
+    assert straight.state.rows[2]["evaluations"] < straight.state.rows[0]["evaluations"] + 1
+    assert_same_run(interrupted(build, WishAt(blocks - 1), tmp_path / "x.pth"), straight)
+
+
+def test_the_regularized_trainer_continues_from_every_block(tmp_path: Path) -> None:
+    straight = trainer(2)
+    straight.run()
+    for block in range(1, 2 * BLOCKS + 1):
+        assert_same_run(interrupted(lambda: trainer(2), WishAt(block), tmp_path / "x.pth"), straight)
+
+
+def test_a_save_without_a_stop_changes_nothing_and_can_be_continued(tmp_path: Path) -> None:
+    straight = trainer(2)
+    straight.run()
+    saving = trainer(2)
+    saved: list[dict[str, Any]] = []
+    saving.take_step.passes.wishes = WishAt(3, Wish.SAVE)
+    saving.save = lambda: saved.append(copy.deepcopy(saving.state.state_dict()))
+    saving.run()
+    assert_same_run(saving, straight)
+    inside = [state for state in saved if state["inside"] is not None]
+    assert [len(state["rows"]) for state in inside] == [0]
+    (part,) = inside[0]["inside"]["parts"]
+    assert [(s["start"], s["stop"], s["position"]) for s in part["segments"]] == [(0, BLOCKS, 3)]
+    second = trainer(2)
+    second.state.load_state_dict(inside[0])
+    second.run()
+    assert_same_run(second, straight)
+
+
+def test_blocks_that_are_done_are_not_visited_again(tmp_path: Path) -> None:
+    first, path = trainer(1), tmp_path / "x.pth"
+    first.take_step.passes.wishes = WishAt(3)
+    first.save = lambda: save_checkpoint(path, first.state.state_dict(), config={}, seed=0)
+    first.run()
+    second = trainer(1)
+    second.state.load_state_dict(load_checkpoint(path)["state"])
+    second.take_step.passes.wishes = counter = WishAt(10**9)
+    second.run()
+    assert counter.blocks == BLOCKS - 3
+
+
+def test_the_step_starts_anew_where_its_learning_rate_has_changed(tmp_path: Path) -> None:
+    """The sums hold eta/4 H v of the old one."""
+    first, path = trainer(4), tmp_path / "x.pth"
+    first.take_step.passes.wishes = WishAt(2 * BLOCKS + 1)
+    first.save = lambda: save_checkpoint(path, first.state.state_dict(), config={}, seed=0)
+    first.run()
+    faster = {"schedule": lambda step: 0.01 if step < 2 else 0.5}
+    second = trainer(4, **faster)
+    second.state.load_state_dict(load_checkpoint(path)["state"])
+    second.state.inside["parts"][0]["sums"][0].fill_(torch.nan)  # would end the run
+    second.run()
+    assert second.done
+
+
+def test_a_stochastic_step_is_not_interrupted() -> None:
+    some = trainer(2, stochastic=True)
+    some.take_step.passes.wishes = WishAt(1)
+    some.run()
+    assert some.done
