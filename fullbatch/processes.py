@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]  # public, but not listed
 
 from fullbatch.runtime.device import find_device
 from fullbatch.runtime.distributed import FOR_EVER, START, Group, joined, open_store
@@ -26,11 +25,14 @@ from fullbatch.runtime.ranks import Launch, Ranks, launch_of, started_by_torchru
 from fullbatch.settings import Impl
 from fullbatch.settings.impl import Distributed
 
+if TYPE_CHECKING:
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # public, but not listed
+
 log = logging.getLogger(__name__)
 
 OVER = "over"
 _jobs = 0  # so far; those of a sweep meet in the same store, each below its own prefix
-_stores: dict[tuple[str, int], TCPStore] = {}  # of this process: served as long as it lives
+_stores: dict[tuple[str, int], "TCPStore"] = {}  # of this process: served as long as it lives
 
 
 @dataclass(frozen=True)
@@ -142,29 +144,31 @@ def dismiss(environment: Mapping[str, str] = os.environ) -> None:
     """Tell those that torchrun has started that there are no more jobs; for the process of rank 0."""
     launch = launch_of(environment, rank=0, world_size=1, url="env://")
     if launch.given is not None and launch.given.size > 1 and launch.leads:
-        with contextlib.suppress(LostError, DistError):
+        with contextlib.suppress(RuntimeError):
             _next_job(_store_of(launch)).set("work", OVER)
 
 
-def _store_of(launch: Launch) -> TCPStore:
+def _store_of(launch: Launch) -> "TCPStore":
     key = (launch.address, launch.port)
     if key not in _stores:
         _stores[key] = open_store(launch.address, launch.port, serve=launch.leads and not launch.hosted)
     return _stores[key]
 
 
-def _next_job(store: TCPStore) -> PrefixStore:
+def _next_job(store: "TCPStore") -> "PrefixStore":
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # noqa: PLC0415 (not in every build)
+
     global _jobs  # noqa: PLW0603 (all processes count the jobs of a sweep alike)
     _jobs += 1
     return PrefixStore(f"job{_jobs}", store)
 
 
-def _ranks_of_nodes(job: PrefixStore, launch: Launch, local: int) -> Ranks:
+def _ranks_of_nodes(job: "PrefixStore", launch: Launch, local: int) -> Ranks:
     """Return the ranks of a node's first process; nodes need not have equally many."""
     job.set(f"node{launch.node}", str(local))
     try:
         counts = [int(job.get(f"node{node}")) for node in range(launch.num_nodes)]
-    except DistError:
+    except RuntimeError:
         raise LostError(f"impl.setup.world_size={launch.num_nodes}: not all nodes have come within {START}") from None
     return Ranks(sum(counts[: launch.node]), sum(counts), 0, local)
 

@@ -7,18 +7,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # public, but not listed
 
 from fullbatch.runtime.files import told
 from fullbatch.runtime.lifeline import LOCAL, Lifeline, LostError, connected
 from fullbatch.runtime.ranks import Ranks, share
 from fullbatch.tensors import copy_, flatten, unflatten
 from fullbatch.typing import Tensors
+
+if TYPE_CHECKING:
+    from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # public, but not listed
 
 T = TypeVar("T")
 BUCKET = 1 << 24
@@ -169,7 +171,7 @@ ALONE = Group()
 def joined(
     ranks: Ranks,
     address: str,
-    store: Store,
+    store: "Store",
     *,
     backend: str,
     alive: Callable[[], None] = lambda: None,
@@ -198,20 +200,23 @@ def joined(
     if address in LOCAL:
         _stay_on_this_machine()
     both = "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo"
-    dist.init_process_group(both, store=store, rank=ranks.rank, world_size=ranks.size, timeout=FOR_EVER)
     group = Group(ranks, lifeline)
     try:
+        dist.init_process_group(both, store=store, rank=ranks.rank, world_size=ranks.size, timeout=FOR_EVER)
         yield group
     except BaseException as error:
         group.ending.status = 130 if isinstance(error, KeyboardInterrupt) else group.ending.status or 1
         raise
     finally:
         lifeline.leave(group.ending.status)
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
-def open_store(address: str, port: int, *, serve: bool) -> TCPStore:
+def open_store(address: str, port: int, *, serve: bool) -> "TCPStore":
     """Return the store at an address, which this process serves or somebody else; ``LostError`` if nobody does."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # noqa: PLC0415 (not in every build)
+
     try:
         return TCPStore(address, port, is_master=serve, timeout=START, wait_for_workers=False)
     except (RuntimeError, ValueError) as error:
