@@ -1,15 +1,16 @@
 """Train a vision model by (full-batch) gradient descent: ``python train_with_gradient_descent.py hyp=gradreg``."""
 
+import os
 import sys
 from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
-from fullbatch.command_line import reported, together
+from fullbatch.command_line import JobEndedBadlyError, reported, together
 
 CONFIG = Path(__file__).parent / "config"
-LOST, INTERRUPTED = 4, 128
+LOST, INTERRUPTED, LAUNCHING = 4, 128, os.getpid()
 statuses: list[int] = []
 
 
@@ -19,6 +20,8 @@ def main(cfg: DictConfig) -> None:
     from fullbatch.launch import run_job  # noqa: PLC0415 (imports torch, which `--cfg job` and `--help` can do without)
 
     statuses.append(run_job(cfg))
+    if os.getpid() != LAUNCHING and statuses[-1]:
+        raise JobEndedBadlyError(statuses[-1])  # a launcher's process; the one that launched it hears of it
     if statuses[-1] == LOST or statuses[-1] >= INTERRUPTED:
         sys.exit(statuses[-1])  # a signal ends a sweep, too, and so does the end of another process
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from fullbatch.results.experiments import spread
 from fullbatch.training.recorder import read_table
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")  # Okabe & Ito, 2008
@@ -37,11 +38,6 @@ def experiments(paths: Sequence[Path]) -> dict[str, list[Run]]:
     for name, run in longest.items():
         found.setdefault(re.sub(r"_\d$", "", name), []).append(run)
     return found
-
-
-def spread(values: Sequence[float], scale: float = 1.0) -> str:
-    mean = f"{scale * statistics.mean(values):.2f}"
-    return f"{mean} ± {scale * statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
 def table_of(runs: dict[str, list[Run]]) -> Table:

@@ -2,19 +2,13 @@
 
 import json
 import logging
-import platform
-import subprocess
-import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
-from rich.table import Table
-
-from fullbatch import __version__
 from fullbatch.config import to_yaml
+from fullbatch.entry import configuration_hash
+from fullbatch.provenance import provenance
 from fullbatch.runtime.device import describe
 from fullbatch.runtime.distributed import ALONE, Group
 from fullbatch.settings import Run
@@ -72,30 +66,11 @@ def announce(job: Job) -> None:
     log.info("model %s, %s parameters", _model_name(run), f"{parameters:,}")
     log.info("%s, optimizer %s: %s%s", mode, run.hyp.optim.name, settings, around)
     (job.places.folder / "config.yaml").write_text(to_yaml({**job.tree, "seed": job.seed}), encoding="utf-8")
-    (job.places.folder / "run.json").write_text(json.dumps(_provenance(), indent=2) + "\n", encoding="utf-8")
+    (job.places.folder / "run.json").write_text(json.dumps(provenance(), indent=2) + "\n", encoding="utf-8")
 
 
 def _listed(settings: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in settings.items() if key != "name")
-
-
-def _provenance() -> dict[str, Any]:
-    return {
-        "command": sys.argv,
-        "git_revision": _git_revision(),
-        "fullbatch": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "machine": platform.platform(),
-    }
-
-
-def _git_revision() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None  # not a git checkout, or no git
 
 
 def how_it_ended(job: Job) -> str:
@@ -108,7 +83,8 @@ def _model_name(run: Run) -> str:
     return getattr(model, "target", None) or f"{getattr(model, 'name', '')}{getattr(model, 'depth', '')}"
 
 
-def _summary(job: Job) -> dict[str, Any]:
+def summary(job: Job) -> dict[str, Any]:
+    """Return what the run came to."""
     return summarize(job.trainer.state.rows, warmup=job.run.hyp.warmup, window=job.run.impl.validate_every_nth_step)
 
 
@@ -122,10 +98,12 @@ def run_row(job: Job, diverged: DivergedError | None) -> dict[str, Any]:
         "optimizer": run.hyp.optim.name,
         "stoch": run.hyp.train_stochastic,
         "augmentations": bool(run.data.augmentations_train),
-        **_summary(job),
+        **summary(job),
+        "size": run.data.size,
         "batch_size": run.data.batch_size,
         **_flat(job.tree["hyp"]),
         "seed": job.seed,
+        "configuration": configuration_hash(run, identity(asdict(run))),
         "folder": str(job.places.folder),
     }
 
@@ -137,13 +115,9 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def show(job: Job, console: Console) -> None:
-    """Print the result."""
-    table = Table(title=f"{job.run.name}: {_model_name(job.run)} on {job.run.data.name}", show_header=False)
-    for key, value in _summary(job).items():
-        percent = key.endswith("acc") or key.startswith("valid_acc")
-        table.add_row(key, f"{value:.2%}" if percent else f"{value:.5g}")
-    console.print(table)
+def title(run: Run) -> str:
+    """Return the title of a run's result."""
+    return f"{run.name}: {_model_name(run)} on {run.data.name}"
 
 
 def where(state: TrainState) -> str:

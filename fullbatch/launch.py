@@ -2,9 +2,9 @@
 
 import logging
 import secrets
-import sys
 import tempfile
 from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,14 @@ from fullbatch.analysis.figure import draw_edge_of_stability
 from fullbatch.build import build_trainer, check_determinism
 from fullbatch.build_analysis import build_probes
 from fullbatch.build_data import about
+from fullbatch.command_line import typed
 from fullbatch.config import plain, settings_of
 from fullbatch.data.reading import workers_told
-from fullbatch.job import Job, Places, announce, how_it_ended, identity, run_row, show, where
+from fullbatch.entry import CHECKPOINT, LEDGER, Entry, enter, settled, show
+from fullbatch.job import Job, Places, announce, how_it_ended, identity, run_row, summary, title, where
 from fullbatch.processes import launch_from, leading, local_processes
 from fullbatch.restore import checkpoint_path, keep_foreign, matching
+from fullbatch.results.ledger import State
 from fullbatch.runtime.device import set_up
 from fullbatch.runtime.distributed import ALONE, Group
 from fullbatch.runtime.files import claimed, require_writable, told
@@ -90,10 +93,14 @@ def _lead(run: Run, tree: dict[str, Any], folder: Path, group: Group, caught: In
         try:
             for path in (places.checkpoint, places.table):
                 require_writable(path)
+            entry = stack.enter_context(enter(run, identity(asdict(run)), folder, places.table.with_name(LEDGER)))
+            if entry.settled is not None:
+                return settled(entry.settled, title(run), console)
             if run.impl.checkpoint.name is not None:
                 stack.enter_context(claimed(places.checkpoint))
             with workers_told():
                 job = prepare(run, tree, places, group)
+            entry.start()
         except InterruptedWork as error:
             log.warning("%s", error)
             return caught.exit_status
@@ -103,7 +110,7 @@ def _lead(run: Run, tree: dict[str, Any], folder: Path, group: Group, caught: In
             return lost(error)
         try:
             with workers_told():
-                return execute(job, wishes, console)
+                return execute(job, entry, wishes, console)
         except (ValueError, OSError) as error:
             return mistake(error, f"; the last checkpoint is {find_checkpoint(places.checkpoint) or 'none'}")
         except LostError as error:
@@ -158,14 +165,15 @@ def assist(job: Job, wishes: Wishes) -> int:
     return DONE if trainer.done else wishes.exit_status
 
 
-def execute(job: Job, wishes: Wishes, console: Console) -> int:
+def execute(job: Job, entry: Entry, wishes: Wishes, console: Console) -> int:
     """Train, record, and say how it ended; return the exit status."""
     trainer, state = job.trainer, job.trainer.state
     if trainer.done:
         log.info("this run has finished before (%s); its result:", how_it_ended(job))
         trainer.validate_last()
-        show(job, console)
-        return DONE
+        if entry.cut_short:  # perhaps between the last checkpoint and the row
+            add_run(job.places.table, run_row(job, None), unless=("name", "configuration", "seed"))
+        return _finished(job, entry, console)
     trainer.wish, trainer.take_step.passes.wishes = wishes.agree, wishes
     trainer.save = lambda: _save(job, wishes)
     table = ConvergenceTable(
@@ -183,14 +191,21 @@ def execute(job: Job, wishes: Wishes, console: Console) -> int:
         draw_edge_of_stability({job.run.name: state.rows}, job.places.folder / f"sharpness_{job.run.name}.png")
     if not trainer.done and diverged is None:
         log.warning("paused %s; the checkpoint is %s", where(state), job.places.checkpoint)
+        entry.end(State.INTERRUPTED, f"paused {where(state)}")
         return wishes.exit_status
     add_run(job.places.table, run_row(job, diverged))
     if diverged is not None:
         kept = find_checkpoint(job.places.checkpoint)
         log.error("%s; the last good checkpoint is %s", diverged, kept or "none, the first step diverged")
+        entry.end(State.DIVERGED, str(diverged))
         return DIVERGED
     log.info("done: %s", how_it_ended(job))
-    show(job, console)
+    return _finished(job, entry, console)
+
+
+def _finished(job: Job, entry: Entry, console: Console) -> int:
+    entry.end(State.FINISHED, how_it_ended(job), summary(job))
+    show(summary(job), title(job.run), console)
     return DONE
 
 
@@ -200,7 +215,7 @@ def _save(job: Job, wishes: Wishes) -> None:
         job.trainer.state.state_dict(),
         config=identity(job.tree),
         seed=job.seed,
-        command=sys.argv,
+        command=typed(),
         keep=job.run.impl.checkpoint.keep,
     )
     wishes.saved()
@@ -222,9 +237,9 @@ def mistake(error: ValueError | OSError, more: str = "") -> int:
 def _places(run: Run, folder: Path) -> Places:
     table = f"table_fb_{run.data.name}_runs.csv"
     if run.dryrun:
-        return Places(folder, folder / "checkpoint.pth", folder / table)
+        return Places(folder, folder / CHECKPOINT, folder / table)
     name = run.impl.checkpoint.name
-    checkpoint = folder / "checkpoint.pth" if name is None else checkpoint_path(name)
+    checkpoint = folder / CHECKPOINT if name is None else checkpoint_path(name)
     return Places(folder, checkpoint, Path("tables") / table)
 
 

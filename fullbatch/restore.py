@@ -13,11 +13,12 @@ from fullbatch.training.stored_models import StoredModel, read_model
 
 log = logging.getLogger(__name__)
 
-_OF_THE_FILE = (
+OF_THE_FILE = (
     *("path", "rebuild_existing_database", "temporary_database", "write_frequency", "shuffle_while_writing"),
     *("max_readers", "readahead", "meminit", "max_spare_txns", "access"),
 )
-NO_MATTER = tuple(f"data.db.{key}:" for key in _OF_THE_FILE)
+"""Of ``data.db``: how its file is written, found and read, not what is in it."""
+NO_MATTER = tuple(f"data.db.{key}:" for key in OF_THE_FILE)
 """Keys that a checkpoint keeps, but that its run may continue without."""
 
 

@@ -30,6 +30,17 @@ def write_atomically(path: Path, content: bytes | memoryview, *, keep: int = 0) 
     _synchronize_folder(path.parent)
 
 
+def move(path: Path, target: Path) -> None:
+    """Move a file, also to another file system, so that at every moment it is whole at one of the two places."""
+    try:
+        path.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        write_atomically(target, path.read_bytes())
+        path.unlink()
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Let an ``OSError`` that names no file, as those of full disks do, name ``path``."""

@@ -24,6 +24,8 @@ class Interruption:
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
     SAVE = tuple(number for number in signal.Signals if number.name == "SIGUSR1")  # Windows has none
+    HANDED_ON = tuple(number for number in signal.Signals if number.name == "SIGUSR2")
+    """Caught where somebody else has a handler for it, whose turn it is after the save: submitit puts the job back."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -68,13 +70,17 @@ def interrupted() -> bool:
 
 @contextmanager
 def interruption() -> Iterator[Interruption]:
-    """Catch SIGINT, SIGTERM and SIGUSR1 inside (in the main thread; elsewhere nothing is caught)."""
+    """Catch SIGINT, SIGTERM and SIGUSR1 inside (in the main thread; elsewhere nothing is caught).
+
+    A signal to be handed on goes to its own handler at the end, unless an error ends the run.
+    """
     caught = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
     _present.append(caught)
-    numbers = (*Interruption.SIGNALS, *Interruption.SAVE)
+    handed_on = [number for number in Interruption.HANDED_ON if callable(signal.getsignal(number))]
+    numbers = (*Interruption.SIGNALS, *Interruption.SAVE, *handed_on)
     before = {number: signal.signal(number, caught.receive) for number in numbers}
     try:
         yield caught
@@ -82,6 +88,8 @@ def interruption() -> Iterator[Interruption]:
         for number, handler in before.items():
             signal.signal(number, handler)
         _present.pop()
+    if caught.signal in handed_on:
+        signal.raise_signal(caught.signal)
 
 
 class Wish(IntEnum):

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,16 @@ class ConvergenceTable:
         _write(self.path, self._columns, self._rows)
 
 
-def add_run(path: Path, row: Mapping[str, Any]) -> None:
-    """Add one row to the table of runs, under a lock and atomically; columns are those of all rows together."""
+def add_run(path: Path, row: Mapping[str, Any], *, unless: Sequence[str] = ()) -> None:
+    """Add one row to the table of runs, under a lock and atomically; columns are those of all rows together.
+
+    With ``unless``, a row that equals one of the table in these columns, as far as that has them, is not added.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         rows: list[Mapping[str, Any]] = read_table(path) if path.exists() else []
+        if unless and any(all(old.get(key, "") in ("", str(row[key])) for key in unless) for old in rows):
+            return
         columns = list(dict.fromkeys(column for some_row in (*rows, row) for column in some_row))
         _write(path, columns, [*rows, row])
 

@@ -3,14 +3,12 @@
 import re
 import shlex
 import subprocess
-from itertools import product
 
 import pytest
 from composing import CONFIG, ROOT, composed
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from fullbatch.command_line import normalized
+from fullbatch.command_line import jobs_of, normalized
 from fullbatch.config import parse
 from fullbatch.settings.impl import Distributed
 
@@ -33,15 +31,15 @@ def commands() -> list[str]:
     return [command.split("  #")[0].strip() for command in found]
 
 
-def sweep(arguments: list[str]) -> list[list[str]]:
-    """All the jobs of a command line, more than one with ``-m``."""
-    overrides = normalized([argument for argument in arguments if argument not in ("-m", "--multirun")], CONFIG)
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    choices = [
-        [f"{o.key_or_group}={value}" for value in o.sweep_string_iterator()] if o.is_sweep_override() else [text]
-        for o, text in zip(parsed, overrides, strict=True)
-    ]
-    return [list(job) for job in product(*choices)]
+def submitted() -> list[str]:
+    """The runs that the lines for sbatch stand for."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    script = (ROOT / "train.sbatch").read_text(encoding="utf-8")
+    assert '"$program/train.sh" "$name" "impl.checkpoint.name=$name" "${@:2}"' in script
+    lines = subprocess.run(["bash", str(ROOT / "train.sh"), "list"], capture_output=True, text=True, check=True).stdout
+    known = dict(line.split(maxsplit=1) for line in lines.splitlines())
+    found = re.findall(r"^sbatch (?:--\S+ )*train\.sbatch (\S+)(.*?)(?: +#.*)?$", text, flags=re.MULTILINE)
+    return [f"name={name} {known[name]} impl.checkpoint.name={name}{more}" for name, more in found]
 
 
 def refusal(command: str) -> str | None:
@@ -58,12 +56,13 @@ CONTRACTED = [
 def test_the_files_hold_what_they_promise() -> None:
     assert len(experiments()) == 43
     assert len(commands()) >= 15
+    assert len(submitted()) >= 2
 
 
-@pytest.mark.parametrize("command", dict.fromkeys([*commands(), *experiments(), *CONTRACTED]))
+@pytest.mark.parametrize("command", dict.fromkeys([*commands(), *experiments(), *submitted(), *CONTRACTED]))
 def test_the_command_line_parses(command: str) -> None:
     said = refusal(command)
-    for job in sweep(shlex.split(command)):
+    for job in jobs_of(normalized(shlex.split(command), CONFIG)):
         if said is None:
             parse(composed(*job))
         else:

@@ -241,8 +241,9 @@ def words(typed: str) -> list[str]:
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    """All files of the user; run folders and locks may come."""
+    """All files of the user; run folders and locks may come, and the ledger notes what happened."""
     files = [path for path in folder.rglob("[!.]*") if path.is_file() and folder / "outputs" not in path.parents]
+    files = [path for path in files if path.name != "ledger.sqlite"]
     return {path: path.read_bytes() for path in files}
 
 

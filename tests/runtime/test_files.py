@@ -1,12 +1,13 @@
 """Atomic files: whole at every moment, with as many predecessors as asked for."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from fullbatch.runtime import files
-from fullbatch.runtime.files import previous_paths, write_atomically
+from fullbatch.runtime.files import move, previous_paths, write_atomically
 
 
 def test_predecessors_are_kept_newest_first(tmp_path: Path) -> None:
@@ -60,3 +61,22 @@ def test_file_systems_without_links_get_copies(tmp_path: Path, monkeypatch: pyte
     for content in (b"a", b"b"):
         write_atomically(path, content, keep=1)
     assert (path.read_bytes(), previous_paths(path, 1)[0].read_bytes()) == (b"b", b"a")
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_file_moves_also_to_another_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
+) -> None:
+    replace = Path.replace
+
+    def refusing(self: Path, target: Path) -> Path:
+        if self.name == "x" and elsewhere:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(self))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", refusing)
+    (tmp_path / "x").write_bytes(b"content")
+    move(tmp_path / "x", tmp_path / "y")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("y", b"content")]
+    with pytest.raises(FileNotFoundError):
+        move(tmp_path / "nothing", tmp_path / "z")

@@ -62,3 +62,20 @@ def test_a_child_leaves_signals_to_its_parent() -> None:
             os._exit(7 if caught else 0)
         assert os.waitpid(child, 0)[1] == 0
         assert not caught
+
+
+def test_a_queue_s_signal_is_handed_on_after_the_save() -> None:
+    happened = []
+    before = signal.signal(signal.SIGUSR2, lambda *_: happened.append("handed on"))
+    try:
+        with interruption() as caught:
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert caught
+            happened.append("saved")
+        assert happened == ["saved", "handed on"]
+        with pytest.raises(ValueError, match="mistake"), interruption():
+            raise ValueError("mistake")
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    with interruption():
+        assert signal.getsignal(signal.SIGUSR2) is before  # nobody waits for it: it is not caught

@@ -46,6 +46,17 @@ def test_runs_with_other_keys_share_a_table(tmp_path: Path) -> None:
     ]
 
 
+def test_a_row_that_is_there_is_not_added_again(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    for row in ({"name": "a", "seed": 1}, {"name": "a", "seed": 1}, {"name": "a", "seed": 2}, {"name": "b", "seed": 1}):
+        add_run(path, row, unless=("name", "seed"))
+    assert [(row["name"], row["seed"]) for row in read_table(path)] == [("a", "1"), ("a", "2"), ("b", "1")]
+    add_run(path, {"name": "a", "seed": 2, "configuration": "abc"}, unless=("name", "seed", "configuration"))
+    assert len(read_table(path)) == 3  # rows of older versions have no such column
+    add_run(path, {"name": "a", "seed": 2})
+    assert len(read_table(path)) == 4
+
+
 def test_concurrent_runs_lose_no_row(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda n: add_run(tmp_path / "runs.csv", {"name": str(n), f"key{n % 3}": n}), range(40)))
