@@ -87,7 +87,7 @@ def _follow(run: Run, launch: Launch, folder: Path) -> int:
 
 
 def _lead(run: Run, tree: dict[str, Any], folder: Path, group: Group, caught: Interruption, console: Console) -> int:
-    places = _places(run, folder)
+    places, started = _places(run, folder), False
     wishes = Wishes(caught, group, run.impl.checkpoint.max_minutes)
     with ExitStack() as stack:
         try:
@@ -100,21 +100,16 @@ def _lead(run: Run, tree: dict[str, Any], folder: Path, group: Group, caught: In
                 stack.enter_context(claimed(places.checkpoint))
             with workers_told():
                 job = prepare(run, tree, places, group)
-            entry.start()
+                entry.start()
+                started = True
+                return execute(job, entry, wishes, console)
         except InterruptedWork as error:
             log.warning("%s", error)
+            entry.end(State.INTERRUPTED, str(error))
             return caught.exit_status
-        except (ValueError, OSError) as error:
-            return mistake(error)
-        except LostError as error:
-            return lost(error)
-        try:
-            with workers_told():
-                return execute(job, entry, wishes, console)
-        except (ValueError, OSError) as error:
-            return mistake(error, f"; the last checkpoint is {find_checkpoint(places.checkpoint) or 'none'}")
-        except LostError as error:
-            return lost(error, f"; the last checkpoint is {find_checkpoint(places.checkpoint) or 'none'}")
+        except (ValueError, OSError, LostError) as error:
+            kept = f"; the last checkpoint is {find_checkpoint(places.checkpoint) or 'none'}" if started else ""
+            return lost(error, kept) if isinstance(error, LostError) else mistake(error, kept)
 
 
 def prepare(run: Run, tree: dict[str, Any], places: Places, group: Group = ALONE) -> Job:
