@@ -15,13 +15,14 @@ from rich.table import Table
 
 from fullbatch.build_landscape import Landscape, build_landscape
 from fullbatch.config import plain, settings_of
+from fullbatch.data.reading import workers_told
 from fullbatch.landscape.export import save_surface
 from fullbatch.landscape.filling import filled
 from fullbatch.landscape.surface import Surface
 from fullbatch.launch import DONE, mistake
 from fullbatch.restore import restored
 from fullbatch.runtime.device import set_up
-from fullbatch.runtime.interruption import Interruption, interruption
+from fullbatch.runtime.interruption import InterruptedWork, Interruption, interruption
 from fullbatch.runtime.logs import job_log
 from fullbatch.settings import Run
 
@@ -40,12 +41,17 @@ def crunch_job(cfg: DictConfig) -> int:
         terminal = stack.enter_context(job_log(folder / "log.txt"))
         interrupted = stack.enter_context(interruption())
         try:
-            run, landscape, title = _prepared(plain(cfg), HydraConfig.get().overrides.task)
+            with workers_told():
+                run, landscape, title = _prepared(plain(cfg), HydraConfig.get().overrides.task)
             database = database_folder(run)
             if run.dryrun:  # every file goes where it does not stay
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
                 database = folder / "database"
-            return crunch(run, landscape, database, folder, title, interrupted, terminal.out)
+            with workers_told():
+                return crunch(run, landscape, database, folder, title, interrupted, terminal.out)
+        except InterruptedWork as error:
+            log.warning("%s", error)
+            return interrupted.exit_status
         except (ValueError, OSError) as error:
             return mistake(error)
 

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fullbatch.config import settings_of
+from fullbatch.data.reading import workers_told
 from fullbatch.job import Places
 from fullbatch.launch import assist, prepare
 from fullbatch.processes import Work, following
 from fullbatch.runtime.distributed import MISTAKE, Group
 from fullbatch.runtime.files import told
-from fullbatch.runtime.interruption import Interruption, Wishes, interruption
+from fullbatch.runtime.interruption import InterruptedWork, Interruption, Wishes, interruption
 from fullbatch.runtime.lifeline import LOST, LostError
 from fullbatch.runtime.logs import quiet_log
 from fullbatch.runtime.ranks import Launch, Ranks, launch_of
@@ -52,14 +53,17 @@ def _take_part(group: Group, work: Work, caught: Interruption) -> int:
     try:
         run = settings_of(work.tree)
         folder = Path(work.folder)
-        job = prepare(run, work.tree, Places(folder, folder, folder), group)
-        return assist(job, Wishes(caught, group))
+        with workers_told():
+            job = prepare(run, work.tree, Places(folder, folder, folder), group)
+            return assist(job, Wishes(caught, group))
     except LostError as error:
         if not error.told:
             log.error("%s", error)
         return error.status
     except (ValueError, OSError) as error:
         return _fail(group, MISTAKE, told(error) if isinstance(error, OSError) else str(error))
+    except InterruptedWork as error:
+        return _fail(group, caught.exit_status, str(error))
     except KeyboardInterrupt:
         return _fail(group, INTERRUPTED, "interrupted")
     except Exception:

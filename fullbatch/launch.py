@@ -16,13 +16,14 @@ from rich.console import Console
 from fullbatch.build import build_trainer, check_determinism
 from fullbatch.build_data import about
 from fullbatch.config import plain, settings_of
+from fullbatch.data.reading import workers_told
 from fullbatch.job import Job, Places, announce, how_it_ended, identity, run_row, show, where
 from fullbatch.processes import launch_from, leading, local_processes
 from fullbatch.restore import checkpoint_path, keep_foreign, matching
 from fullbatch.runtime.device import set_up
 from fullbatch.runtime.distributed import ALONE, Group
 from fullbatch.runtime.files import claimed, require_writable, told
-from fullbatch.runtime.interruption import Interruption, Wishes, interruption
+from fullbatch.runtime.interruption import InterruptedWork, Interruption, Wishes, interruption
 from fullbatch.runtime.lifeline import LostError
 from fullbatch.runtime.logs import ProgressBar, job_log
 from fullbatch.runtime.ranks import Launch
@@ -89,13 +90,18 @@ def _lead(run: Run, tree: dict[str, Any], folder: Path, group: Group, caught: In
                 require_writable(path)
             if run.impl.checkpoint.name is not None:
                 stack.enter_context(claimed(places.checkpoint))
-            job = prepare(run, tree, places, group)
+            with workers_told():
+                job = prepare(run, tree, places, group)
+        except InterruptedWork as error:
+            log.warning("%s", error)
+            return caught.exit_status
         except (ValueError, OSError) as error:
             return mistake(error)
         except LostError as error:
             return lost(error)
         try:
-            return execute(job, wishes, console)
+            with workers_told():
+                return execute(job, wishes, console)
         except (ValueError, OSError) as error:
             return mistake(error, f"; the last checkpoint is {find_checkpoint(places.checkpoint) or 'none'}")
         except LostError as error:

@@ -26,6 +26,7 @@ from fullbatch.data.lmdb_records import (
     require_equal,
     verify,
 )
+from fullbatch.runtime.interruption import stop_if_interrupted
 from fullbatch.runtime.lmdb_files import refuse_foreign, refuse_truncated
 
 _TABLE, _MANIFEST, _DIGEST = b"pictures", b"manifest", b"digest"
@@ -227,6 +228,7 @@ def digest(environment: Environment) -> str:
     """Return BLAKE2b over all keys and values in the order of the keys: equal for equal pictures and labels."""
     state = hashlib.blake2b(digest_size=16)
     for key, value in environment.records():
+        stop_if_interrupted("stopped with all pictures written")
         state.update(key)
         state.update(value)
     return state.hexdigest()

@@ -1,9 +1,10 @@
 """Device, precision and memory format; the only place that sets global flags of PyTorch."""
 
+import ctypes
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import torch
@@ -70,6 +71,16 @@ def tf32(allowed: bool) -> Iterator[None]:
     finally:
         for switch, value in zip(switches, before, strict=True):
             switch.fp32_precision = value
+
+
+def give_memory_back() -> None:
+    """Give main memory that is free in this process back to the system, where that is glibc's to do.
+
+    Its allocator does not always use the freed memory of one block for the next (measured: 6 MiB more with each block
+    of 6 MiB, all of it returned by this call), so a long stream of blocks would fill the memory.
+    """
+    with suppress(AttributeError, OSError, TypeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def describe(device: torch.device) -> str:

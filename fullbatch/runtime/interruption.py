@@ -1,6 +1,7 @@
 """Signals: Ctrl-C and SIGTERM save and leave, SIGUSR1 saves and goes on. Several processes agree on when."""
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -14,6 +15,10 @@ from fullbatch.runtime.distributed import ALONE, Group
 log = logging.getLogger(__name__)
 
 
+class InterruptedWork(Exception):
+    """Work that is not a step was stopped by a signal, with nothing lost that was done; the message says what."""
+
+
 class Interruption:
     """Remembers the first signal to stop, and how often a save was asked for; a second Ctrl-C ends the run at once."""
 
@@ -23,6 +28,7 @@ class Interruption:
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self.saves = 0
+        self._process = os.getpid()
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -33,7 +39,9 @@ class Interruption:
         return 128 + self.signal if self.signal else 0
 
     def receive(self, number: int, _: FrameType | None) -> None:
-        """Handle a signal."""
+        """Handle a signal; processes that inherited this leave it to the one that started them."""
+        if os.getpid() != self._process:
+            return
         if number in self.SAVE:
             self.saves += 1
             log.info("%s: saving soon", signal.Signals(number).name)
@@ -44,6 +52,20 @@ class Interruption:
         log.warning("%s: saving soon, then leaving; Ctrl-C again leaves at once", self.signal.name)
 
 
+_present = [Interruption()]  # a stack: signals are the process' own
+
+
+def stop_if_interrupted(what: str) -> None:
+    """Raise ``InterruptedWork`` with the message ``what`` where a signal has asked to stop."""
+    if _present[-1]:
+        raise InterruptedWork(what)
+
+
+def interrupted() -> bool:
+    """Say whether a signal has asked to stop."""
+    return bool(_present[-1])
+
+
 @contextmanager
 def interruption() -> Iterator[Interruption]:
     """Catch SIGINT, SIGTERM and SIGUSR1 inside (in the main thread; elsewhere nothing is caught)."""
@@ -51,6 +73,7 @@ def interruption() -> Iterator[Interruption]:
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
+    _present.append(caught)
     numbers = (*Interruption.SIGNALS, *Interruption.SAVE)
     before = {number: signal.signal(number, caught.receive) for number in numbers}
     try:
@@ -58,6 +81,7 @@ def interruption() -> Iterator[Interruption]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _present.pop()
 
 
 class Wish(IntEnum):

@@ -17,8 +17,8 @@ from fullbatch.landscape.grid import POINT, Axis, Grid
 from fullbatch.landscape.surface import Surface
 
 
-@pytest.mark.slow
-def test_pictures_come_faster_from_a_data_base(tmp_path: Path) -> None:
+def data_benchmark(tmp_path: Path, *arguments: str) -> str:
+    """What the benchmark of the data says about 40 pictures."""
     for place in (tmp_path / split / name for split in ("train", "val") for name in "ab"):
         place.mkdir(parents=True)
         for number in range(20):
@@ -26,9 +26,20 @@ def test_pictures_come_faster_from_a_data_base(tmp_path: Path) -> None:
             Image.fromarray(pixels).save(place / f"{number}.jpg")
     command = [sys.executable, str(ROOT / "benchmarks" / "data.py"), "--path", str(tmp_path), "--samples", "40"]
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True, env=environment)
-    (ratio,) = re.findall(r"the data base is ([\d.]+) times as fast", ended.stdout)
+    command += arguments
+    return subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True, env=environment).stdout
+
+
+@pytest.mark.slow
+def test_pictures_come_faster_from_a_data_base(tmp_path: Path) -> None:
+    (ratio,) = re.findall(r"the data base is ([\d.]+) times as fast", data_benchmark(tmp_path))
     assert float(ratio) > 2
+
+
+@pytest.mark.slow
+def test_the_memory_of_each_way_is_shown(tmp_path: Path) -> None:
+    shown = data_benchmark(tmp_path, "--memory", "--crop", "--workers", "1")
+    assert re.findall(r"(cached|streamed|whole) +│ +[\d,]+ +│ +[\d,]+", shown) == ["cached", "streamed", "whole"]
 
 
 @pytest.mark.slow
