@@ -64,6 +64,8 @@ def _take_part(group: Group, work: Work, caught: Interruption) -> int:
         return _fail(group, caught.exit_status, str(error))
     except (ValueError, OSError) as error:
         return _fail(group, MISTAKE, told(error) if isinstance(error, OSError) else str(error))
+    except InterruptedWork as error:
+        return _fail(group, caught.exit_status, str(error))
     except KeyboardInterrupt:
         return _fail(group, INTERRUPTED, "interrupted")
     except Exception:
