@@ -19,17 +19,19 @@ from rich.console import Console
 from rich.table import Table
 
 from fullbatch import __version__
-from fullbatch.build import build_trainer, check_determinism
+from fullbatch.build import build_precision, build_trainer, check_determinism, set_up_machine
 from fullbatch.build_data import about
 from fullbatch.config import plain, settings_of, to_yaml
+from fullbatch.plan import print_plan
 from fullbatch.restore import checkpoint_path, keep_foreign, matching
-from fullbatch.runtime.device import describe, set_up
+from fullbatch.runtime.device import DTYPES, describe
 from fullbatch.runtime.files import claimed, require_writable, told
 from fullbatch.runtime.interruption import Interruption, interruption
 from fullbatch.runtime.logs import ProgressBar, job_log
 from fullbatch.settings import Run
 from fullbatch.tensors import device_of
 from fullbatch.training.checkpoint import find_checkpoint, save_checkpoint
+from fullbatch.training.cost import speed
 from fullbatch.training.curves import draw_curves
 from fullbatch.training.recorder import ConvergenceTable, add_run
 from fullbatch.training.steps import DivergedError
@@ -73,6 +75,9 @@ def run_job(cfg: DictConfig) -> int:
         try:
             tree = plain(cfg)
             run = settings_of(tree)
+            if run.plan:
+                print_plan(run, terminal.out)
+                return DONE
             if run.dryrun:  # every file goes where it does not stay
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             places = _places(run, folder)
@@ -91,7 +96,7 @@ def run_job(cfg: DictConfig) -> int:
 
 def prepare(run: Run, tree: dict[str, Any], places: Places) -> Job:
     """Build the run, and continue it where its checkpoint is; ``ValueError`` and ``OSError`` for mistakes."""
-    set_up(threads=run.impl.threads, benchmark=run.impl.benchmark, deterministic=run.impl.deterministic)
+    set_up_machine(run.impl)
     saved = find_checkpoint(places.checkpoint)
     stored = None if saved is None else matching(saved, _identity(tree), run.seed)
     seed = int(stored.checkpoint["seed"]) if stored and stored.checkpoint else _seed(run)
@@ -227,7 +232,10 @@ def _model_name(run: Run) -> str:
 
 
 def _summary(job: Job) -> dict[str, Any]:
-    return summarize(job.trainer.state.rows, warmup=job.run.hyp.warmup, window=job.run.impl.validate_every_nth_step)
+    run, trainer = job.run, job.trainer
+    precision = build_precision(run, device_of(trainer.state.model)) or DTYPES[run.impl.dtype]
+    closing = summarize(trainer.state.rows, warmup=run.hyp.warmup, window=run.impl.validate_every_nth_step)
+    return {**closing, **speed(trainer, precision)}
 
 
 def _run_row(job: Job, diverged: DivergedError | None) -> dict[str, Any]:
@@ -257,6 +265,6 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _show(job: Job, console: Console) -> None:
     table = Table(title=f"{job.run.name}: {_model_name(job.run)} on {job.run.data.name}", show_header=False)
     for key, value in _summary(job).items():
-        percent = key.endswith("acc") or key.startswith("valid_acc")
+        percent = key.endswith(("acc", "share")) or key.startswith("valid_acc")
         table.add_row(key, f"{value:.2%}" if percent else f"{value:.5g}")
     console.print(table)

@@ -8,6 +8,8 @@ from typing import Any, cast
 
 import torch
 
+from fullbatch.runtime.allocator import keep_freed_memory
+
 log = logging.getLogger(__name__)
 
 DTYPES = {"float": torch.float32, "float32": torch.float32, "double": torch.float64, "float64": torch.float64}
@@ -31,12 +33,17 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def set_up(*, threads: int, benchmark: bool, deterministic: bool) -> int:
-    """Set PyTorch's global flags; return the number of threads, which is capped at the cores this process may use."""
+def set_up(*, threads: int, benchmark: bool, deterministic: bool, tf32: bool = False) -> int:
+    """Set PyTorch's global flags; return the number of threads, which is capped at the cores this process may use.
+
+    Without ``tf32``, float32 on CUDA is float32; by itself PyTorch would round the factors of convolutions.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = min(threads, cores)
+    keep_freed_memory()
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = benchmark and not deterministic
+    _set_tf32(tf32)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its bits only with this set
     torch.use_deterministic_algorithms(deterministic)
@@ -46,15 +53,32 @@ def set_up(*, threads: int, benchmark: bool, deterministic: bool) -> int:
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
     """Inside, let CUDA's float32 products and convolutions round their factors to TF32, or forbid it."""
-    switches: tuple[Any, Any] = (torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn).conv)
-    before = [switch.fp32_precision for switch in switches]
-    for switch in switches:
-        switch.fp32_precision = "tf32" if allowed else "ieee"
+    before = [switch.fp32_precision for switch in _tf32_switches()]
+    _set_tf32(allowed)
     try:
         yield
     finally:
-        for switch, value in zip(switches, before, strict=True):
+        for switch, value in zip(_tf32_switches(), before, strict=True):
             switch.fp32_precision = value
+
+
+def _set_tf32(allowed: bool) -> None:
+    for switch in _tf32_switches():
+        switch.fp32_precision = "tf32" if allowed else "ieee"
+
+
+def _tf32_switches() -> tuple[Any, Any]:
+    return torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn).conv
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Return whether the device has instructions for bfloat16, so that autocast saves time."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch 2.10 and later tell
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def describe(device: torch.device) -> str:

@@ -24,6 +24,7 @@ LAYERS = [
             "build_database",
             "build_optimizer",
             "launch",
+            "plan",
             "restore",
             "verify",
         ),
