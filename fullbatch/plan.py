@@ -125,10 +125,10 @@ def _work(trial: Trial, cost: Cost, rounds: int) -> Iterator[tuple[str, str]]:
     passes = rounds * sum(max(size // hyp.sub_batch, 1) for size in sizes)
     updates = math.ceil(rounds * len(sizes) / hyp.blocks_per_update) if trial.stochastic else 1
     mode = "stochastic" if trial.stochastic else "full batch"
-    losses = f", and losses: {cost.loss_evaluations:g}" if cost.loss_evaluations else ""
+    losses = f", {cost.loss_evaluations:g} losses" if cost.loss_evaluations else ""
     step, total = cost.flops_of_a_step, f"{cost.steps * cost.evaluations:,.10g}"
     yield "samples", f"{cost.samples:,} in {rounds * len(sizes):,} blocks, {passes:,} sub-batches"
-    yield "a step", f"{mode}, updates: {updates:,}; gradient evaluations of the samples: {cost.evaluations:g}{losses}"
+    yield "a step", f"{mode}: {updates:,} updates, {cost.evaluations:g} gradient evaluations{losses}"
     yield "the run", f"{cost.steps:,} steps, {total} evaluations, {cost.validations:,} validations"
     yield "operations", f"{_tera(step)} TFLOP a step, {_tera(step * cost.steps)} TFLOP in all"
 

@@ -119,7 +119,7 @@ def activation_bytes(objective: FullBatchObjective) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        objective.over([(inputs, labels)]).evaluate()
+        objective.over([(inputs.clone(), labels.clone())]).evaluate()  # not views of more than that
     return sum(kept.values())
 
 
