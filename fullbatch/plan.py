@@ -24,11 +24,12 @@ from fullbatch.build_optimizer import build_optimizer
 from fullbatch.data.datasets import PictureData
 from fullbatch.optim.schedules import schedule_named
 from fullbatch.runtime.device import DTYPES, describe, find_device
+from fullbatch.runtime.live_memory import peak_of
 from fullbatch.runtime.peak import matmul_peak
 from fullbatch.settings import Run
 from fullbatch.settings.data import LMDB, NoDataBase
 from fullbatch.tensors import device_of
-from fullbatch.training.cost import Cost, activation_bytes, flops_of, num_bytes, num_due, peak_bytes
+from fullbatch.training.cost import Cost, flops_of, num_bytes, num_due, peak_bytes
 from fullbatch.training.fit import require_fit
 from fullbatch.training.state import Row
 from fullbatch.training.steps import BlockSequence, Step
@@ -134,17 +135,15 @@ def _work(trial: Trial, cost: Cost, rounds: int) -> Iterator[tuple[str, str]]:
 
 
 def _memory(trial: Trial, rounds: int) -> Iterator[tuple[str, str]]:
-    hyp, objective, model = trial.run.hyp, trial.step.objective, trial.model
-    weights = num_bytes(list(model.parameters()))
-    aside = 3 if objective.regularized else 2  # the gradient and its sum; the parameters, while it is elsewhere
-    state = num_bytes(trial.optimizer.state) + (aside + hyp.evaluate_ema) * weights
+    model, device = trial.model, device_of(trial.model)
+    state = num_bytes(trial.optimizer.state) + trial.run.hyp.evaluate_ema * num_bytes(list(model.parameters()))
     pictures = rounds * sum(trial.blocks.sizes) * trial.data.channels * trial.data.pixels**2
-    peak = peak_bytes(device_of(model))
-    yield "model", f"{_mib(num_bytes(model.state_dict()))}; gradients and optimizer {_mib(state)}"
-    yield "activations", f"{_mib(activation_bytes(objective.over(trial.blocks[:1])))} for a sub-batch"
+    held = peak_bytes(device)
+    yield "model", f"{_mib(num_bytes(model.state_dict()))}, optimizer and average of the weights {_mib(state)}"
+    yield "an evaluation", f"{_mib(peak_of(trial.step.objective.over(trial.blocks[:1]).evaluate, device))} beside"
     yield "pictures", f"{_mib(pictures)} if they are cached (data.caching)"
-    if peak is not None:
-        yield "peak so far", f"{_mib(peak)} of {'the device' if device_of(model).type == 'cuda' else 'the process'}"
+    if held is not None:
+        yield "peak so far", f"{_mib(held)} of {'the device' if device.type == 'cuda' else 'the process'}"
 
 
 def _time(trial: Trial, cost: Cost) -> Iterator[tuple[str, str]]:

@@ -132,4 +132,5 @@ def parameters_at(module: nn.Module, values: Tensors) -> Iterator[None]:
         stack.enter_context(preserved_rng(device_of(module)))
         with torch.no_grad():
             copy_(parameters, values)
+        del values  # a copy of the parameters that nobody needs meanwhile
         yield

@@ -196,7 +196,7 @@ class FullBatchObjective:
             for block in self.sub_batches():
                 point = self.block_objective.point(block)
                 gradient = point.gradient(create_graph=method.needs_graph)
-                mean.add(method.product(point, gradient, v, eps), self._num_samples(block))
+                mean.add(method.product(point, gradient, lambda: v, eps), self._num_samples(block))
         return mean.value(self.all_reduce)
 
     def _pass_over_data(self, mean_gradient: Tensors | None = None, *, plain: bool = False) -> Evaluation:

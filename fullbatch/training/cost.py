@@ -11,7 +11,7 @@ from torch import Tensor
 from fullbatch.objective.flops import Flops, count_flops
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.runtime.peak import matmul_peak
-from fullbatch.tensors import device_of, trainable
+from fullbatch.tensors import device_of
 from fullbatch.training.steps import BlockSequence
 from fullbatch.training.trainer import Trainer
 
@@ -104,23 +104,6 @@ def num_bytes(tree: Any) -> int:
         return tree.numel() * tree.element_size()
     children = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, (list, tuple)) else ()
     return sum(map(num_bytes, children))
-
-
-def activation_bytes(objective: FullBatchObjective) -> int:
-    """Return what the first sub-batch keeps for its backward pass, the parameters excluded; leaves no trace."""
-    inputs, labels, _ = next(objective.sub_batches())
-    own = {parameter.untyped_storage().data_ptr() for parameter in trainable(objective.model)}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        objective.over([(inputs.clone(), labels.clone())]).evaluate()  # not views of more than that
-    return sum(kept.values())
 
 
 def peak_bytes(device: torch.device) -> int | None:

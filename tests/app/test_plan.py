@@ -26,7 +26,15 @@ def test_the_plan_of_a_regularized_run(script: Script, tmp_path: Path, capsys: p
     assert found["samples"] == "60 in 3 blocks, 3 sub-batches"
     assert found["a step"] == "full batch: 1 updates, 2 gradient evaluations"
     assert found["the run"] == "4 steps, 8 evaluations, 3 validations"
-    assert {"operations", "model", "activations", "pictures", "speed", "a step takes", "the run takes"} <= found.keys()
+    assert {
+        "operations",
+        "model",
+        "an evaluation",
+        "pictures",
+        "speed",
+        "a step takes",
+        "the run takes",
+    } <= found.keys()
     assert not (tmp_path / "checkpoints").exists()
     assert not (tmp_path / "tables").exists()
 

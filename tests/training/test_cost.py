@@ -4,17 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import cut, samples
 from hypothesis import given
 from hypothesis import strategies as st
 from small_training import trainer
-from torch import nn
-from torch.nn import functional as F
 
 from fullbatch.objective.flops import Flops
-from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.training import cost
-from fullbatch.training.cost import Cost, activation_bytes, num_bytes, num_due, speed
+from fullbatch.training.cost import Cost, num_bytes, num_due, speed
 
 COST = Cost(
     samples=1000,
@@ -45,14 +41,6 @@ def test_validations_are_counted_as_they_happen(steps: int, every: int) -> None:
 def test_bytes_of_nested_tensors() -> None:
     tree = {"a": torch.zeros(3), "b": [torch.zeros(2, dtype=torch.float64), {"c": (torch.zeros(1), 7, None)}]}
     assert num_bytes(tree) == 12 + 16 + 4
-
-
-def test_activations_are_what_is_kept_for_the_backward_pass() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(32, 5), nn.Tanh(), nn.Linear(5, 3)).double()
-    objective = FullBatchObjective(model, F.cross_entropy, cut(*samples(), [20, 13]), sub_batch=10)
-    rows, numbers, entry = 10, 32 + 5 + 3, 8  # inputs, what tanh returns, log-probabilities: of one sub-batch
-    labels_and_weight = rows * 8 + entry  # of the loss: int64, and the sum of the weights of its samples
-    assert activation_bytes(objective) == rows * numbers * entry + labels_and_weight
 
 
 def test_the_speed_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
