@@ -24,7 +24,7 @@ from fullbatch.optim.schedules import schedule_named
 from fullbatch.randomness import seeded
 from fullbatch.runtime.compilation import compile_model
 from fullbatch.runtime.device import DTYPES, MEMORY_FORMATS, find_device, has_fast_bfloat16, set_up
-from fullbatch.settings import Hyp, Impl, Run
+from fullbatch.settings import Hyp, Run
 from fullbatch.tensors import device_of
 from fullbatch.training.fit import require_fit
 from fullbatch.training.state import TrainState
@@ -41,9 +41,11 @@ from fullbatch.typing import Blocks
 log = logging.getLogger(__name__)
 
 
-def set_up_machine(impl: Impl) -> None:
+def set_up_machine(run: Run) -> None:
     """Set PyTorch's global flags as the settings say."""
-    set_up(threads=impl.threads, benchmark=impl.benchmark, deterministic=impl.deterministic, tf32=impl.tf32)
+    impl = run.impl
+    tf32 = not _subtracts_gradients(run.hyp) if impl.tf32 == "auto" else impl.tf32
+    set_up(threads=impl.threads, benchmark=impl.benchmark, deterministic=impl.deterministic, tf32=tf32)
 
 
 def build_trainer(run: Run, seed: int) -> Trainer:
@@ -122,7 +124,7 @@ def build_objective(run: Run, model: nn.Module, optimizer: Optimizer, blocks: Bl
     with about("hyp.grad_reg"):
         implementation_named(hyp.grad_reg.implementation)  # a wrong name is refused in any case
         if _regularized(hyp):
-            if low_precision and not _exact(hyp):
+            if low_precision and _subtracts_gradients(hyp):
                 log.warning(
                     "hyp.grad_reg: differences of bfloat16 gradients are mostly rounding; see docs/regularizer.md"
                 )
@@ -203,15 +205,15 @@ def build_precision(run: Run, device: torch.device) -> Literal[False] | torch.dt
     """
     wanted = run.impl.mixed_precision
     if wanted == "auto":
-        subtracted = _regularized(run.hyp) and not _exact(run.hyp)
-        wanted = has_fast_bfloat16(device) and DTYPES[run.impl.dtype] == torch.float32 and not subtracted
+        single = DTYPES[run.impl.dtype] == torch.float32
+        wanted = single and has_fast_bfloat16(device) and not _subtracts_gradients(run.hyp)
     return torch.bfloat16 if wanted else False
 
 
 def build_compiled(run: Run, step: Step) -> bool:
     """Compile the model if asked for, and return whether it is; ``auto`` is on CUDA alone, where it pays."""
     wanted, model = run.impl.compile, step.objective.model
-    possible = not (_regularized(run.hyp) and _exact(run.hyp))
+    possible = _subtracts_gradients(run.hyp) or not _regularized(run.hyp)
     if wanted is True and not possible:
         raise ValueError(
             f"impl.compile=True: not with hyp.grad_reg.implementation={run.hyp.grad_reg.implementation}, which "
@@ -233,8 +235,8 @@ def _regularized(hyp: Hyp) -> bool:
     return hyp.grad_reg.block_strength != 0 or hyp.grad_reg.acc_strength != 0
 
 
-def _exact(hyp: Hyp) -> bool:
-    return implementation_named(hyp.grad_reg.implementation).exact
+def _subtracts_gradients(hyp: Hyp) -> bool:
+    return _regularized(hyp) and not implementation_named(hyp.grad_reg.implementation).exact
 
 
 def norm_order(hyp: Hyp) -> float:

@@ -107,7 +107,7 @@ def measure(
         tree, stored = restored(tree, name, typed)
         weights = stored.checkpoint["state"]["model"] if stored.checkpoint else stored.weights
     run = settings_of(tree)
-    set_up_machine(run.impl)
+    set_up_machine(run)
     data, device = build_data(run, run.seed or 0), find_device(run.impl.device)
     log.info("%s; %d pictures in blocks of %d", describe(device), len(data.train), run.data.batch_size)
     gradient = partial(_gradient, tree, data, device, weights)

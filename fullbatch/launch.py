@@ -96,7 +96,7 @@ def run_job(cfg: DictConfig) -> int:
 
 def prepare(run: Run, tree: dict[str, Any], places: Places) -> Job:
     """Build the run, and continue it where its checkpoint is; ``ValueError`` and ``OSError`` for mistakes."""
-    set_up_machine(run.impl)
+    set_up_machine(run)
     saved = find_checkpoint(places.checkpoint)
     stored = None if saved is None else matching(saved, _identity(tree), run.seed)
     seed = int(stored.checkpoint["seed"]) if stored and stored.checkpoint else _seed(run)

@@ -72,7 +72,7 @@ class Trial:
 
 def print_plan(run: Run, console: Console) -> None:
     """Print what the run will cost, and train nothing; ``ValueError`` and ``OSError`` for mistakes."""
-    set_up_machine(run.impl)
+    set_up_machine(run)
     rounds = run.data.db.rounds if isinstance(run.data.db, LMDB) and not run.hyp.train_semi_stochastic else 1
     trial = _trial(replace(run, data=replace(run.data, db=NoDataBase(name="none"))))  # the data base need not be there
     cost = estimate(trial, rounds)

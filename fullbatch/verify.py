@@ -45,7 +45,7 @@ def verify(tree: dict[str, Any], typed: Sequence[str], console: Console) -> None
         raise ValueError("impl.checkpoint.name: blank; give the name of the checkpoint to verify")
     tree, stored = restored(tree, name, typed)
     run = settings_of(tree)
-    set_up_machine(run.impl)
+    set_up_machine(run)
     trainer = build_trainer(run, int(stored.checkpoint.get("seed", run.seed or 0)))
     with about(name):
         if stored.checkpoint:

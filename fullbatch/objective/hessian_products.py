@@ -49,8 +49,9 @@ def forward_differences(point: SubBatchLoss, gradient: Tensors, v: Direction, ep
     """Return (g(t + h v) - g(t)) / h with h = eps / ||v||; error O(h). ``gradient`` is g(t)."""
     h = _step_size(v(), eps)
     product = _gradient_at(point, v, h)
-    add_(product, [g.detach() for g in gradient], alpha=-1.0)
-    scale_(product, 1 / h)
+    with torch.no_grad():
+        add_(product, gradient, alpha=-1.0)
+        scale_(product, 1 / h)
     return product
 
 

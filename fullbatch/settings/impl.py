@@ -39,7 +39,7 @@ class Impl:
     threads: Count
     persistent_workers: bool
     mixed_precision: Annotated[Literal[True, False, "auto"], Name]
-    tf32: bool
+    tf32: Annotated[Literal[True, False, "auto"], Name]
     grad_scaling: bool
     JIT: str | None
     accumulation_dtype: Annotated[Literal["float", "float32", "double", "float64"], Name]

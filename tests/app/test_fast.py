@@ -10,7 +10,7 @@ from running import SMALL, rows_of, run_in_process
 from fullbatch import build
 from fullbatch.config import parse
 from fullbatch.runtime import device as devices
-from fullbatch.runtime.device import has_fast_bfloat16, set_up
+from fullbatch.runtime.device import has_fast_bfloat16
 
 CPU = torch.device("cpu")
 EXACT = "hyp.grad_reg.implementation=forward-over-reverse"
@@ -45,12 +45,15 @@ def test_bfloat16_is_fast_where_the_processor_has_its_instructions(monkeypatch: 
     assert not has_fast_bfloat16(CPU)
 
 
-def test_without_tf32_float32_is_float32() -> None:
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [([], "ieee"), (["impl=fast"], "tf32"), (["impl=fast", "hyp=gradreg"], "ieee"), (["impl.tf32=True"], "tf32")],
+)
+def test_without_tf32_float32_is_float32(overrides: list[str], expected: str) -> None:
     before = [switch.fp32_precision for switch in devices._tf32_switches()]
     try:
-        for allowed, expected in ((True, "tf32"), (False, "ieee")):
-            set_up(threads=1, benchmark=True, deterministic=False, tf32=allowed)
-            assert [switch.fp32_precision for switch in devices._tf32_switches()] == [expected, expected]
+        build.set_up_machine(parse(composed("impl.threads=1", *overrides)))
+        assert [switch.fp32_precision for switch in devices._tf32_switches()] == [expected, expected]
     finally:
         for switch, value in zip(devices._tf32_switches(), before, strict=True):
             switch.fp32_precision = value
