@@ -1,15 +1,23 @@
 """Speed of pictures from an LMDB data base into blocks on the device, beside decoding the files with a DataLoader.
 
     python benchmarks/data.py --path FOLDER [--samples 50000] [--batch-size 128] [--workers 2] [--pixels 32]
+    python benchmarks/data.py --path FOLDER --memory [--pixels 224] [--crop] ...
 
 FOLDER holds train/<class>/* and val/<class>/*. Both sides make blocks of float32 pictures of the same samples in the
 same order, once each in one run; neither keeps pictures in memory, and the files were read once before. Prints pictures
 per second, the ratio, and how much memory of its own (not of the file, which the system maps) reading took at most.
+
+With --memory, the pictures go through once from the files, kept in memory and then streamed, each in a process of its
+own, and the most memory that this process and its workers took is printed; with --crop, also streamed whole and cropped
+in the workers (RandomResizedCrop).
 """
 
 import argparse
 import math
 import platform
+import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -23,6 +31,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from fullbatch.data.augmentation import Augmentation
 from fullbatch.data.blocks import BlockLoader
 from fullbatch.data.datasets import PictureSet, load_pictures
 from fullbatch.data.frozen_copies import Recipe
@@ -77,6 +86,45 @@ def stored(options: argparse.Namespace, device: torch.device, folder: str) -> Bl
     )
 
 
+def most_memory(options: argparse.Namespace, device: torch.device, way: str) -> tuple[float, float]:
+    """Pictures per second and MiB, of this process and of its largest worker together, above those at the start."""
+    whole = way == "whole"
+    data = load_pictures(
+        "imagefolder",
+        path=str(options.path),
+        channels=3,
+        pixels=options.pixels,
+        size=options.samples,
+        mean=[0.0] * 3,
+        std=[1.0] * 3,
+        resize_on_read=not whole,
+    )
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    loader = BlockLoader(
+        data.train,
+        batch_size=options.batch_size,
+        device=device,
+        augmentation=Augmentation({"RandomResizedCrop": options.pixels}, 0) if whole else None,
+        caching="ram" if way == "cached" else False,
+        num_workers=options.workers,
+    )
+    took = seconds((block.inputs for block in loader.blocks(0)), options.samples)
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    own, children = (resource.getrusage(kind).ru_maxrss for kind in kinds)
+    return options.samples / took, (own - start + max(0, children - start)) / 1024
+
+
+def show_memory(options: argparse.Namespace, console: Console) -> None:
+    """Measure each way in a process of its own: the most memory of a process never falls."""
+    size = options.samples * 3 * options.pixels**2 / 2**20
+    shown = Table("", "pictures/s", "MiB", title=f"{options.samples:,} pictures, {size:,.0f} MiB as bytes")
+    for way in ("cached", "streamed", *(("whole",) if options.crop else ())):
+        command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
+        rate, most = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        shown.add_row(way, f"{float(rate):,.0f}", f"{float(most):,.0f}")
+    console.print(shown)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--path", type=Path, required=True)
@@ -85,10 +133,19 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2, help="processes that decode, and that build")
     parser.add_argument("--read-in-workers", action="store_true", help="read the data base in the workers, too")
+    parser.add_argument("--memory", action="store_true", help="compare memory, cached and streamed, in place of speed")
+    parser.add_argument("--crop", action="store_true", help="with --memory, also crop whole pictures")
+    parser.add_argument("--way", choices=("cached", "streamed", "whole"), help=argparse.SUPPRESS)
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
 
-    device = find_device(options.device)
+    device, console = find_device(options.device), Console()
+    if options.way:
+        console.print(*most_memory(options, device, options.way))
+        return
+    if options.memory:
+        show_memory(options, console)
+        return
     with tempfile.TemporaryDirectory() as folder:
         loader = stored(options, device, folder)
         fast = seconds((block.inputs for block in loader.blocks(0)), options.samples)
@@ -98,7 +155,6 @@ def main() -> None:
     shown = Table("", "pictures/s", title=f"{options.samples:,} pictures, blocks of {options.batch_size}")
     shown.add_row("data base", f"{options.samples / fast:,.0f}")
     shown.add_row(f"files, {options.workers} workers", f"{options.samples / slow:,.0f}")
-    console = Console()
     console.print(shown)
     console.print(f"the data base is {slow / fast:.1f} times as fast; reading it takes {grown:.0f} MiB")
     console.print(f"{describe(device)}, Python {platform.python_version()}, {platform.machine()}")

@@ -14,22 +14,34 @@ _HOMES = {
     "determinism_culprit": "fullbatch.objective.determinism",
     "build_model": "fullbatch.models.registry",
     "export_model": "fullbatch.training.export",
+    "Axis": "fullbatch.landscape.grid",
+    "directions_between": "fullbatch.landscape.directions",
     "load_checkpoint": "fullbatch.training.checkpoint",
     "load_weights": "fullbatch.training.state",
     "loss_function": "fullbatch.objective.losses",
+    "loss_landscape": "fullbatch.landscape.any_module",
+    "principal_components": "fullbatch.landscape.directions",
+    "random_directions": "fullbatch.landscape.directions",
     "read_model": "fullbatch.training.stored_models",
+    "save_surface": "fullbatch.landscape.export",
 }
 
 __all__ = [
+    "Axis",
     "FullBatchObjective",
     "GradRegularizer",
     "build_model",
     "determinism_culprit",
+    "directions_between",
     "export_model",
     "load_checkpoint",
     "load_weights",
     "loss_function",
+    "loss_landscape",
+    "principal_components",
+    "random_directions",
     "read_model",
+    "save_surface",
 ]
 
 

@@ -68,6 +68,7 @@ def _loaded(settings: Data) -> PictureData:
         std=settings.std,
         download=settings.download,
         mirrors=settings.mirrors or (),
+        resize_on_read=settings.resize_on_read,
     )
     shape = f"{data.channels}x{data.pixels}x{data.pixels}"
     counts = f"{len(data.train):,} training and {len(data.valid):,} validation pictures"

@@ -16,7 +16,10 @@ from fullbatch.settings import Hyp, Run
 from fullbatch.settings.data import LMDB
 from fullbatch.settings.optim import LBFGS, GradientDescent, Momentum
 
-GROUPS = ("data.db", "hyp.optim", "hyp.optim_modification", "impl.setup", "data", "model", "hyp", "impl", "analysis")
+GROUPS = (
+    *("data.db", "hyp.optim", "hyp.optim_modification", "impl.setup"),
+    *("data", "model", "hyp", "impl", "analysis", "viz"),
+)
 
 UNIONS = (("model",), ("data", "db"), ("hyp", "optim"), ("hyp", "optim_modification"))
 """Groups whose name selects their dataclass."""
@@ -68,7 +71,8 @@ def with_stored(tree: dict[str, Any], stored: Mapping[str, Any], typed: Iterable
         stored: the groups that the checkpoint keeps.
         typed: the overrides of the command line; a key or a group named there has its value from ``tree``.
     """
-    merged = {**tree, **{group: {**tree[group], **content} for group, content in stored.items()}}
+    kept = copy.deepcopy(dict(stored))  # what is typed goes into the copy
+    merged = {**tree, **{group: {**tree[group], **content} for group, content in kept.items()}}
     for override in typed:
         *path, last = override.partition("=")[0].lstrip("+~").replace("/", ".").split(".")
         above, value = _lookup(merged, ".".join(path)) if path else merged, _lookup(tree, ".".join([*path, last]))

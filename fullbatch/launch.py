@@ -22,11 +22,12 @@ from fullbatch import __version__
 from fullbatch.build import build_precision, build_trainer, check_determinism, set_up_machine
 from fullbatch.build_data import about
 from fullbatch.config import plain, settings_of, to_yaml
+from fullbatch.data.reading import workers_told
 from fullbatch.plan import print_plan
 from fullbatch.restore import checkpoint_path, keep_foreign, matching
 from fullbatch.runtime.device import DTYPES, describe
 from fullbatch.runtime.files import claimed, require_writable, told
-from fullbatch.runtime.interruption import Interruption, interruption
+from fullbatch.runtime.interruption import InterruptedWork, Interruption, interruption
 from fullbatch.runtime.logs import ProgressBar, job_log
 from fullbatch.settings import Run
 from fullbatch.tensors import device_of
@@ -85,11 +86,16 @@ def run_job(cfg: DictConfig) -> int:
                 require_writable(path)
             if run.impl.checkpoint.name is not None:
                 stack.enter_context(claimed(places.checkpoint))
-            job = prepare(run, tree, places)
+            with workers_told():
+                job = prepare(run, tree, places)
+        except InterruptedWork as error:
+            log.warning("%s", error)
+            return interrupted.exit_status
         except (ValueError, OSError) as error:
             return mistake(error)
         try:
-            return execute(job, interrupted, terminal.out)
+            with workers_told():
+                return execute(job, interrupted, terminal.out)
         except (ValueError, OSError) as error:
             return mistake(error, f"; the last checkpoint is {find_checkpoint(places.checkpoint) or 'none'}")
 

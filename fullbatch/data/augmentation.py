@@ -10,7 +10,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -50,7 +50,10 @@ class Augmentation:
 
     def __init__(self, transforms: Mapping[str, Any], seed: int, key: str = "data.augmentations_train") -> None:
         self.seed = seed
-        self._transforms = [(f"{key}.{name}", _build(key, name, arguments)) for name, arguments in transforms.items()]
+        self._transforms = [
+            _Transform(position, f"{key}.{name}", *_build(key, name, arguments))
+            for position, (name, arguments) in enumerate(transforms.items())
+        ]
 
     def __call__(self, pictures: Tensor, ids: Tensor, step: int, copy: int = 0) -> Tensor:
         """Augment ``pictures`` (uint8 [n, C, H, W]) of the samples ``ids`` (int64 [n], same device) at ``step``.
@@ -61,13 +64,35 @@ class Augmentation:
         Raises:
             ValueError: a transform does not fit the pictures.
         """
-        for position, (key, transform) in enumerate(self._transforms):
-            counters = (self.seed, _STREAM, step, position, *((copy,) if copy else ()))
+        for transform in self._transforms:
+            counters = (self.seed, _STREAM, step, transform.position, *((copy,) if copy else ()))
             try:
-                pictures = transform(pictures, partial(random_bits, ids, *counters))
+                pictures = transform.apply(pictures, partial(random_bits, ids, *counters))
             except (ValueError, TypeError) as error:
-                raise ValueError(f"{key}: {error}") from error
+                raise ValueError(f"{transform.key}: {error}") from error
         return pictures
+
+    def parted(self) -> "tuple[Augmentation, Augmentation] | None":
+        """Cut behind the first transform that gives pictures of any size one size; None where there is none.
+
+        The second part after the first is the whole: the draws of a transform stay those of its place.
+        """
+        for place, transform in enumerate(self._transforms, 1):
+            if transform.fixes_size:
+                return self._part(slice(place)), self._part(slice(place, None))
+        return None
+
+    def _part(self, places: slice) -> "Augmentation":
+        part = Augmentation({}, self.seed)
+        part._transforms = self._transforms[places]
+        return part
+
+
+class _Transform(NamedTuple):
+    position: int
+    key: str
+    apply: BatchTransform
+    fixes_size: bool
 
 
 class _RandomCrop:
@@ -194,17 +219,25 @@ def _two_integers(bits: Tensor, first: Tensor | int, second: Tensor | int) -> tu
     return (bits >> 32).remainder(first), (bits & 0xFFFF_FFFF).remainder(second)
 
 
-def _build(key: str, name: str, arguments: Any) -> BatchTransform:
+def _build(key: str, name: str, arguments: Any) -> tuple[BatchTransform, bool]:
+    """Return the transform, and whether pictures of any size come out in one size."""
     transform = _find(key, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # torchvision only warns of a reversed range
             reference = _construct(transform, arguments)
             batched_form = None if getattr(reference, "pad_if_needed", False) else _BATCHED.get(transform.__name__)
-            return (batched_form or _PictureByPicture)(reference)
+            return (batched_form or _PictureByPicture)(reference), _fixes_size(reference)
     except Exception as error:  # whatever torchvision's checks lead to
         accepted = ", ".join(inspect.signature(transform).parameters) or "no arguments"
         raise ValueError(f"{key}.{name}: wrong arguments {arguments!r} ({error}); it takes {accepted}") from error
+
+
+def _fixes_size(reference: Any) -> bool:
+    name, size = type(reference).__name__, getattr(reference, "size", None)
+    return name in ("CenterCrop", "RandomCrop", "RandomResizedCrop") or (
+        name == "Resize" and size is not None and len(size) == 2  # one number is the shorter side alone
+    )
 
 
 def _find(key: str, name: str) -> type:

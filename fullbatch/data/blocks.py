@@ -8,15 +8,17 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fullbatch.data.augmentation import Augmentation
 from fullbatch.data.pictures import Pictures, PictureSet, TensorPictures
+from fullbatch.data.prefetch import one_ahead
+from fullbatch.data.reading import AsTheyAre, FromFiles, InMemory, Reader, Source, reader_of
 from fullbatch.randomness import derive_seed, random_bits, random_integers
+from fullbatch.runtime.interruption import stop_if_interrupted
+from fullbatch.runtime.logs import progress
 from fullbatch.typing import Block
 
 _log = logging.getLogger(__name__)
@@ -24,71 +26,7 @@ _ORDER, _REPLACEMENT, _KEYS = 0, 1, 2  # streams of the loader's seed
 _DEVICE_SHARE, _RAM_SHARE = 0.25, 0.5  # of the free memory that pictures may take unasked; activations need the rest
 _UNKNOWN_RAM = 4 << 30  # bytes to assume where the system does not tell
 _GIB = 1 << 30
-_CHUNK = 4096  # pictures read at once on their way into the memory
-
-
-class _Source(Protocol):
-    """Gives the pictures of one block after the other, uint8 [n, C, H, W]."""
-
-    def read(self, plan: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yield the pictures of each entry of ``plan``, int64 ids."""
-        ...
-
-
-@dataclass(frozen=True)
-class _InMemory:
-    """All the pictures as one tensor, on the device or in the main memory."""
-
-    tensor: Tensor
-
-    def read(self, plan: Sequence[Tensor]) -> Iterator[Tensor]:
-        for ids in plan:
-            yield self.tensor.index_select(0, ids.to(self.tensor.device))
-
-
-class _FromFiles:
-    """Pictures that worker processes read anew each time."""
-
-    def __init__(self, pictures: Pictures, num_workers: int, pin_memory: bool, persistent_workers: bool) -> None:
-        self._plan = _Plan()
-        self._loader: DataLoader[Tensor | OSError] = DataLoader(
-            _ByIds(pictures),
-            batch_size=None,
-            sampler=self._plan,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            persistent_workers=persistent_workers and num_workers > 0,
-            generator=torch.Generator(),  # else every pass would draw from the global generator
-        )
-
-    def read(self, plan: Sequence[Tensor]) -> Iterator[Tensor]:
-        self._plan.blocks = plan
-        for pictures in self._loader:
-            if isinstance(pictures, OSError):
-                raise pictures
-            yield pictures
-
-
-class _Plan(Sampler[Tensor]):
-    def __init__(self) -> None:
-        self.blocks: Sequence[Tensor] = ()
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self.blocks)
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-
-class _ByIds(Dataset[Tensor | OSError]):
-    def __init__(self, pictures: Pictures) -> None:
-        self._pictures = pictures
-
-    def __getitem__(self, ids: Any) -> Tensor | OSError:
-        try:
-            return self._pictures.fetch(ids)
-        except OSError as error:  # as a value: raised, it would come with the worker's stack trace
-            return error
+_CHUNK = 32 << 20  # bytes of pictures read at once on their way into the memory
 
 
 class BlockLoader:
@@ -147,15 +85,16 @@ class BlockLoader:
         self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
         self.device, self.dtype, self.memory_format = device or torch.device("cpu"), dtype, memory_format
         self.augmentation, self.copies = augmentation, copies
+        reader, self._rest = reader_of(dataset.pictures, augmentation, copies)
         self._pin_memory, self._non_blocking = pin_memory and self.device.type == "cuda", non_blocking
         self._labels = dataset.labels.to(self.device)
         self._shift, self._scale = self._normalisation(mean, std)
-        where = caching if caching is not None else _choose_caching(dataset.pictures, self.device)
-        self._source: _Source
+        where = _where(caching, reader, self.device)
+        self._source: Source
         if where is False:
-            self._source = _FromFiles(dataset.pictures, num_workers, self._pin_memory, persistent_workers)
+            self._source = FromFiles(reader, num_workers, self._pin_memory, persistent_workers)
         else:
-            self._source = _InMemory(_read_all(dataset.pictures, self.device if where == "device" else None))
+            self._source = InMemory(_read_all(dataset.pictures, self.device if where == "device" else None))
 
     def blocks(self, step: int, *, shuffle: bool = False, with_replacement: bool = False) -> "BlockSequence":
         """Return the blocks of a step: every sample of its part once, or as many drawn with replacement.
@@ -174,7 +113,10 @@ class BlockLoader:
 
     def read(self, step: int, numbered_ids: Sequence[tuple[int, Tensor]]) -> Iterator[Block]:
         """Yield the blocks of the samples in ``numbered_ids``: a block's number in its step, and ids int64 [n]."""
-        plan = [ids for _, ids in numbered_ids]
+        return one_ahead(self._made(step, numbered_ids), self.device)
+
+    def _made(self, step: int, numbered_ids: Sequence[tuple[int, Tensor]]) -> Iterator[Block]:
+        plan = [(ids, step) for _, ids in numbered_ids]
         for (number, ids), pictures in zip(numbered_ids, self._source.read(plan), strict=True):
             on_device = ids.to(self.device, non_blocking=self._non_blocking)
             inputs = self._prepare(pictures, on_device, step)
@@ -193,11 +135,12 @@ class BlockLoader:
 
     def _augmented(self, pictures: Tensor, ids: Tensor, step: int) -> Tensor:
         """Return the pictures, or all the copies of each one after the other, augmented."""
-        if self.augmentation is None:
-            return pictures if self.copies == 1 else pictures.repeat_interleave(self.copies, 0)
+        read = len(pictures) // len(ids)  # copies that were made in reading
+        if self._rest is None:
+            return pictures.repeat_interleave(self.copies // read, 0) if read < self.copies else pictures
         if self.copies == 1:
-            return self.augmentation(pictures, ids, step)
-        copies = [self.augmentation(pictures, ids, step, copy) for copy in range(self.copies)]
+            return self._rest(pictures, ids, step)
+        copies = [self._rest(pictures[copy % read :: read], ids, step, copy) for copy in range(self.copies)]
         return torch.stack(copies, dim=1).flatten(0, 1)
 
     def _normalisation(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[Tensor, Tensor]:
@@ -236,9 +179,24 @@ def _read_all(pictures: Pictures, device: torch.device | None) -> Tensor:
         return pictures.tensor if device is None else pictures.tensor.to(device)
     first = pictures.fetch(torch.arange(1))
     result = torch.empty(len(pictures), *first.shape[1:], dtype=torch.uint8, device=device)
-    for ids in torch.arange(len(pictures)).split(_CHUNK):
-        result[ids[0] : ids[-1] + 1] = pictures.fetch(ids)
+    with progress("pictures into the memory", len(pictures)) as advance:
+        for ids in torch.arange(len(pictures)).split(max(1, _CHUNK // first.numel())):
+            stop_if_interrupted("stopped while reading the pictures into the memory")
+            result[ids[0] : ids[-1] + 1] = pictures.fetch(ids)
+            advance(len(ids))
     return result
+
+
+def _where(caching: str | bool | None, reader: Reader, device: torch.device) -> str | bool:
+    """Return where the pictures are kept, False for nowhere."""
+    if isinstance(reader, AsTheyAre):
+        return _choose_caching(reader.pictures, device) if caching is None else caching
+    if caching:
+        raise ValueError(
+            f"data.caching={caching}: the transforms choose anew in each step what they keep of these pictures of "
+            "various sizes; data.resize_on_read=True gives them one size first, data.caching=False reads them anew"
+        )
+    return False
 
 
 def _choose_caching(pictures: Pictures, device: torch.device) -> str | bool:

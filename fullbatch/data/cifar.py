@@ -1,21 +1,17 @@
 """CIFAR-10 and CIFAR-100: torchvision's files, checksums and readers, found or fetched."""
 
-import hashlib
-import http.client
-import logging
 import os
 import shutil
 import tarfile
 import tempfile
-import urllib.parse
-import urllib.request
 import warnings
-import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fullbatch.data.archives import Archive, data_folder, obtain
 from fullbatch.data.pictures import (
     PictureData,
     PictureRequest,
@@ -25,11 +21,6 @@ from fullbatch.data.pictures import (
     choose_samples,
     picture_data,
 )
-
-_log = logging.getLogger(__name__)
-_TIMEOUT = 30.0  # seconds without a byte
-_ARCHIVES = (".tar.gz", ".tgz")
-_FAILURES = (OSError, ValueError, EOFError, http.client.HTTPException, tarfile.TarError, zlib.error)
 
 
 def load_cifar10(request: PictureRequest) -> PictureData:
@@ -62,13 +53,12 @@ def load_cifar(name: str, classes: int, request: PictureRequest) -> PictureData:
         ("pixels", request.pixels, 32),
     ):
         check_found(key, given, found, name)
-    if request.path is None:
-        raise ValueError(f"data.path: blank; {name} needs the folder where its files lie or are to be put")
-    source, root = getattr(torchvision.datasets, name), Path(request.path).expanduser()
+    source, root = getattr(torchvision.datasets, name), data_folder(name, request)
     try:
         train = _read(source, root, True, request)
     except RuntimeError:  # torchvision: not found or corrupted
-        _obtain(source, root, request)
+        archive = Archive(name, source.filename, source.url, source.tgz_md5)
+        obtain(archive, root, request, partial(_unpack, source, root))
         train = _read(source, root, True, request)
     return picture_data(train, _read(source, root, False, request), request, channels=3, pixels=32)
 
@@ -84,72 +74,7 @@ def _read(source: Any, root: Path, train: bool, request: PictureRequest) -> Pict
     return PictureSet(TensorPictures(pictures[:used]), labels[:used], tuple(data.classes))
 
 
-def _obtain(source: Any, root: Path, request: PictureRequest) -> None:
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"data.path={root}: the folder cannot be made ({error.strerror})") from error
-    attempts = []
-    for place in _places(source, root, request):
-        try:
-            _unpack(source, _archive(source, root, place), root)
-        except _FAILURES as error:
-            attempts.append(f"{place} ({error})")
-            _log.info("%s: %s", place, error)
-        else:
-            _log.info("unpacked %s into %s", place, root)
-            return
-    forbidden = "" if request.download else " data.download=False, so nothing was downloaded."
-    raise FileNotFoundError(
-        f"data.path={root}: {source.__name__} is not there (or damaged) and could not be had from: "
-        f"{'; '.join(attempts)}.{forbidden} Get {source.filename} (md5 {source.tgz_md5}) from {source.url}, put it "
-        f"into {root} and start again; or give its folder or address as data.mirrors."
-    )
-
-
-def _places(source: Any, root: Path, request: PictureRequest) -> list[str]:
-    """Paths and addresses of the archive in the order to try them: what costs nothing comes first."""
-    local, remote = [str(root / source.filename)], [source.url]
-    for mirror in request.mirrors:
-        try:
-            parts = urllib.parse.urlsplit(mirror)
-        except ValueError as error:
-            raise ValueError(f"data.mirrors: {mirror} is neither an address nor a path ({error})") from error
-        if "://" in mirror and parts.scheme != "file":
-            whole = parts.path.endswith(_ARCHIVES)
-            remote.append(mirror if whole else f"{mirror.rstrip('/')}/{source.filename}")
-        else:
-            path = Path(urllib.request.url2pathname(parts.path) if parts.scheme == "file" else mirror).expanduser()
-            local.append(str(path if path.name.endswith(_ARCHIVES) else path / source.filename))
-    return local + (remote if request.download else [])
-
-
-def _archive(source: Any, root: Path, place: str) -> Path:
-    """Return the path of a verified archive, downloading it into ``root`` when ``place`` is an address."""
-    if "://" not in place:
-        _verify(Path(place), source.tgz_md5)
-        return Path(place)
-    _log.info("downloading %s", place)
-    with tempfile.TemporaryDirectory(dir=root) as folder:
-        part = Path(folder) / source.filename
-        with urllib.request.urlopen(place, timeout=_TIMEOUT) as response, part.open("wb") as target:
-            shutil.copyfileobj(response, target, 1 << 20)
-        _verify(part, source.tgz_md5)
-        return part.replace(root / source.filename)  # atomic: other processes see all of it or nothing
-
-
-def _verify(path: Path, expected: str) -> None:
-    if not path.exists():
-        raise FileNotFoundError("no such file")
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    if digest.hexdigest() != expected:
-        raise ValueError(f"md5 {digest.hexdigest()} instead of {expected}: incomplete or another file")
-
-
-def _unpack(source: Any, archive: Path, root: Path) -> None:
+def _unpack(source: Any, root: Path, archive: Path) -> None:
     files = {f"{source.base_folder}/{name}" for name, _ in (*source.train_list, *source.test_list)}
     files.add(f"{source.base_folder}/{source.meta['filename']}")
     (root / source.base_folder).mkdir(exist_ok=True)

@@ -6,7 +6,9 @@ from types import MappingProxyType
 from fullbatch.data.cifar import load_cifar10, load_cifar100
 from fullbatch.data.digits import load_digits
 from fullbatch.data.image_folder import load_image_folder
+from fullbatch.data.imagenet import load_imagenet
 from fullbatch.data.pictures import PictureData, PictureRequest, Pictures, PictureSet, TensorPictures
+from fullbatch.data.tiny_imagenet import load_tiny_imagenet
 
 __all__ = ["SOURCES", "PictureData", "PictureRequest", "PictureSet", "Pictures", "TensorPictures", "load_pictures"]
 
@@ -14,6 +16,8 @@ SOURCES: Mapping[str, Callable[[PictureRequest], PictureData]] = MappingProxyTyp
     {
         "CIFAR10": load_cifar10,
         "CIFAR100": load_cifar100,
+        "TinyImageNet": load_tiny_imagenet,
+        "ImageNet": load_imagenet,
         "digits": load_digits,
         "imagefolder": load_image_folder,
     }
@@ -34,6 +38,7 @@ def load_pictures(
     std: Sequence[float] | None = None,
     download: bool = True,
     mirrors: Sequence[str] | None = None,
+    resize_on_read: bool | None = None,
 ) -> PictureData:
     """Return the training and validation pictures that the settings ``data.*`` describe.
 
@@ -42,7 +47,8 @@ def load_pictures(
         path: folder of the files.
         size: number of training pictures to use; None means all.
         valid_size: number of validation pictures to use; None means all.
-        subset_seed: seed of class-balanced subsets (``digits``, ``imagefolder``; CIFAR takes the first pictures).
+        subset_seed: seed of class-balanced subsets, and of the order where files are ordered by class (CIFAR takes the
+            first pictures).
         channels: 1 (grey) or 3 (colour); None means as found.
         classes: number of classes; None means as found.
         pixels: side of the square pictures; None means as found.
@@ -50,6 +56,8 @@ def load_pictures(
         std: as ``mean``; None computes it.
         download: whether the internet may be asked.
         mirrors: further places of the official archives: addresses or paths, of a folder or of the archive.
+        resize_on_read: whether pictures in files are resized and cropped to ``pixels`` before any transform; None is
+            False for ``ImageNet``, True elsewhere.
 
     Raises:
         ValueError: a setting that is unknown, missing or contradicts the data.
@@ -59,6 +67,17 @@ def load_pictures(
     if name.lower() not in loaders:
         raise ValueError(f"data.name={name}: unknown; known are {', '.join(SOURCES)}")
     request = PictureRequest(
-        path, size, valid_size, subset_seed, channels, classes, pixels, mean, std, download, tuple(mirrors or ())
+        path=path,
+        size=size,
+        valid_size=valid_size,
+        subset_seed=subset_seed,
+        channels=channels,
+        classes=classes,
+        pixels=pixels,
+        mean=mean,
+        std=std,
+        download=download,
+        mirrors=tuple(mirrors or ()),
+        resize_on_read=resize_on_read,
     )
     return loaders[name.lower()](request)

@@ -6,7 +6,7 @@ The copy of a sample in a round is a function of (seed, round, sample): the augm
 
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, cast
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from fullbatch.data.augmentation import Augmentation, augmentation_seed
 from fullbatch.data.lmdb_records import FORMAT, Manifest, encoded, packed
 from fullbatch.data.pictures import PictureSet
+from fullbatch.data.reading import delivered, reader_of
 from fullbatch.randomness import random_bits
 
 _ORDER = 0x4F72_6465_7200  # stream of the seed
@@ -49,10 +50,12 @@ class Recipe:
 
     def copies(self, ids: Tensor, place: int) -> Tensor:
         """Return the copies of the samples ``ids`` (int64 [n]) in the round ``place``, uint8 [n, C, H, W]."""
-        pictures = self.source.pictures.fetch(ids)
         if place == 0 and self.first_round_clean:
-            return pictures
-        return Augmentation(self.transforms, augmentation_seed(self.seed), self.key)(pictures, ids, place)
+            return self.source.pictures.fetch(ids)
+        augmentation = Augmentation(self.transforms, augmentation_seed(self.seed), self.key)
+        reader, rest = reader_of(self.source.pictures, augmentation)
+        pictures = reader.read(ids, place)
+        return pictures if rest is None else rest(pictures, ids, place)
 
     def manifest(self) -> Manifest:
         """Describe the data base; ``ValueError`` where the transforms do not fit the pictures, or each other."""
@@ -96,7 +99,9 @@ def pieces(recipe: Recipe, present: np.ndarray, size: int, *, shuffle: bool) -> 
     return parts
 
 
-def made(recipe: Recipe, work: Sequence[tuple[int, Tensor]], num_workers: int) -> Iterator[list[tuple[bytes, bytes]]]:
+def made(
+    recipe: Recipe, work: Sequence[tuple[int, Tensor]], num_workers: int
+) -> Generator[list[tuple[bytes, bytes]], None, None]:
     """Make the copies in ``work``, (round, samples), in this process or in others; yield the records of each entry."""
     loader: DataLoader[Any] = DataLoader(
         _Maker(recipe),
@@ -105,9 +110,7 @@ def made(recipe: Recipe, work: Sequence[tuple[int, Tensor]], num_workers: int) -
         num_workers=min(num_workers, len(work)),
         generator=torch.Generator(),  # else the global generator would be drawn from
     )
-    for (place, ids), copies in zip(work, loader, strict=True):
-        if isinstance(copies, Exception):
-            raise copies
+    for (place, ids), copies in zip(work, delivered(loader), strict=True):
         labels = recipe.source.labels[ids].tolist()
         values = (encoded(label, picture) for label, picture in zip(labels, copies.numpy(), strict=True))
         yield list(zip(packed(np.full(len(ids), place), ids.numpy()), values, strict=True))

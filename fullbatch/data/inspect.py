@@ -24,6 +24,7 @@ from fullbatch.data.augmentation import Augmentation, augmentation_seed
 from fullbatch.data.datasets import load_pictures
 from fullbatch.data.lmdb_records import label_of
 from fullbatch.data.lmdb_store import Access, StoredPictures, digest, opened, reading
+from fullbatch.data.reading import reader_of
 from fullbatch.runtime.files import require_writable, told
 
 _GAP, _SIDE = 2, 64  # pixels between pictures; the side that smaller ones are enlarged to, about
@@ -55,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = told(error) if isinstance(error, OSError) else str(error)
         Console(file=sys.stderr, soft_wrap=True, highlight=False).print(message, markup=False)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
@@ -62,7 +65,11 @@ def sheet(shown: Shown, rows: int, columns: int) -> Tensor:
     """Return pictures side by side, uint8 [C, height, width]: ``rows`` samples of all classes, ``columns`` copies."""
     turns = _turns(shown.labels) * len(shown.classes) + shown.labels  # the first of each class, then the second
     ids = torch.argsort(turns)[:rows]
-    copies = torch.stack([shown.copy(ids, number) for number in range(min(columns, shown.num_copies))], dim=1)
+    shown_copies = [shown.copy(ids, number) for number in range(min(columns, shown.num_copies))]
+    shapes = {tuple(copy.shape[1:]) for copy in shown_copies}
+    if len(shapes) > 1:
+        raise ValueError(f"--augmentations: changes the shape of the pictures ({sorted(shapes)}); --pixels must match")
+    copies = torch.stack(shown_copies, dim=1)
     factor = max(1, _SIDE // copies.shape[-1])
     copies = copies.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
     framed = torch.nn.functional.pad(copies, (_GAP, 0, _GAP, 0), value=255)
@@ -101,12 +108,22 @@ def _data_base(options: argparse.Namespace) -> Shown:
 
 
 def _data_set(options: argparse.Namespace) -> Shown:
-    data = load_pictures(options.what, path=options.path, pixels=options.pixels, download=False)
+    data = load_pictures(
+        options.what,
+        path=options.path,
+        pixels=options.pixels,
+        size=options.size,
+        resize_on_read=False if options.whole else None,
+        download=False,
+    )
     augmentation = Augmentation(options.augmentations, augmentation_seed(options.seed), "--augmentations")
+    reader, rest = reader_of(data.train.pictures, augmentation)
 
     def copy(ids: Tensor, number: int) -> Tensor:
-        pictures = data.train.pictures.fetch(ids)
-        return pictures if number == 0 else augmentation(pictures, ids, number - 1)
+        if number == 0:
+            return data.train.pictures.fetch(ids)
+        pictures = reader.read(ids, number - 1)
+        return pictures if rest is None else rest(pictures, ids, number - 1)
 
     facts = {
         "name": options.what,
@@ -147,6 +164,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--columns", type=int, default=8, help="copies of each sample")
     parser.add_argument("--path", default="~/data", help="where the files of a data set lie")
     parser.add_argument("--pixels", type=int, help="side to resize the pictures of a folder to")
+    parser.add_argument("--size", type=int, help="training pictures to use; for all, mean and std may take a while")
+    parser.add_argument("--whole", action="store_true", help="crops see pictures of various sizes as large as they are")
     parser.add_argument("--augmentations", type=json.loads, default={}, help="""as in '{"RandomCrop": [32, 4]}'""")
     parser.add_argument("--seed", type=int, default=0, help="of the run whose augmentation is shown")
     return parser

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,12 @@ from fullbatch.data import lmdb_store as store
 from fullbatch.data.frozen_copies import CHUNK, Recipe, made, pieces
 from fullbatch.data.lmdb_records import HEADER, Manifest, require_equal
 from fullbatch.data.lmdb_store import Access, Environment, StoredPictures
+from fullbatch.runtime.interruption import InterruptedWork, interrupted, stop_if_interrupted
 from fullbatch.runtime.logs import progress
 
 _log = logging.getLogger(__name__)
 _PAGE = 4096  # bytes, of LMDB
+_LOOK = 0.5  # seconds between looks for a signal while another process builds
 _INDEX = 128  # bytes a record that are not its value, at most
 
 
@@ -59,7 +61,10 @@ def stored_pictures(recipe: Recipe, folder: Path, access: Access, writing: Writi
     if writing.rebuild or not folder.exists():
         with _only_builder(folder) as waited:
             if not folder.exists() or (writing.rebuild and not (waited and _holds(folder, manifest, access))):
-                _build(recipe, manifest, _unfinished(folder), access, writing)
+                try:
+                    _build(recipe, manifest, _unfinished(folder), access, writing)
+                except InterruptedWork as error:
+                    raise InterruptedWork(f"{folder}: {error}; the next start continues after them") from error
                 _take_name(_unfinished(folder), folder)
     return StoredPictures(folder, manifest, access)
 
@@ -98,7 +103,10 @@ def _only_builder(folder: Path) -> Iterator[bool]:
         lock.acquire(blocking=False)
     except Timeout:
         _log.info("%s: another process is building this data base; waiting", folder)
-        lock.acquire()
+        while not lock.is_locked:
+            stop_if_interrupted(f"{folder}: stopped while another process is building this data base")
+            with suppress(Timeout):
+                lock.acquire(timeout=_LOOK)
         waited = True
     try:
         yield waited
@@ -175,12 +183,17 @@ def _write(recipe: Recipe, present: np.ndarray, environment: Environment, writin
     parts = pieces(recipe, present, writing.write_frequency, shuffle=writing.shuffle)
     work = [(place, ids) for place, part in parts for ids in part.split(CHUNK)]
     records = made(recipe, work, writing.num_workers)
-    with progress(f"data base of {recipe.name}", present.size, int(present.sum())) as advance:
+    done = int(present.sum())
+    with progress(f"data base of {recipe.name}", present.size, done) as advance, closing(records):
         for _, part in parts:
             with environment.lmdb.begin(write=True) as transaction, transaction.cursor(environment.table) as cursor:
                 for ids in part.split(CHUNK):
                     cursor.putmulti(next(records))
                     advance(len(ids))
+                    done += len(ids)
+                    if interrupted():
+                        break  # what of the piece is there is written
+            stop_if_interrupted(f"stopped with {done:,} of {present.size:,} pictures written")
 
 
 def _bytes_on_disk(manifest: Manifest) -> int:

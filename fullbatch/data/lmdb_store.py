@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,10 +26,10 @@ from fullbatch.data.lmdb_records import (
     require_equal,
     verify,
 )
+from fullbatch.runtime.interruption import stop_if_interrupted
+from fullbatch.runtime.lmdb_files import refuse_foreign, refuse_truncated
 
 _TABLE, _MANIFEST, _DIGEST = b"pictures", b"manifest", b"digest"
-
-_MAGIC = slice(16, 20)  # where a file of LMDB says that it is one
 
 
 @dataclass(frozen=True)
@@ -63,10 +62,10 @@ class Environment:
     def __init__(self, folder: Path, **options: Any) -> None:
         self.folder, self.identity = folder, _identity(folder)
         if options.get("readonly", False):
-            _refuse_foreign(folder)
+            refuse_foreign(folder)
         self.lmdb = lmdb.open(str(folder), **options)
         try:
-            _refuse_truncated(folder, self.lmdb)
+            refuse_truncated(folder, self.lmdb)
             self.table = self.lmdb.open_db(_TABLE, create=not options.get("readonly", False))
         except BaseException:
             self.lmdb.close()
@@ -229,6 +228,7 @@ def digest(environment: Environment) -> str:
     """Return BLAKE2b over all keys and values in the order of the keys: equal for equal pictures and labels."""
     state = hashlib.blake2b(digest_size=16)
     for key, value in environment.records():
+        stop_if_interrupted("stopped with all pictures written")
         state.update(key)
         state.update(value)
     return state.hexdigest()
@@ -250,22 +250,3 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return status.st_dev, status.st_ino
-
-
-def _refuse_foreign(folder: Path) -> None:
-    """Raise ``ValueError`` where the file is none of LMDB, which would find that out only beside a new lock file."""
-    try:
-        with (folder / "data.mdb").open("rb") as file:
-            head = file.read(_MAGIC.stop)
-    except FileNotFoundError:
-        raise ValueError("no file data.mdb") from None
-    if int.from_bytes(head[_MAGIC], sys.byteorder) != 0xBEEFC0DE:
-        raise ValueError("no LMDB file")
-
-
-def _refuse_truncated(folder: Path, environment: Any) -> None:
-    """Raise ``ValueError`` where pages are missing at the end: reading them would end the process (SIGBUS)."""
-    expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    found = (folder / "data.mdb").stat().st_size
-    if found < expected and environment.stat()["entries"] > 0:
-        raise ValueError(f"{found:,} of {expected:,} bytes")

@@ -1,6 +1,7 @@
 """Picture files and arrays: what is in a file, converted to the channels and the size a model wants."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,18 +23,32 @@ def read_picture(path: Path, channels: int, pixels: int) -> np.ndarray:
     Raises:
         OSError: the file is empty, damaged or not a picture; the message names it.
     """
+    with _opened(path, channels) as picture:
+        return _as_array(picture if picture.size == (pixels, pixels) else _resized(picture, pixels))
+
+
+def read_whole_picture(path: Path, channels: int) -> np.ndarray:
+    """Return a picture file as large as it is, uint8 [channels, H, W]; otherwise as ``read_picture``."""
+    with _opened(path, channels) as picture:
+        return _as_array(picture)
+
+
+@contextmanager
+def _opened(path: Path, channels: int) -> "Iterator[Image.Image]":
     from PIL import Image  # noqa: PLC0415
 
     try:
         with Image.open(path) as image:
-            picture = _converted(image, _MODES[channels])
-            if picture.size != (pixels, pixels):
-                picture = _resized(picture, pixels)
-            return np.asarray(picture).reshape(pixels, pixels, channels).transpose(2, 0, 1)
+            yield _converted(image, _MODES[channels])
     except MemoryError:
         raise
     except Exception as error:  # decoders raise whatever a damaged file leads them to
         raise unreadable(path, str(error)) from error
+
+
+def _as_array(picture: "Image.Image") -> np.ndarray:
+    values = np.array(picture)  # a copy: the picture's own memory is read-only
+    return values.reshape(picture.height, picture.width, -1).transpose(2, 0, 1)
 
 
 def unreadable(path: Path, reason: str) -> OSError:

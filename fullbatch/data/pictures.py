@@ -7,12 +7,13 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from fullbatch.randomness import random_bits
+from fullbatch.runtime.interruption import stop_if_interrupted
 
 _WITHIN, _ACROSS, _MIXED = (0x5375_6273_6574_0000 + n for n in (1, 2, 3))  # streams of the subset's seed
 _CHUNK = 1024  # pictures read at once for statistics
@@ -29,6 +30,19 @@ class Pictures(Protocol):
 
     def checksum(self) -> str:
         """Return what is equal for equal pictures in the same order, and only then."""
+        ...
+
+
+@runtime_checkable
+class WholePictures(Pictures, Protocol):
+    """Pictures of various sizes; ``fetch`` gives their middle parts, resized to one size."""
+
+    def whole(self, index: int) -> Tensor:
+        """Return one picture as large as it is, uint8 [C, H, W] on the CPU."""
+        ...
+
+    def where(self, index: int) -> object:
+        """Return what names a picture in messages."""
         ...
 
 
@@ -109,6 +123,7 @@ class PictureRequest:
     std: Sequence[float] | None = None
     download: bool = True
     mirrors: Sequence[str] = ()
+    resize_on_read: bool | None = None
 
 
 def check_found(key: str, given: int | None, found: int, name: str) -> None:
@@ -168,6 +183,7 @@ def channel_statistics(pictures: Pictures) -> tuple[tuple[float, ...], tuple[flo
     """
     histograms = torch.zeros(0, 256, dtype=torch.int64)
     for ids in torch.arange(len(pictures)).split(_CHUNK):
+        stop_if_interrupted("stopped while reading the pictures for their mean and std")
         values = pictures.fetch(ids).transpose(0, 1).flatten(1)
         counts = torch.stack([torch.bincount(channel, minlength=256) for channel in values])
         histograms = counts if len(histograms) == 0 else histograms + counts

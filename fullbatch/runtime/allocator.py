@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from contextlib import suppress
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # mallopt(3)
 _SETTINGS = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 64 << 20))
@@ -21,3 +22,13 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # another C library
         return False
     return all(mallopt(option, value) for option, value in _SETTINGS)  # 1: done, 0: refused
+
+
+def give_memory_back() -> None:
+    """Give main memory that is free in this process back to the system, where that is glibc's to do.
+
+    Its allocator does not always use the freed memory of one block for the next (measured: 6 MiB more with each block
+    of 6 MiB, all of it returned by this call), so a long stream of blocks would fill the memory.
+    """
+    with suppress(AttributeError, OSError, TypeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)

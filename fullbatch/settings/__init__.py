@@ -10,8 +10,9 @@ from fullbatch.settings.hyp import Hyp
 from fullbatch.settings.impl import Analysis, Impl
 from fullbatch.settings.model import Model
 from fullbatch.settings.types import SETTINGS, FileName, Seed
+from fullbatch.settings.viz import Viz
 
-__all__ = ["Data", "Hyp", "Impl", "Run"]
+__all__ = ["Data", "Hyp", "Impl", "Run", "Viz"]
 
 
 @dataclass(frozen=True, config=SETTINGS)
@@ -28,3 +29,4 @@ class Run:
     hyp: Hyp
     impl: Impl
     analysis: Analysis
+    viz: Viz

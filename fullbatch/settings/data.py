@@ -85,3 +85,4 @@ class Data:
     download: bool
     mirrors: list[str] | None
     db: DataBase
+    resize_on_read: bool | None = None  # of pictures in files of various sizes alone

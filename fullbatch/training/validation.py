@@ -1,6 +1,6 @@
 """Loss and accuracy on data that is not trained on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fullbatch.objective.full_batch import FullBatchObjective, LossEvaluation
 from fullbatch.tensors import preserved
-from fullbatch.typing import Blocks, LossFunction
+from fullbatch.typing import Block, Blocks, LossFunction
 
 
 def validate(
@@ -52,7 +52,7 @@ class FlipAveraged(nn.Module):
 
 
 @contextmanager
-def recalibrated_batchnorm(model: nn.Module, blocks: Blocks) -> Iterator[None]:
+def recalibrated_batchnorm(model: nn.Module, blocks: Iterable[Block]) -> Iterator[None]:
     """Inside, running statistics are the means over ``blocks`` of the blocks' own, weighted by size."""
     norms = [module for module in model.modules() if isinstance(module, _NormBase) and module.track_running_stats]
     momenta = [norm.momentum for norm in norms]

@@ -12,9 +12,13 @@ import pytest
 from composing import ROOT
 from PIL import Image
 
+from fullbatch.landscape.export import write_csv
+from fullbatch.landscape.grid import POINT, Axis, Grid
+from fullbatch.landscape.surface import Surface
 
-@pytest.mark.slow
-def test_pictures_come_faster_from_a_data_base(tmp_path: Path) -> None:
+
+def data_benchmark(tmp_path: Path, *arguments: str) -> str:
+    """What the benchmark of the data says about 40 pictures."""
     for place in (tmp_path / split / name for split in ("train", "val") for name in "ab"):
         place.mkdir(parents=True)
         for number in range(20):
@@ -22,9 +26,20 @@ def test_pictures_come_faster_from_a_data_base(tmp_path: Path) -> None:
             Image.fromarray(pixels).save(place / f"{number}.jpg")
     command = [sys.executable, str(ROOT / "benchmarks" / "data.py"), "--path", str(tmp_path), "--samples", "40"]
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True, env=environment)
-    (ratio,) = re.findall(r"the data base is ([\d.]+) times as fast", ended.stdout)
+    command += arguments
+    return subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True, env=environment).stdout
+
+
+@pytest.mark.slow
+def test_pictures_come_faster_from_a_data_base(tmp_path: Path) -> None:
+    (ratio,) = re.findall(r"the data base is ([\d.]+) times as fast", data_benchmark(tmp_path))
     assert float(ratio) > 2
+
+
+@pytest.mark.slow
+def test_the_memory_of_each_way_is_shown(tmp_path: Path) -> None:
+    shown = data_benchmark(tmp_path, "--memory", "--crop", "--workers", "1")
+    assert re.findall(r"(cached|streamed|whole) +│ +[\d,]+ +│ +[\d,]+", shown) == ["cached", "streamed", "whole"]
 
 
 @pytest.mark.slow
@@ -37,3 +52,33 @@ def test_the_figure_of_all_optimizers(tmp_path: Path) -> None:
     assert {row["optimizer"] for row in rows} == {"gd", "gd, Wolfe", "L-BFGS", "FISTA", "Adam", "SAM"}
     sam = [float(row["evaluations"]) for row in rows if row["optimizer"] == "SAM"]
     assert sam == [0, 2, 4] * 3  # two gradients a step, three learning rates
+
+
+@pytest.mark.slow
+def test_landscapes_side_by_side(tmp_path: Path) -> None:
+    for number, name in enumerate(("flat", "sharp")):
+        xs = np.linspace(-1, 1, 21)[:, None]
+        loss = 20.0**number * xs**2  # below 0.1 where |x| < 0.316 and where |x| < 0.071
+        (tmp_path / "outputs" / name).mkdir(parents=True)
+        surface = Surface(Grid(Axis(-1, 1, 21), POINT), loss, 1 - loss / 100, loss + 1)
+        write_csv(surface, tmp_path / "outputs" / name / f"landscape_{name}.csv")
+    command = [sys.executable, str(ROOT / "benchmarks" / "compare_landscapes.py"), "flat", "sharp"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    ended = subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    widths = [float(re.findall(rf"{name}.* ([\d.]+) +│$", ended.stdout, re.MULTILINE)[0]) for name in ("flat", "sharp")]
+    assert widths == [0.6, 0.0]
+    assert (tmp_path / "landscapes.png").read_bytes().startswith(b"\x89PNG")
+    ended = subprocess.run(
+        [*command, "steep"], check=False, cwd=tmp_path, capture_output=True, text=True, env=environment
+    )
+    assert ended.stderr == "steep: no landscape_steep.csv below outputs/; run crunch_loss_landscape.py first\n"
+
+
+@pytest.mark.slow
+def test_a_point_costs_about_a_loss() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "landscape.py"), "--model", "resnet20", "--samples", "64"]
+    options = ["--repetitions", "3", "--threads", "1", "--device", "cpu"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([*command, *options], check=True, capture_output=True, text=True, env=environment)
+    (ratio,) = re.findall(r"a point takes ([\d.]+) times as long as one evaluation of the loss", ended.stdout)
+    assert 0.5 < float(ratio) < 2  # on few samples of small pictures, on a machine that is perhaps busy

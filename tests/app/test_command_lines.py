@@ -18,7 +18,7 @@ NOT_YET = [  # what this version lacks, and what its refusal says
     ("analysis=full", "full"),
 ]
 """First match wins; every other command line must work."""
-SCRIPTS = "train_with_gradient_descent|verify_model_checkpoint|measure_floating_point_accuracy"
+SCRIPTS = "train_with_gradient_descent|crunch_loss_landscape|verify_model_checkpoint|measure_floating_point_accuracy"
 
 
 def experiments() -> list[str]:
@@ -50,6 +50,7 @@ def refusal(command: str) -> str | None:
 
 CONTRACTED = [
     *(f"hyp=fb1 hyp/optim={name}" for name in ("lbfgs", "adam", "fista", "gd_agc", "gd_clip")),
+    "viz=2d impl.checkpoint.name=fbaug_2",
     *(f"hyp=fb1 hyp/optim_modification={name}" for name in ("SAM", "LARS", "LARC", "ASAM")),
 ]
 

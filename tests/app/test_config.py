@@ -42,6 +42,37 @@ def test_the_documented_defaults() -> None:
     assert (impl.dtype, impl.threads, impl.validate_every_nth_step, impl.checkpoint.keep) == ("float", 8, 100, 1)
 
 
+CROP_224 = {"RandomResizedCrop": 224, "RandomHorizontalFlip": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "train", "valid"),
+    [
+        ("CIFAR100", (50_000, 3, 100, 32), {"RandomCrop": [32, 4], "RandomHorizontalFlip": 0.5}, None),
+        (
+            "TinyImageNet",
+            (100_000, 3, 200, 64),
+            {"RandomCrop": [64, 8], "RandomHorizontalFlip": 0.5},
+            {"CenterCrop": 64},
+        ),
+        ("ImageNet", (1_281_167, 3, 1000, 224), CROP_224, {"Resize": 256, "CenterCrop": 224}),
+    ],
+)
+def test_other_data_sets(name: str, shape: tuple[int, ...], train: dict[str, Any], valid: dict[str, Any]) -> None:
+    data = parse(composed(f"data={name.lower()}")).data
+    assert (data.name, data.batch_size, data.normalize) == (name, 128, True)
+    assert (data.size, data.channels, data.classes, data.pixels) == shape
+    assert (data.augmentations_train, data.augmentations_val) == (train, valid)
+    imagenet = name == "ImageNet"
+    assert data.path == ("~/data/imagenet" if imagenet else "~/data")
+    assert (data.caching, data.resize_on_read) == ((False, False) if imagenet else (None, None))
+    if imagenet:
+        assert (data.mean, data.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    if name == "TinyImageNet":
+        assert data.mean == (0.4789886474609375, 0.4457630515098572, 0.3944724500179291)
+        assert data.std == (0.27698642015457153, 0.2690644860267639, 0.2820819020271301)
+
+
 @pytest.mark.parametrize(
     ("template", "expected"),
     [

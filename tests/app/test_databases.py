@@ -1,12 +1,15 @@
 """Runs on a data base of frozen copies: the trajectory of augmentation on the fly, and nothing else left behind."""
 
+import re
+import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from composing import composed
-from running import SMALL, rows_of, run_in_process
+from running import SMALL, rows_of, run_in_process, signal_when, start
 
 from fullbatch.build import build_trainer
 from fullbatch.build_data import build_data, build_loader
@@ -91,3 +94,54 @@ def test_validation_pictures_are_frozen_where_asked(tmp_path: Path) -> None:
     data = build_data(settings, seed=3)
     assert data.valid.pictures.fetch(torch.arange(2)).shape == (2, 1, 10, 10)
     assert sorted(path.name for path in tmp_path.glob("digits*")) == ["digits_train_60x1", "digits_val_40x1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_build_and_the_next_start_continues(
+    script: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    rounds = ["data.db.rounds=150", "data.db.write_frequency=60", TURNS, "hyp.steps=1"]
+    process = start(tmp_path, *SMALL, *FROZEN, *rounds, "impl.threads=2")
+    unfinished = tmp_path / "db" / ".digits_train_60x150.building" / "data.mdb"
+    shown = signal_when(process, lambda: unfinished.exists() and unfinished.stat().st_size > 50_000, number)
+    assert process.returncode == 128 + number
+    (written,) = re.findall(r"^db/digits_train_60x150: stopped with ([\d,]+) of 9,000 pictures .*", shown, re.M)
+    assert 60 <= int(written.replace(",", "")) < 9_000
+    assert shown.count("finishing this step or piece") == 1  # those who make the copies are quiet
+    assert "Traceback" not in shown
+    assert not (tmp_path / "tables").exists() or not list((tmp_path / "tables").glob("*.csv"))
+    assert script(*FROZEN, *rounds) == 0
+    assert "9,000 pictures, digest" in capsys.readouterr().out
+
+
+def test_a_data_base_of_another_seed_is_refused_and_stays(
+    script: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script(*FROZEN, "hyp.steps=1") == 0
+    path = tmp_path / "db" / "digits_train_60x1" / "data.mdb"
+    before = path.read_bytes()
+    capsys.readouterr()
+    assert script(*FROZEN, "data.db.seed=2") == 2
+    shown = capsys.readouterr().err
+    assert re.search(r"^db/digits_train_60x1: holds other pictures \(seed: 1 there, 2 here\)", shown, re.M)
+    assert len(shown.splitlines()) == 1
+    assert path.read_bytes() == before
+    assert script(*FROZEN, "hyp.steps=1") == 0
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_and_the_next_run_continues(
+    script: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rounds = ["data.db.rounds=50", "data.db.write_frequency=200", "hyp.steps=1", TURNS]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        assert script(*FROZEN, *rounds) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    shown = capsys.readouterr().err
+    assert re.search(r"^db/\.digits_train_60x50\.building: cannot be written .*the next run continues", shown, re.M)
+    assert "Traceback" not in shown
+    assert script(*FROZEN, *rounds) == 0

@@ -27,11 +27,13 @@ def test_the_snippets_of_a_page_run_one_after_the_other(page) -> None:  # type: 
 
 def test_there_are_snippets() -> None:
     assert len(snippets(README)) >= 3
-    for task in ("regularizer", "exact_gradient", "extending"):
+    for task in ("regularizer", "exact_gradient", "extending", "landscape"):
         assert len(snippets((ROOT / "docs" / f"{task}.md").read_text(encoding="utf-8"))) >= 3
 
 
-@pytest.mark.parametrize("group", ["data", "data/db", "model", "hyp", "hyp/optim", "hyp/optim_modification", "impl"])
+@pytest.mark.parametrize(
+    "group", ["data", "data/db", "model", "hyp", "hyp/optim", "hyp/optim_modification", "impl", "viz"]
+)
 def test_the_map_lists_the_choices_of_a_group(group: str) -> None:
     (row,) = re.findall(rf"^\| `{group}` \|(.*)\|$", README, flags=re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", row)) == {path.stem for path in (CONFIG / group).glob("*.yaml")}

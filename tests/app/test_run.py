@@ -180,7 +180,7 @@ def test_a_signal_saves_and_the_run_continues_bitwise(script: Script, tmp_path: 
     process = start(tmp_path, *arguments)
     shown = signal_when(process, (tmp_path / "checkpoints" / "mine.pth").exists, number)
     assert process.returncode == 128 + number
-    assert f"{number.name}: finishing this step, then saving" in shown
+    assert f"{number.name}: finishing this step or piece, then saving" in shown
     assert "paused after step" in shown
     assert "Traceback" not in shown
     step = len(load_checkpoint(tmp_path / "checkpoints" / "mine.pth")["state"]["rows"])

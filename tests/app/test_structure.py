@@ -14,7 +14,7 @@ LAYERS = [
     {"typing", "tensors", "randomness"},
     {"objective", "transforms", "optim"},
     {"data", "models", "runtime"},
-    {"training"},
+    {"training", "landscape"},
     {
         *(
             "settings",
@@ -28,15 +28,17 @@ LAYERS = [
             "restore",
             "verify",
         ),
-        *("floating_point", "command_line"),
+        *("floating_point", "command_line", "build_landscape", "crunch"),
     },
 ]
 MAY_IMPORT_OMEGACONF = {
     "fullbatch/config.py",
-    *(f"fullbatch/{name}.py" for name in ("launch", "verify", "floating_point")),  # take the DictConfig from Hydra
+    *(
+        f"fullbatch/{name}.py" for name in ("launch", "verify", "floating_point", "crunch")
+    ),  # take the DictConfig from Hydra
     "fullbatch/command_line.py",  # says what composing refused
 }
-HEAVY = {"matplotlib", "sklearn", "torchvision", "PIL"}
+HEAVY = {"matplotlib", "plotly", "sklearn", "torchvision", "PIL"}
 MAX_LINES_OF_A_FUNCTION, MAX_LINES_OF_A_FILE, MAX_LINES_OF_A_SCRIPT = 40, 290, 40
 
 FILES = sorted(PACKAGE.rglob("*.py"))

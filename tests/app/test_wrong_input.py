@@ -23,6 +23,9 @@ NAMED = "impl.checkpoint.name=mine"
 FOLDER = "data=imagefolder data.path=pictures data.size= data.valid_size="
 LMDB = "data/db=LMDB data.db.path=db"
 PADDED = "data.db.pixels=8 data.db.augmentations_train={Pad:1}"
+CROP = "data.augmentations_train={RandomResizedCrop:8}"
+CACHED = r"^data\.caching=ram: the transforms choose anew .*data\.resize_on_read=True"
+HERE, TINY = "data.path=here data.download=False data.size= data.valid_size=", "here/tiny-imagenet-200.zip"
 HYDRA, MISTAKE = 1, 2  # who refuses
 
 
@@ -40,6 +43,11 @@ def pictures(folder: Path, classes: str = "ab") -> Path:
         for number in range(4):
             Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(place / f"{number}.png")
     return folder / "pictures"
+
+
+def odd_class(folder: Path) -> None:
+    """Pictures of a class that is in one split alone."""
+    (pictures(folder) / "val" / "b").rename(folder / "pictures" / "val" / "c")
 
 
 def with_file(name: str, content: bytes) -> Callable[[Path], None]:
@@ -161,6 +169,13 @@ CASES = [
     Case(FOLDER + " data.pixels=8", MISTAKE, r"9\.tif: .*no fixed range", with_picture("train/b/9.tif", "F")),
     Case(FOLDER + " data.channels=2", MISTAKE, r"^data\.channels=2: give 1 \(grey\), 3", pictures),
     Case(FOLDER + " data.size=9", MISTAKE, r"^data\.size=9: the training set has 8 pictures", pictures),
+    Case(FOLDER, MISTAKE, r"val: its classes are not those of .*missing: b; extra: c", odd_class),
+    Case(f"{FOLDER} data.caching=ram data.resize_on_read=False data.pixels=8 {CROP}", MISTAKE, CACHED, pictures),
+    Case(f"data=TinyImageNet {HERE}", MISTAKE, r"^data\.path=here: TinyImageNet is not there .*put it into here and"),
+    Case(f"data=TinyImageNet {HERE}", MISTAKE, r"here/tiny-imagenet-200\.zip \(md5 ", make("here/", TINY)),
+    Case(f"data=TinyImageNet {HERE}", MISTAKE, r"wnids\.txt: the file is missing", make("here/tiny-imagenet-200/")),
+    Case(f"data=ImageNet {HERE}", MISTAKE, r"^data\.path=here: ImageNet is not .*img_train\.tar.*image-net\.org"),
+    Case("data.resize_on_read=False", HYDRA, r"Key 'resize_on_read' is not in struct"),
     Case("data=CIFAR10 data.path=no data.download=False data.size= data.valid_size=", MISTAKE, r"put it into no and"),
     # data bases
     Case("hyp.train_semi_stochastic=True", MISTAKE, r"^hyp\.train_semi_stochastic=True: .* needs data/db=LMDB"),
@@ -232,7 +247,7 @@ def test_it_is_refused_and_nothing_is_damaged(
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "LA", "I;16"])
 def test_odd_pictures_are_converted(script: Callable[..., int], tmp_path: Path, mode: str) -> None:
     with_picture("train/b/9.png", mode)(tmp_path)
     assert script(*FOLDER.split(), "hyp.steps=1") == 0

@@ -1,12 +1,9 @@
 """CIFAR: found, unpacked or fetched, never opened without its checksum. A tiny archive stands in; no network."""
 
-import functools
 import hashlib
-import http.server
 import io
 import pickle
 import tarfile
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.datasets
+from serving import serve
 
 from fullbatch.data.datasets import PictureData, PictureSet, load_pictures
 
@@ -91,17 +89,8 @@ def entry(path: str, content: bytes) -> tarfile.TarInfo:
 def served(fake10: Fake, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of the folder of the archive on this machine."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None: ...
-
-    handler = functools.partial(Quiet, directory=str(fake10.archive.parent))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with serve(fake10.archive.parent) as address:
+        yield address
 
 
 def check(data: PictureData, made: Fake) -> None:

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fullbatch.data import folder_cache, image_folder
+from fullbatch.data import folder_cache, folder_pictures, image_folder
 from fullbatch.data.datasets import PictureData, PictureSet, load_pictures
-from fullbatch.data.picture_files import read_picture
+from fullbatch.data.picture_files import read_picture, read_whole_picture
 
 CLASSES = ("bee", "cat", "dog")
 
@@ -71,7 +71,7 @@ def refuse_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> NoReturn:
         raise AssertionError("a picture is read")
 
-    monkeypatch.setattr(image_folder, "read_picture", refuse)
+    monkeypatch.setattr(folder_pictures, "read_picture", refuse)
     monkeypatch.setattr(image_folder, "scan_pictures", refuse)
 
 
@@ -313,6 +313,31 @@ def test_colour_pictures_of_every_kind_keep_their_values(tmp_path: Path) -> None
     assert np.array_equal(read_picture(tmp_path / "alpha.png", 3, 5), COLOUR.transpose(2, 0, 1))
     found = read_picture(tmp_path / "transparent.png", 3, 5).transpose(1, 2, 0)
     assert np.array_equal(found, np.asarray(transparent.convert("RGB")))
+
+
+def test_odd_pictures_become_what_pillow_shows(tmp_path: Path) -> None:
+    """Print colours, luminance and chrominance, 16 bits a channel, one pixel, several frames."""
+    grown = np.kron(COLOUR, np.ones((8, 8, 1), dtype=np.uint8))
+    paths = [save(tmp_path / f"{mode}.{end}", grown, mode) for mode, end in (("CMYK", "jpg"), ("YCbCr", "jpg"))]
+    for path in (*paths, save(tmp_path / "L.tif", grown, "LAB")):
+        assert np.array_equal(read_picture(path, 3, 40), opened(path, "RGB").transpose(2, 0, 1)), path
+    frames = [Image.fromarray(values) for values in (GREY, 255 - GREY, GREY // 2)]
+    for end in ("gif", "webp", "tif"):
+        path = tmp_path / f"frames.{end}"
+        lossless = {"lossless": True} if end == "webp" else {}
+        frames[0].save(path, save_all=True, append_images=frames[1:], **lossless)
+        np.testing.assert_allclose(read_picture(path, 1, 5)[0], GREY, atol=1)  # the first one
+    one = save(tmp_path / "one.png", np.full((1, 1, 3), 7, np.uint8))
+    assert np.array_equal(read_picture(one, 3, 4), np.full((3, 4, 4), 7))
+    assert read_whole_picture(one, 1).shape == (1, 1, 1)
+
+
+def test_a_camera_s_note_of_its_orientation_is_not_followed(tmp_path: Path) -> None:
+    """As torchvision reads pictures, and so as published mean, std and accuracies are computed."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn it by 90 degrees
+    path = save(tmp_path / "turned.png", COLOUR[:, :3], exif=exif)
+    assert np.array_equal(read_whole_picture(path, 3), COLOUR[:, :3].transpose(2, 0, 1))
 
 
 def test_colour_becomes_grey_by_luminance(tmp_path: Path) -> None:

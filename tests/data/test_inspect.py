@@ -1,8 +1,10 @@
 """What ``python -m fullbatch.data.inspect`` shows: the manifest, the classes, and the pictures that a model sees."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,6 +63,26 @@ def test_a_data_set_is_drawn_as_a_run_sees_it(tmp_path: Path) -> None:
     augmented = Augmentation(CROP, augmentation_seed(7))(pictures, ids, 2)
     assert np.array_equal(drawn[2::8, 2:66:8], pictures[0, 0].numpy())
     assert np.array_equal(drawn[2::8, 3 * 66 + 2 :: 8], augmented[0, 0].numpy())
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_crops_are_of_whole_pictures_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for number, place in enumerate(("train/a", "train/b", "val/a", "val/b")):
+        (tmp_path / "pictures" / place).mkdir(parents=True)
+        values = np.random.default_rng(number).integers(0, 256, (90 + number, 70), dtype=np.uint8)
+        Image.fromarray(values).save(tmp_path / "pictures" / place / "0.png")
+    path, crop = tmp_path / "sheet.png", {"RandomCrop": 64}
+    arguments = ["imagefolder", "--path", str(tmp_path / "pictures"), "--pixels", "64", "--sheet", str(path)]
+    arguments += ["--rows", "2", "--columns", "3", "--augmentations", json.dumps(crop), *["--whole"] * whole]
+    assert main(arguments) == 0
+    drawn = np.asarray(Image.open(path))[2:66, 2 * 66 + 2 : 3 * 66]
+    data = load_pictures("imagefolder", path=str(tmp_path / "pictures"), pixels=64, resize_on_read=not whole)
+    one = (data.train.labels == 0).nonzero()[0]
+    pictures: Any = data.train.pictures
+    given = pictures.whole(int(one))[None] if whole else pictures.fetch(one)
+    assert np.array_equal(drawn, Augmentation(crop, augmentation_seed(0))(given, one, 1)[0, 0].numpy())
+    assert main([*arguments, "--augmentations", '{"RandomCrop": 60}']) == 2
 
 
 def test_verification_finds_what_was_changed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ import lmdb
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from fullbatch.data import lmdb_build
@@ -27,6 +28,7 @@ from fullbatch.data.frozen_copies import Recipe
 from fullbatch.data.lmdb_build import Writing, stored_pictures, temporary_pictures
 from fullbatch.data.lmdb_store import Access, Environment, StoredPictures
 from fullbatch.data.pictures import PictureSet, TensorPictures
+from fullbatch.runtime.interruption import InterruptedWork, interruption
 
 TRANSFORMS = {"RandomCrop": [8, 1], "RandomHorizontalFlip": 0.5, "RandomRotation": 20}
 COUNT, ROUNDS = 90, 4
@@ -308,6 +310,62 @@ def test_a_full_disk_is_told_and_the_next_run_continues(tmp_path: Path, built: S
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert present(tmp_path / "full" / ".db.building") > 0
     assert build(tmp_path / "full").checksum() == built.checksum()
+
+
+@dataclass(frozen=True)
+class Signalling:
+    """Pictures whose reading at the ``left``-th time brings a signal to this process."""
+
+    tensor: Tensor
+    left: list[int]
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def fetch(self, ids: Tensor) -> Tensor:
+        self.left[0] -= 1
+        if self.left[0] == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return self.tensor[ids]
+
+    def checksum(self) -> str:
+        return TensorPictures(self.tensor).checksum()
+
+
+def test_a_signal_stops_a_build_soon_and_the_next_start_continues(tmp_path: Path, built: StoredPictures) -> None:
+    source = recipe().source
+    some = recipe(source=PictureSet(Signalling(pictures(), [5]), source.labels, source.classes))
+    with interruption() as caught, pytest.raises(InterruptedWork) as stopped:
+        build(tmp_path / "late", some)
+    assert caught.exit_status == 128 + signal.SIGTERM
+    written = present(tmp_path / "late" / ".db.building")
+    assert 20 <= written <= 60  # two readings look at shapes
+    assert str(stopped.value).startswith(
+        f"{tmp_path}/late/db: stopped with {written} of 360 pictures written; the next"
+    )
+    readings = [1000]
+    rest = recipe(source=PictureSet(Dying(pictures(), readings), source.labels, source.classes))
+    assert build(tmp_path / "late", rest).checksum() == built.checksum()
+    assert 1000 - readings[0] <= (360 - written) // 20 + ROUNDS + 2
+
+
+def test_a_signal_within_a_piece_keeps_what_is_there(
+    tmp_path: Path, built: StoredPictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lmdb_build, "CHUNK", 10)
+    source = recipe().source
+    some = recipe(source=PictureSet(Signalling(pictures(), [5]), source.labels, source.classes))
+    with interruption(), pytest.raises(InterruptedWork):
+        build(tmp_path / "late", some, Writing())
+    assert present(tmp_path / "late" / ".db.building") == 30
+    assert build(tmp_path / "late").checksum() == built.checksum()
+
+
+def test_a_signal_ends_waiting_for_another_builder(tmp_path: Path) -> None:
+    with FileLock(tmp_path / ".db.lock"), interruption() as caught:
+        caught.receive(signal.SIGTERM, None)
+        with pytest.raises(InterruptedWork, match="another process is building"):
+            build(tmp_path)
 
 
 def test_too_little_space_is_told_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from fullbatch.runtime.interruption import interruption
+from fullbatch.runtime.interruption import InterruptedWork, interrupted, interruption, stop_if_interrupted
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -40,3 +40,25 @@ def test_other_threads_catch_nothing() -> None:
     thread.start()
     thread.join()
     assert found == [False]
+
+
+def test_work_that_is_no_step_stops_where_it_asks() -> None:
+    stop_if_interrupted("never")
+    with interruption() as caught:
+        assert not interrupted()
+        caught.receive(signal.SIGTERM, None)
+        assert interrupted()
+        with pytest.raises(InterruptedWork, match="half done"):
+            stop_if_interrupted("half done")
+    assert not interrupted()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_child_leaves_signals_to_its_parent() -> None:
+    with interruption() as caught:
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+            os._exit(7 if caught else 0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert not caught

@@ -1,0 +1,79 @@
+"""From a grid to a surface: alone, or together with other processes on one data base."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from fullbatch.landscape.directions import Directions
+from fullbatch.landscape.grid import Grid, Point
+from fullbatch.landscape.store import SurfaceStore
+from fullbatch.landscape.surface import PointEvaluator, Surface, surface_of
+from fullbatch.runtime.logs import progress
+
+log = logging.getLogger(__name__)
+
+_WAIT = 0.2  # seconds between looks at points that other processes are computing
+
+
+def filled(
+    store: SurfaceStore, grid: Grid, evaluate: PointEvaluator, interrupted: Callable[[], bool] = lambda: False
+) -> Surface:
+    """Compute the points of the grid that the data base lacks, leaving to other processes what they are computing.
+
+    Returns when all points are there, whoever computed them, or after the point in whose course ``interrupted``.
+    """
+    points = grid.points()
+    present = store.values(points)
+    pending = deque(point for point in points if point not in present)
+    outside = len(store) - len(present)
+    if present and pending:
+        log.info("%s: continuing with %d of %d points computed", store.folder, len(present), len(points))
+    with progress("points of the surface", len(points), len(present)) as advance:
+        shown = len(present)
+        while pending and not interrupted():
+            point = store.claim(pending)
+            if point is not None:
+                _compute(store, point, evaluate)
+            elif pending:
+                time.sleep(_WAIT)
+            count = min(len(store) - outside, len(points))
+            if count > shown:
+                advance(count - shown)
+                shown = count
+    return surface_of(grid, store.values(points), evaluate.directions)
+
+
+def _compute(store: SurfaceStore, point: Point, evaluate: PointEvaluator) -> None:
+    try:
+        value = evaluate(point, lambda: store.renew(point))
+    except BaseException:
+        store.release(point)
+        raise
+    store.put(point, value)
+
+
+def arrays_of(directions: Directions, model: nn.Module) -> dict[str, np.ndarray]:
+    """Return directions and path as arrays by their names."""
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    arrays = {
+        f"{axis}/{name}": part.cpu().to(torch.promote_types(part.dtype, torch.float32)).numpy()
+        for axis, vector in zip("xy", directions.vectors, strict=False)
+        for name, part in zip(names, vector, strict=True)
+    }
+    return {**arrays, "path": np.array(directions.path, dtype=np.float64).reshape(-1, 2)}
+
+
+def stored_directions(directions: Directions, model: nn.Module, arrays: Mapping[str, np.ndarray]) -> Directions:
+    """Return the directions with the numbers of the data base; drawn elsewhere, they may differ in the last bit."""
+    names = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    vectors = tuple(
+        [torch.from_numpy(arrays[f"{axis}/{name}"]).to(parameter) for name, parameter in names]
+        for axis, _ in zip("xy", directions.vectors, strict=False)
+    )
+    path = tuple((float(x), float(y)) for x, y in arrays["path"])
+    return Directions(vectors, directions.description, directions.labels, directions.anchors, path)

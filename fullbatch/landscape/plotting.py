@@ -1,0 +1,129 @@
+"""Pictures of surfaces as PNG, with matplotlib (the ``plot`` extra)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fullbatch.landscape.surface import Surface
+
+BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"  # told apart by colour-blind readers (Okabe & Ito, 2008)
+DARK = "#222222"
+STEEP = 50.0
+"""Largest over smallest loss from which on an axis is logarithmic."""
+LEVELS = 13
+"""Contours of a panel."""
+NAMES = {"loss": "training loss", "full_loss": "full objective", "accuracy": "training accuracy"}
+
+
+def draw_png(surface: Surface, path: Path, title: str) -> None:
+    """Draw a line (loss and accuracy), or a plane (contours of loss and accuracy, and the loss as a surface)."""
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    if surface.grid.is_plane:
+        figure = Figure(figsize=(16, 5.2), layout="constrained")
+        _draw_plane(figure, surface)
+    else:
+        figure = Figure(figsize=(8, 5), layout="constrained")
+        draw_line(figure.subplots(), surface)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=130)
+
+
+def draw_line(axes: Any, surface: Surface, *, label_accuracy: bool = True) -> Any:
+    """Draw losses on the left axis and the accuracy on the right one, which is returned."""
+    coordinates, label, values = line_of(surface)
+    marker = "o-" if len(coordinates) == 1 else "-"
+    lines = [
+        axes.plot(coordinates, finite(values[name]), style.replace("-", marker, 1), color=color, label=NAMES[name])[0]
+        for name, color, style in (("loss", BLUE, "-"), ("full_loss", GREEN, "--"))
+        if name in values
+    ]
+    axes.set(xlabel=label, ylabel="loss", yscale="log" if is_steep(values["loss"]) else "linear")
+    axes.grid(alpha=0.3)
+    right = axes.twinx()
+    if "accuracy" in values:
+        lines += right.plot(coordinates, 100 * values["accuracy"], marker, color=ORANGE, label=NAMES["accuracy"])
+    right.set_ylim(0, 105)
+    right.set_ylabel("accuracy (%)" if label_accuracy else "")
+    for along, _ in _marks(surface):
+        axes.axvline(along, color=DARK, linestyle=":", linewidth=1)
+    axes.legend(handles=lines, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(lines))
+    return right
+
+
+def line_of(surface: Surface) -> tuple[list[float], str, Mapping[str, np.ndarray]]:
+    """Return the coordinates along the line, what they are, and the values."""
+    along_y = surface.grid.y.num > 1
+    axis = surface.grid.y if along_y else surface.grid.x
+    label = surface.labels[min(int(along_y), len(surface.labels) - 1)]
+    return axis.values(), label, {name: array.reshape(-1) for name, array in surface.quantities().items()}
+
+
+def finite(values: np.ndarray) -> np.ndarray:
+    """Return the values, nan where they are infinite: these are not drawn."""
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def is_steep(values: np.ndarray) -> bool:
+    """Return whether values are better drawn on a logarithmic axis."""
+    known = values[np.isfinite(values)]
+    return bool(known.size and known.min() > 0 and known.max() > STEEP * known.min())
+
+
+def _draw_plane(figure: Any, surface: Surface) -> None:
+    panels = [("loss", "viridis"), ("accuracy", "cividis")]
+    values = surface.quantities()
+    for number, (name, colors) in enumerate(panels):
+        if name in values:
+            axes = figure.add_subplot(1, 3, number + 1)
+            percent = name == "accuracy"
+            array = 100 * values[name] if percent else values[name]
+            _draw_contours(figure, axes, surface, array, colors, steep=not percent and is_steep(array))
+            axes.set_title(f"{NAMES[name]} (%)" if percent else NAMES[name])
+    _draw_relief(figure.add_subplot(1, 3, 3, projection="3d"), surface, values["loss"])
+
+
+def _draw_contours(figure: Any, axes: Any, surface: Surface, values: np.ndarray, colors: str, *, steep: bool) -> None:
+    from matplotlib.colors import LogNorm, Normalize  # noqa: PLC0415
+
+    known = np.ma.masked_invalid(values.T)
+    xs, ys = surface.grid.x.values(), surface.grid.y.values()
+    low, high = (float(known.min()), float(known.max())) if known.count() else (0.0, 1.0)
+    norm = (LogNorm if steep else Normalize)(low, high)
+    if low < high:
+        levels = np.geomspace(low, high, LEVELS) if steep else np.linspace(low, high, LEVELS)
+        filled = axes.contourf(xs, ys, known, levels=levels, cmap=colors, norm=norm)
+        axes.contour(xs, ys, known, levels=levels, colors="white", linewidths=0.4, alpha=0.6)
+    else:
+        filled = axes.pcolormesh(xs, ys, known, cmap=colors)
+    figure.colorbar(filled, ax=axes, shrink=0.9, format="%.3g")
+    marks = _marks(surface)
+    style = "o-" if surface.connected else "o"
+    axes.plot(*zip(*marks, strict=True), style, color="white", markeredgecolor=DARK, markersize=5, linewidth=1)
+    _label(axes, surface)
+
+
+def _draw_relief(axes: Any, surface: Surface, loss: np.ndarray) -> None:
+    steep = is_steep(loss)
+    height = finite(np.log10(np.where(loss > 0, loss, np.nan)) if steep else loss)
+    xs, ys = np.meshgrid(surface.grid.x.values(), surface.grid.y.values(), indexing="ij")
+    low, high = (np.nanmin(height), np.nanmax(height)) if np.isfinite(height).any() else (0.0, 1.0)
+    axes.plot_surface(xs, ys, height, cmap="viridis", vmin=low, vmax=high, rcount=101, ccount=101, linewidth=0)
+    axes.set_title("log10 of the training loss" if steep else "training loss")
+    axes.view_init(elev=35, azim=-60)
+    axes.locator_params(nbins=5)
+    axes.set(xlabel="x", ylabel="y")
+
+
+def _label(axes: Any, surface: Surface) -> None:
+    labels = [*surface.labels, "y"][:2]
+    axes.set(xlabel=f"x: {labels[0]}", ylabel=f"y: {labels[1]}")
+    axes.set_xlim(surface.grid.x.min, surface.grid.x.max)
+    axes.set_ylim(surface.grid.y.min, surface.grid.y.max)
+
+
+def _marks(surface: Surface) -> Sequence[tuple[float, float]]:
+    """Return what to mark: the path, else the model itself."""
+    return surface.path or ((0.0, 0.0),)

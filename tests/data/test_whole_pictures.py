@@ -1,0 +1,196 @@
+"""Pictures of various sizes: what is read of them is a function of (seed, step, sample), whoever reads it."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from fullbatch.data.augmentation import _STREAM, Augmentation, augmentation_seed
+from fullbatch.data.blocks import BlockLoader
+from fullbatch.data.datasets import PictureData, PictureSet, load_pictures
+from fullbatch.data.frozen_copies import Recipe
+from fullbatch.data.lmdb_build import Writing, stored_pictures
+from fullbatch.data.lmdb_store import Access
+from fullbatch.data.pictures import TensorPictures, WholePictures
+from fullbatch.randomness import derive_seed
+
+TRANSFORMS = {"RandomResizedCrop": 6, "RandomHorizontalFlip": 0.5, "RandomRotation": 20}
+CHAINS: dict[str, dict[str, Any]] = {
+    "crop": {"RandomCrop": [6, 2]},
+    "resized crop, then others": TRANSFORMS,
+    "others, then a crop": {"ColorJitter": 0.4, "RandomHorizontalFlip": 0.5, "Resize": 9, "RandomCrop": 6},
+    "resized": {"Resize": [[6, 6]], "RandomVerticalFlip": 0.5},
+    "validation": {"Resize": 8, "CenterCrop": 6},
+}
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """26 + 4 pictures, no two sides alike, some of them grey."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 13), ("val", 2)):
+        for name in "ab":
+            for index in range(count):
+                shape = (7 + index, 25 - index) if name == "a" else (30 - index, 8 + index)
+                values = rng.integers(0, 256, shape if index == 3 else (*shape, 3), dtype=np.uint8)
+                path = tmp_path / "pictures" / split / name / f"{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(values).save(path)
+    return tmp_path / "pictures"
+
+
+def load(root: Path, **options: Any) -> PictureData:
+    settings = {"pixels": 6, "channels": 3, "mean": [0.0] * 3, "std": [1.0] * 3, "resize_on_read": False}
+    return load_pictures("imagefolder", path=str(root), **{**settings, **options})
+
+
+def loader(part: PictureSet, transforms: dict[str, Any] | None = None, **options: Any) -> BlockLoader:
+    augmentation = Augmentation(TRANSFORMS if transforms is None else transforms, 3)
+    return BlockLoader(part, **{"batch_size": 8, "seed": 4, "augmentation": augmentation, **options})
+
+
+def bytes_of(some_loader: BlockLoader, step: int = 2, **options: bool) -> Tensor:
+    blocks = some_loader.blocks(step, **options)
+    return (torch.cat([block.inputs for block in blocks]) * 255).round().to(torch.uint8)
+
+
+def picture_of(part: PictureSet, index: int) -> Tensor:
+    """The file, as anybody would open it."""
+    pictures: Any = part.pictures
+    with Image.open(pictures.listing.path(index)) as opened:
+        return torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)
+
+
+def test_the_crop_is_torchvision_s_of_the_whole_picture(root: Path) -> None:
+    part, step = load(root).train, 2
+    found = bytes_of(loader(part, {"RandomResizedCrop": 6}), step)
+    for index in range(len(part)):
+        torch.manual_seed(derive_seed(3, _STREAM, step, 0, 0, index))
+        assert torch.equal(found[index], v2.RandomResizedCrop(6)(picture_of(part, index)))
+
+
+@pytest.mark.parametrize("transforms", CHAINS.values(), ids=CHAINS)
+def test_every_sample_is_augmented_as_it_would_be_alone(root: Path, transforms: dict[str, Any]) -> None:
+    part, augmentation = load(root).train, Augmentation(transforms, 3)
+    ids = torch.arange(len(part)).split(1)
+    expected = torch.cat([augmentation(picture_of(part, int(one))[None], one, 2) for one in ids])
+    assert expected.shape == (26, 3, 6, 6)
+    assert torch.equal(bytes_of(loader(part, transforms)), expected)
+    shuffled = loader(part, transforms, num_workers=2)
+    order = torch.cat([ids for _, ids in shuffled.blocks(2, shuffle=True).numbered_ids])
+    assert torch.equal(bytes_of(shuffled, shuffle=True), expected[order])
+
+
+def test_it_does_not_depend_on_workers_or_blocks(root: Path) -> None:
+    part = load(root).train
+    results = [
+        bytes_of(loader(part, num_workers=workers, batch_size=size, persistent_workers=True, caching=caching))
+        for workers, size, caching in ((0, 8, None), (1, 5, None), (2, 26, False), (2, 1, False))
+    ]
+    assert all(torch.equal(result, results[0]) for result in results[1:])
+    assert not torch.equal(bytes_of(loader(part), step=3), results[0])
+
+
+def test_copies_have_draws_of_their_own(root: Path) -> None:
+    part = load(root).train
+    copies, alone = bytes_of(loader(part, copies=3, num_workers=2)), bytes_of(loader(part))
+    assert torch.equal(copies[::3], alone)
+    augmentation = Augmentation(TRANSFORMS, 3)
+    for copy in (1, 2):
+        expected = augmentation(picture_of(part, 7)[None], torch.tensor([7]), 2, copy)
+        assert torch.equal(copies[3 * 7 + copy], expected[0])
+    only_a_crop = loader(part, {"RandomResizedCrop": 6}, copies=2)
+    assert len(bytes_of(only_a_crop).unique(dim=0)) == 52
+
+
+@pytest.mark.parametrize("transforms", [{}, {"RandomHorizontalFlip": 0.5}, {"Resize": 6}])
+def test_without_a_transform_that_fixes_the_size_pictures_are_resized_on_read(
+    root: Path, transforms: dict[str, Any]
+) -> None:
+    whole, resized = load(root).train, load(root, resize_on_read=True).train
+    assert isinstance(whole.pictures, WholePictures)
+    assert not isinstance(resized.pictures, WholePictures)
+    assert torch.equal(bytes_of(loader(whole, transforms)), bytes_of(loader(resized, transforms)))
+
+
+def test_resizing_on_read_is_what_a_folder_does_unasked(root: Path) -> None:
+    default = load_pictures("imagefolder", path=str(root), pixels=6)
+    asked = load_pictures("imagefolder", path=str(root), pixels=6, resize_on_read=True)
+    whole = load_pictures("imagefolder", path=str(root), pixels=6, resize_on_read=False)
+    everything = torch.arange(26)
+    assert torch.equal(default.train.pictures.fetch(everything), asked.train.pictures.fetch(everything))
+    assert default.train.checksum() == asked.train.checksum() != whole.train.checksum()
+    assert whole.mean == default.mean
+
+
+def test_frozen_copies_are_those_on_the_fly(root: Path, tmp_path: Path) -> None:
+    part, seed, rounds = load(root).train, 5, 3
+    recipe = Recipe("x", part, TRANSFORMS, seed, rounds)
+    assert recipe.manifest()["shape"] == [3, 6, 6]
+    built = [
+        stored_pictures(recipe, tmp_path / str(workers), Access(), Writing(workers, write_frequency=10))
+        for workers in (0, 2)
+    ]
+    assert built[0].checksum() == built[1].checksum()
+    live = loader(part, augmentation=Augmentation(TRANSFORMS, augmentation_seed(seed)))
+    for step in range(rounds):
+        assert torch.equal(built[0].fetch(torch.arange(26) + 26 * step), bytes_of(live, step))
+    clean = Recipe("x", part, TRANSFORMS, seed, rounds, first_round_clean=True)
+    assert torch.equal(clean.copies(torch.arange(26), 0), part.pictures.fetch(torch.arange(26)))
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("caching", ["device", "ram", True])
+def test_they_cannot_be_cached(root: Path, caching: object) -> None:
+    with pytest.raises(ValueError, match=rf"data\.caching={caching}: .*data\.resize_on_read=True"):
+        loader(load(root).train, caching=caching)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_does_not_fit_is_named(root: Path, workers: int) -> None:
+    some_loader = loader(load(root).train, {"RandomCrop": 9}, num_workers=workers)
+    with pytest.raises(ValueError, match=r"RandomCrop: pictures of [78]x2\d .*9x9 \(.*train/a/[01]\.png\)$"):
+        bytes_of(some_loader)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_picture_is_named(root: Path, workers: int) -> None:
+    path = root / "train" / "b" / "5.png"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(OSError, match=f"^{path}: not a readable picture") as raised:
+        bytes_of(loader(load(root).train, num_workers=workers))
+    assert "Traceback" not in str(raised.value)
+
+
+class Deadly(TensorPictures):
+    """Pictures whose reader is killed, as the system does where the memory is full."""
+
+    def fetch(self, ids: Tensor) -> Tensor:
+        if 20 in ids.tolist():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().fetch(ids)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_killed_worker_is_told_and_does_not_hang(persistent: bool) -> None:
+    part = PictureSet(Deadly(torch.zeros(30, 1, 2, 2, dtype=torch.uint8)), torch.zeros(30, dtype=torch.int64), ("a",))
+    reading = loader(part, {}, caching=False, num_workers=2, persistent_workers=persistent)
+    with pytest.raises(OSError, match=r"a process that reads pictures has died: .*memory was full.*impl\.threads"):
+        bytes_of(reading)
+
+
+def test_a_killed_builder_of_copies_is_told(tmp_path: Path) -> None:
+    part = PictureSet(Deadly(torch.zeros(30, 1, 2, 2, dtype=torch.uint8)), torch.zeros(30, dtype=torch.int64), ("a",))
+    recipe = Recipe("x", part, {}, 0)
+    with pytest.raises(OSError, match="a process that reads pictures has died"):
+        stored_pictures(recipe, tmp_path / "db", Access(), Writing(num_workers=1))
