@@ -28,8 +28,8 @@ lint: $(VENV)/installed ## style and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(VENV)/installed ## speed of the full-batch gradient beside a plain loop
-	$(BIN)/python benchmarks/gradient.py
+bench: $(VENV)/installed ## speed beside a plain loop, cost of the parts, limits of the machine (ten minutes on 2 cores)
+	$(BIN)/python benchmarks/speed.py --json speed.json
 
 figure: $(VENV)/installed ## training loss against gradient evaluations of all optimizers (digits; a minute)
 	$(BIN)/python benchmarks/optimizers.py --data digits --evaluations 60 --output optimizers

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import nn
@@ -22,9 +23,10 @@ from fullbatch.objective.losses import loss_function
 from fullbatch.optim.ema import ExponentialMovingAverage
 from fullbatch.optim.schedules import schedule_named
 from fullbatch.randomness import seeded
-from fullbatch.runtime.device import DTYPES, MEMORY_FORMATS, find_device
+from fullbatch.runtime.compilation import compile_model
+from fullbatch.runtime.device import DTYPES, MEMORY_FORMATS, find_device, has_fast_bfloat16, set_up
 from fullbatch.runtime.distributed import ALONE, Group
-from fullbatch.settings import Hyp, Impl, Run
+from fullbatch.settings import Hyp, Run
 from fullbatch.tensors import device_of
 from fullbatch.training.fit import require_fit
 from fullbatch.training.passes import SharedPasses
@@ -40,6 +42,19 @@ from fullbatch.transforms.norm_bias import NormBias
 from fullbatch.typing import Blocks
 
 log = logging.getLogger(__name__)
+
+
+def set_up_machine(run: Run, processes: int = 1) -> None:
+    """Set PyTorch's global flags as the settings say, for one of several ``processes`` of this machine."""
+    impl = run.impl
+    tf32 = not _subtracts_gradients(run.hyp) if impl.tf32 == "auto" else impl.tf32
+    set_up(
+        threads=impl.threads,
+        benchmark=impl.benchmark,
+        deterministic=impl.deterministic,
+        processes=processes,
+        tf32=tf32,
+    )
 
 
 def build_trainer(run: Run, seed: int, group: Group = ALONE) -> Trainer:
@@ -60,6 +75,7 @@ def build_trainer(run: Run, seed: int, group: Group = ALONE) -> Trainer:
         inputs = next(iter(blocks[:1])).inputs[:1]
         with about("model"):
             require_fit(model, inputs, len(data.classes))
+    build_compiled(run, step)
     return Trainer(
         state=TrainState(model, optimizer, ema),
         take_step=step,
@@ -112,13 +128,13 @@ def build_step(run: Run, data: PictureData, model: nn.Module, optimizer: Optimiz
 
 def build_objective(run: Run, model: nn.Module, optimizer: Optimizer, blocks: Blocks) -> FullBatchObjective:
     """Build the training objective with its regularizer."""
-    hyp, low_precision = run.hyp, build_precision(run.impl)
+    hyp, low_precision = run.hyp, build_precision(run, device_of(model))
     loss_fn = build_loss(hyp)
     regularizer = None
     with about("hyp.grad_reg"):
-        implementation = implementation_named(hyp.grad_reg.implementation)  # a wrong name is refused in any case
-        if hyp.grad_reg.block_strength != 0 or hyp.grad_reg.acc_strength != 0:
-            if low_precision and not implementation.exact:
+        implementation_named(hyp.grad_reg.implementation)  # a wrong name is refused in any case
+        if _regularized(hyp):
+            if low_precision and _subtracts_gradients(hyp):
                 log.warning(
                     "hyp.grad_reg: differences of bfloat16 gradients are mostly rounding; see docs/regularizer.md"
                 )
@@ -186,7 +202,7 @@ def build_validation(run: Run, blocks: BlockSequence, step: Step, group: Group =
             shared(blocks),
             flips=hyp.test_time_flips,
             recalibration=shared(training) if hyp.recalibrate_batchnorm else None,
-            mixed_precision=build_precision(run.impl),
+            mixed_precision=build_precision(run, device_of(model)),
             all_reduce=group.reduce,
         )
 
@@ -213,9 +229,45 @@ def build_stop_rules(hyp: Hyp) -> list[StopRule]:
     return rules
 
 
-def build_precision(impl: Impl) -> bool | torch.dtype:
-    """Return the low precision of forward passes, False for none."""
-    return torch.bfloat16 if impl.mixed_precision else False
+def build_precision(run: Run, device: torch.device) -> Literal[False] | torch.dtype:
+    """Return the low precision of forward passes, False for none.
+
+    ``auto`` is bfloat16 where the device has it, unless gradients are subtracted from each other: that leaves rounding.
+    """
+    wanted = run.impl.mixed_precision
+    if wanted == "auto":
+        single = DTYPES[run.impl.dtype] == torch.float32
+        wanted = single and has_fast_bfloat16(device) and not _subtracts_gradients(run.hyp)
+    return torch.bfloat16 if wanted else False
+
+
+def build_compiled(run: Run, step: Step) -> bool:
+    """Compile the model if asked for, and return whether it is; ``auto`` is on CUDA alone, where it pays."""
+    wanted, model = run.impl.compile, step.objective.model
+    possible = _subtracts_gradients(run.hyp) or not _regularized(run.hyp)
+    if wanted is True and not possible:
+        raise ValueError(
+            f"impl.compile=True: not with hyp.grad_reg.implementation={run.hyp.grad_reg.implementation}, which "
+            "differentiates gradients: those of compiled code have no derivative; take differences"
+        )
+    if wanted is False or (wanted == "auto" and not (possible and device_of(model).type == "cuda")):
+        return False
+    first = step.objective.over(step.data.blocks(0)[:1])
+
+    def trial() -> None:
+        for training, evaluate in ((False, first.loss), (True, first.evaluate)):
+            model.train(training)
+            evaluate()
+
+    return compile_model(model, trial)
+
+
+def _regularized(hyp: Hyp) -> bool:
+    return hyp.grad_reg.block_strength != 0 or hyp.grad_reg.acc_strength != 0
+
+
+def _subtracts_gradients(hyp: Hyp) -> bool:
+    return _regularized(hyp) and not implementation_named(hyp.grad_reg.implementation).exact
 
 
 def norm_order(hyp: Hyp) -> float:

@@ -25,8 +25,6 @@ UNIONS = (("model",), ("data", "db"), ("hyp", "optim"), ("hyp", "optim_modificat
 """Groups whose name selects their dataclass."""
 
 NOT_YET: dict[str, tuple[Any, str]] = {
-    "plan": (False, "cost estimates"),
-    "impl.compile": (False, "compilation"),
     "impl.grad_scaling": (False, "gradient scaling serves float16 only"),
     "impl.logger": (None, "loggers beside the CSV tables"),
 }
@@ -167,7 +165,7 @@ def _contradictions(run: Run) -> Iterator[str]:
             isinstance(hyp.optim, Momentum) and hyp.optim.nesterov and hyp.optim.dampening != 0
         ),
         "impl.mixed_precision=True: needs impl.dtype=float": lambda: (
-            run.impl.mixed_precision and run.impl.dtype in ("double", "float64")
+            run.impl.mixed_precision is True and run.impl.dtype in ("double", "float64")
         ),
         "hyp.train_semi_stochastic=True: goes through the rounds of a data base, so it needs data/db=LMDB": lambda: (
             hyp.train_semi_stochastic and not isinstance(run.data.db, LMDB)

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from fullbatch.build import set_up_machine
 from fullbatch.build_landscape import Landscape, build_landscape
 from fullbatch.config import plain, settings_of
 from fullbatch.data.reading import workers_told
@@ -21,7 +22,6 @@ from fullbatch.landscape.filling import filled
 from fullbatch.landscape.surface import Surface
 from fullbatch.launch import DONE, mistake
 from fullbatch.restore import restored
-from fullbatch.runtime.device import set_up
 from fullbatch.runtime.interruption import InterruptedWork, Interruption, interruption
 from fullbatch.runtime.logs import job_log
 from fullbatch.settings import Run
@@ -66,7 +66,7 @@ def _prepared(tree: dict[str, Any], typed: Sequence[str]) -> tuple[Run, Landscap
         raise ValueError("viz=none: there is nothing to compute; accepted: 1d, 2d")
     tree, stored = restored(tree, name, typed)
     run = settings_of(tree)
-    set_up(threads=run.impl.threads, benchmark=run.impl.benchmark, deterministic=run.impl.deterministic)
+    set_up_machine(run)
     return run, build_landscape(run, stored, name), f"{name}, {stored.step or 'unknown'} steps"
 
 

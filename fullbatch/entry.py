@@ -226,6 +226,6 @@ def show(summary: Mapping[str, float], title: str, console: Console) -> None:
     """Print what a run came to."""
     table = Table(title=title, show_header=False)
     for key, value in summary.items():
-        percent = key.endswith("acc") or key.startswith("valid_acc")
+        percent = key.endswith(("acc", "share")) or key.startswith("valid_acc")
         table.add_row(key, f"{value:.2%}" if percent else f"{value:.5g}")
     console.print(table)

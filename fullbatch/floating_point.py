@@ -16,14 +16,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from fullbatch.build import build_model, build_objective
+from fullbatch.build import build_model, build_objective, set_up_machine
 from fullbatch.build_data import build_data, build_loader
 from fullbatch.build_optimizer import build_optimizer
 from fullbatch.config import changed, plain, settings_of
 from fullbatch.data.pictures import PictureData
 from fullbatch.launch import DONE, mistake
 from fullbatch.restore import restored
-from fullbatch.runtime.device import describe, find_device, set_up, tf32
+from fullbatch.runtime.device import describe, find_device, tf32
 from fullbatch.runtime.logs import job_log
 from fullbatch.tensors import flatten
 from fullbatch.training.state import load_weights
@@ -107,7 +107,7 @@ def measure(
         tree, stored = restored(tree, name, typed)
         weights = stored.checkpoint["state"]["model"] if stored.checkpoint else stored.weights
     run = settings_of(tree)
-    set_up(threads=run.impl.threads, benchmark=run.impl.benchmark, deterministic=run.impl.deterministic)
+    set_up_machine(run)
     data, device = build_data(run, run.seed or 0), find_device(run.impl.device)
     log.info("%s; %d pictures in blocks of %d", describe(device), len(data.train), run.data.batch_size)
     gradient = partial(_gradient, tree, data, device, weights)

@@ -60,12 +60,9 @@ def _take_part(group: Group, work: Work, caught: Interruption) -> int:
         if not error.told:
             log.error("%s", error)
         return error.status
-    except InterruptedWork as error:
-        return _fail(group, caught.exit_status, str(error))
-    except (ValueError, OSError) as error:
-        return _fail(group, MISTAKE, told(error) if isinstance(error, OSError) else str(error))
-    except InterruptedWork as error:
-        return _fail(group, caught.exit_status, str(error))
+    except (ValueError, OSError, InterruptedWork) as error:
+        status = caught.exit_status if isinstance(error, InterruptedWork) else MISTAKE
+        return _fail(group, status, told(error) if isinstance(error, OSError) else str(error))
     except KeyboardInterrupt:
         return _fail(group, INTERRUPTED, "interrupted")
     except Exception:

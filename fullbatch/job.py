@@ -6,13 +6,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fullbatch.build import build_precision
 from fullbatch.config import to_yaml
 from fullbatch.entry import configuration_hash
 from fullbatch.provenance import provenance
-from fullbatch.runtime.device import describe
+from fullbatch.runtime.device import DTYPES, describe
 from fullbatch.runtime.distributed import ALONE, Group
 from fullbatch.settings import Run
 from fullbatch.tensors import device_of
+from fullbatch.training.cost import speed
 from fullbatch.training.state import TrainState
 from fullbatch.training.steps import DivergedError
 from fullbatch.training.summary import summarize
@@ -85,7 +87,10 @@ def _model_name(run: Run) -> str:
 
 def summary(job: Job) -> dict[str, Any]:
     """Return what the run came to."""
-    return summarize(job.trainer.state.rows, warmup=job.run.hyp.warmup, window=job.run.impl.validate_every_nth_step)
+    run, trainer = job.run, job.trainer
+    precision = build_precision(run, device_of(trainer.state.model)) or DTYPES[run.impl.dtype]
+    closing = summarize(trainer.state.rows, warmup=run.hyp.warmup, window=run.impl.validate_every_nth_step)
+    return {**closing, **speed(trainer, precision, processes=job.group.size)}
 
 
 def run_row(job: Job, diverged: DivergedError | None) -> dict[str, Any]:

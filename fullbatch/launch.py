@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from fullbatch.analysis.figure import draw_edge_of_stability
-from fullbatch.build import build_trainer, check_determinism
+from fullbatch.build import build_trainer, check_determinism, set_up_machine
 from fullbatch.build_analysis import build_probes
 from fullbatch.build_data import about
 from fullbatch.command_line import typed
@@ -22,10 +22,10 @@ from fullbatch.config import plain, settings_of
 from fullbatch.data.reading import workers_told
 from fullbatch.entry import CHECKPOINT, LEDGER, Entry, enter, settled, show
 from fullbatch.job import Job, Places, announce, how_it_ended, identity, run_row, summary, title, where
+from fullbatch.plan import print_plan
 from fullbatch.processes import launch_from, leading, local_processes
 from fullbatch.restore import checkpoint_path, keep_foreign, matching
 from fullbatch.results.ledger import State
-from fullbatch.runtime.device import set_up
 from fullbatch.runtime.distributed import ALONE, Group
 from fullbatch.runtime.files import claimed, require_writable, told
 from fullbatch.runtime.interruption import InterruptedWork, Interruption, Wishes, interruption
@@ -57,7 +57,7 @@ def run_job(cfg: DictConfig) -> int:
         run = settings_of(tree)
         launch = launch_from(run.impl)
         if not launch.leads:
-            return _follow(run, launch, folder)
+            return DONE if run.plan else _follow(run, launch, folder)
     except (ValueError, OSError) as error:
         problem = error
     with ExitStack() as stack:
@@ -66,6 +66,9 @@ def run_job(cfg: DictConfig) -> int:
         try:
             if problem is not None:
                 raise problem
+            if run.plan:
+                print_plan(run, terminal.out)
+                return DONE
             if run.dryrun:  # every file goes where it does not stay
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             group = stack.enter_context(leading(launch, run.impl, tree, folder))
@@ -117,8 +120,8 @@ def prepare(run: Run, tree: dict[str, Any], places: Places, group: Group = ALONE
 
     Only the process of rank 0 looks at files of checkpoints, and draws a seed.
     """
-    impl, processes = run.impl, group.ranks.local_size
-    set_up(threads=impl.threads, benchmark=impl.benchmark, deterministic=impl.deterministic, processes=processes)
+    impl = run.impl
+    set_up_machine(run, group.ranks.local_size)
     if isinstance(impl.setup, Distributed):
         torch.multiprocessing.set_sharing_strategy(impl.setup.strategy)
     saved, stored, seed = group.broadcast(_found(run, tree, places) if group.leads else (None, None, 0))

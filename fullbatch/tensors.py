@@ -86,20 +86,25 @@ def copy_(target: Tensors, source: Tensors) -> None:
         torch._foreach_copy_(list(target), list(source))
 
 
+@torch.no_grad()
 def clones(tensors: Tensors) -> list[Tensor]:
-    """Return detached copies."""
-    return [tensor.detach().clone() for tensor in tensors]
+    """Return detached copies, made by one call for all of them."""
+    copies = [torch.empty_like(tensor) for tensor in tensors]
+    copy_(copies, tensors)
+    return copies
 
 
+@torch.no_grad()
 def scaled(tensors: Tensors, factor: float | Tensor) -> list[Tensor]:
     """Return detached ``factor * tensors``."""
-    return list(torch._foreach_mul([tensor.detach() for tensor in tensors], factor))
+    return list(torch._foreach_mul(list(tensors), factor))
 
 
+@torch.no_grad()
 def scaled_sum(base: Tensors, direction: Tensors, factor: float | Tensor) -> list[Tensor]:
-    """Return ``base + factor * direction`` as new tensors of the dtypes of ``base``."""
+    """Return detached ``base + factor * direction`` as new tensors of the dtypes of ``base``."""
     steps = scaled([d.to(b.dtype) for b, d in zip(base, direction, strict=True)], factor)
-    return list(torch._foreach_add([b.detach() for b in base], steps))
+    return list(torch._foreach_add(list(base), steps))
 
 
 def flatten(tensors: Tensors) -> Tensor:
@@ -137,4 +142,5 @@ def parameters_at(module: nn.Module, values: Tensors) -> Iterator[None]:
         stack.enter_context(preserved_rng(device_of(module)))
         with torch.no_grad():
             copy_(parameters, values)
+        del values  # a copy of the parameters that nobody needs meanwhile
         yield

@@ -11,12 +11,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from fullbatch.build import build_trainer
+from fullbatch.build import build_trainer, set_up_machine
 from fullbatch.build_data import about
 from fullbatch.config import plain, settings_of
 from fullbatch.launch import DONE, mistake
 from fullbatch.restore import restored
-from fullbatch.runtime.device import set_up
 from fullbatch.runtime.logs import job_log
 from fullbatch.training.state import Row, load_weights
 from fullbatch.training.stored_models import resume_from
@@ -46,7 +45,7 @@ def verify(tree: dict[str, Any], typed: Sequence[str], console: Console) -> None
         raise ValueError("impl.checkpoint.name: blank; give the name of the checkpoint to verify")
     tree, stored = restored(tree, name, typed)
     run = settings_of(tree)
-    set_up(threads=run.impl.threads, benchmark=run.impl.benchmark, deterministic=run.impl.deterministic)
+    set_up_machine(run)
     trainer = build_trainer(run, int(stored.checkpoint.get("seed", run.seed or 0)))
     with about(name):
         if stored.checkpoint:

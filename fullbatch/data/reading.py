@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fullbatch.data.augmentation import Augmentation
 from fullbatch.data.pictures import Pictures, WholePictures
-from fullbatch.runtime.device import give_memory_back
+from fullbatch.runtime.allocator import give_memory_back
 
 _DEATH = "DataLoader worker"  # how PyTorch begins to say it
 _NEWS = 1.0  # seconds

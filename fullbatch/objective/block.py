@@ -64,7 +64,8 @@ class BlockObjective:
         regularizer = None if plain else self.regularizer
         outputs, loss = self._evaluate(block, self.model)
         gradient = gradient_of(loss, self.model, create_graph=regularizer is not None and regularizer.create_graph)
-        squared_norm = global_norm([g.detach() for g in gradient]).square()
+        with torch.no_grad():
+            squared_norm = global_norm(gradient).square()
         if regularizer is not None:
             gradient = regularizer(gradient, block.inputs, block.labels, mean_gradient)
         clipped = torch.zeros_like(squared_norm) if plain or self.clip is None else self.clip(gradient)

@@ -170,7 +170,7 @@ class FullBatchObjective:
         def visit(block: Block) -> None:
             point = self.block_objective.point(block)
             gradient = point.gradient(create_graph=method.needs_graph)
-            mean.add(method.product(point, gradient, v, eps), self._num_samples(block))
+            mean.add(method.product(point, gradient, lambda: v, eps), self._num_samples(block))
 
         with preserved(list(self.model.buffers())):
             self._go(visit, mean)

@@ -126,7 +126,9 @@ class GradRegularizer:
         if self.active:
             point = SubBatchLoss(self.model, lambda forward: self._loss(forward, inputs, labels))
             with preserved_rng(device_of(self.model)):
-                product = self._implementation.product(point, grads, self._direction(grads, pre_grads), self.eps)
+                product = self._implementation.product(
+                    point, grads, lambda: self._direction(grads, pre_grads), self.eps
+                )
             with torch.no_grad():
                 add_(grads, product, alpha=self.learning_rate / 4)
         return _without_graph(grads)

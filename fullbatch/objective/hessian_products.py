@@ -1,7 +1,8 @@
 """Hessian-vector products H v of the loss of one sub-batch, five ways.
 
 t are the trainable parameters, g(t) is the gradient of the loss, H its Hessian, v a list of tensors shaped like t.
-Every evaluation away from t leaves no trace: parameters and buffers come back bitwise.
+Every evaluation away from t leaves no trace: parameters and buffers come back bitwise. v is given as a function, so
+that it can be made where it is needed and need not be kept during evaluations.
 """
 
 import warnings
@@ -18,6 +19,8 @@ from fullbatch.tensors import add_, global_norm, parameters_at, preserved, scale
 from fullbatch.typing import Tensors
 
 Forward = Callable[[Tensor], Tensor]
+Direction = Callable[[], Tensors]
+"""Returns v."""
 
 
 @dataclass(frozen=True)
@@ -42,27 +45,28 @@ def gradient_of(loss: Tensor, model: nn.Module, create_graph: bool = False) -> t
     )
 
 
-def forward_differences(point: SubBatchLoss, gradient: Tensors, v: Tensors, eps: float) -> list[Tensor]:
+def forward_differences(point: SubBatchLoss, gradient: Tensors, v: Direction, eps: float) -> list[Tensor]:
     """Return (g(t + h v) - g(t)) / h with h = eps / ||v||; error O(h). ``gradient`` is g(t)."""
-    h = _step_size(v, eps)
+    h = _step_size(v(), eps)
     product = _gradient_at(point, v, h)
-    add_(product, [g.detach() for g in gradient], alpha=-1.0)
-    scale_(product, 1 / h)
+    with torch.no_grad():
+        add_(product, gradient, alpha=-1.0)
+        scale_(product, 1 / h)
     return product
 
 
-def central_differences(point: SubBatchLoss, gradient: Tensors, v: Tensors, eps: float) -> list[Tensor]:
+def central_differences(point: SubBatchLoss, gradient: Tensors, v: Direction, eps: float) -> list[Tensor]:
     """Return (g(t + h v/2) - g(t - h v/2)) / h with h = eps / ||v||; error O(h^2)."""
-    h = _step_size(v, eps)
+    h = _step_size(v(), eps)
     product = _gradient_at(point, v, h / 2)
     add_(product, _gradient_at(point, v, -h / 2), alpha=-1.0)
     scale_(product, 1 / h)
     return product
 
 
-def reverse_over_reverse(point: SubBatchLoss, gradient: Tensors, v: Tensors, eps: float = 0.0) -> list[Tensor]:
+def reverse_over_reverse(point: SubBatchLoss, gradient: Tensors, v: Direction, eps: float = 0.0) -> list[Tensor]:
     """Return H v exactly by differentiating <g, v> (double backward); ``gradient`` must carry its graph."""
-    carried = [(g, x) for g, x in zip(gradient, v, strict=True) if g.requires_grad]
+    carried = [(g, x) for g, x in zip(gradient, v(), strict=True) if g.requires_grad]
     if not carried:
         raise ValueError("the gradients carry no graph: compute them with create_graph=True")
     outputs, directions = zip(*carried, strict=True)
@@ -76,16 +80,16 @@ def reverse_over_reverse(point: SubBatchLoss, gradient: Tensors, v: Tensors, eps
     return list(products)
 
 
-def forward_over_reverse(point: SubBatchLoss, gradient: Tensors, v: Tensors, eps: float = 0.0) -> list[Tensor]:
+def forward_over_reverse(point: SubBatchLoss, gradient: Tensors, v: Direction, eps: float = 0.0) -> list[Tensor]:
     """Return H v exactly as the derivative of g along v, forward mode through the backward pass (Pearlmutter, 1994)."""
     if point.model not in _NEEDS_GRAPH:
         try:
-            return _derivative_of_gradient(point, v, create_graph=False)
+            return _derivative_of_gradient(point, v(), create_graph=False)
         except NotImplementedError:
             # A fused backward pass (of group norm, SiLU, ...) without a derivative in forward mode; where a graph is
             # asked for, PyTorch takes one that is composed of differentiable steps.
             _NEEDS_GRAPH.add(point.model)
-    return _derivative_of_gradient(point, v, create_graph=True)
+    return _derivative_of_gradient(point, v(), create_graph=True)
 
 
 _NEEDS_GRAPH: "WeakSet[nn.Module]" = WeakSet()
@@ -119,7 +123,7 @@ class Implementation:
     What is not ``exact`` is a difference of gradients, which magnifies their rounding by ||v||/eps.
     """
 
-    product: Callable[[SubBatchLoss, Tensors, Tensors, float], list[Tensor]]
+    product: Callable[[SubBatchLoss, Tensors, Direction, float], list[Tensor]]
     evaluations: int = 1
     needs_graph: bool = False
     exact: bool = False
@@ -155,6 +159,6 @@ def _step_size(v: Tensors, eps: float) -> Tensor:
     return eps / norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)
 
 
-def _gradient_at(point: SubBatchLoss, v: Tensors, h: Tensor) -> list[Tensor]:
-    with torch.enable_grad(), parameters_at(point.model, scaled_sum(trainable(point.model), v, h)):
+def _gradient_at(point: SubBatchLoss, v: Direction, h: Tensor) -> list[Tensor]:
+    with torch.enable_grad(), parameters_at(point.model, scaled_sum(trainable(point.model), v(), h)):
         return list(point.gradient())

@@ -1,13 +1,14 @@
 """Device, precision and memory format; the only place that sets global flags of PyTorch."""
 
-import ctypes
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
+
+from fullbatch.runtime.allocator import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
@@ -44,15 +45,18 @@ def _own(device: torch.device, local_rank: int | None) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def set_up(*, threads: int, benchmark: bool, deterministic: bool, processes: int = 1) -> int:
+def set_up(*, threads: int, benchmark: bool, deterministic: bool, processes: int = 1, tf32: bool = False) -> int:
     """Set PyTorch's global flags; return the number of threads, which is capped at the cores this process may use.
 
-    Several ``processes`` of a machine share its cores.
+    Several ``processes`` of a machine share its cores. Without ``tf32``, float32 on CUDA is float32; by itself PyTorch
+    would round the factors of convolutions.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = min(threads, max(cores // processes, 1))
+    keep_freed_memory()
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = benchmark and not deterministic
+    _set_tf32(tf32)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its bits only with this set
     torch.use_deterministic_algorithms(deterministic)
@@ -62,25 +66,32 @@ def set_up(*, threads: int, benchmark: bool, deterministic: bool, processes: int
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
     """Inside, let CUDA's float32 products and convolutions round their factors to TF32, or forbid it."""
-    switches: tuple[Any, Any] = (torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn).conv)
-    before = [switch.fp32_precision for switch in switches]
-    for switch in switches:
-        switch.fp32_precision = "tf32" if allowed else "ieee"
+    before = [switch.fp32_precision for switch in _tf32_switches()]
+    _set_tf32(allowed)
     try:
         yield
     finally:
-        for switch, value in zip(switches, before, strict=True):
+        for switch, value in zip(_tf32_switches(), before, strict=True):
             switch.fp32_precision = value
 
 
-def give_memory_back() -> None:
-    """Give main memory that is free in this process back to the system, where that is glibc's to do.
+def _set_tf32(allowed: bool) -> None:
+    for switch in _tf32_switches():
+        switch.fp32_precision = "tf32" if allowed else "ieee"
 
-    Its allocator does not always use the freed memory of one block for the next (measured: 6 MiB more with each block
-    of 6 MiB, all of it returned by this call), so a long stream of blocks would fill the memory.
-    """
-    with suppress(AttributeError, OSError, TypeError):  # not glibc
-        ctypes.CDLL(None).malloc_trim(0)
+
+def _tf32_switches() -> tuple[Any, Any]:
+    return torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn).conv
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Return whether the device has instructions for bfloat16, so that autocast saves time."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch 2.10 and later tell
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def describe(device: torch.device) -> str:

@@ -75,13 +75,14 @@ class Impl:
     pin_memory: bool
     threads: Count
     persistent_workers: bool
-    mixed_precision: bool
+    mixed_precision: Annotated[Literal[True, False, "auto"], Name]
+    tf32: Annotated[Literal[True, False, "auto"], Name]
     grad_scaling: bool
     JIT: str | None
     accumulation_dtype: Annotated[Literal["float", "float32", "double", "float64"], Name]
     validate_every_nth_step: Count
     checkpoint: CheckpointSettings
-    compile: bool
+    compile: Annotated[Literal[True, False, "auto"], Name]
     device: str
     logger: str | None
     setup: Setup

@@ -31,6 +31,7 @@ LAYERS = [
             "job",
             "processes",
             "follow",
+            "plan",
             "restore",
             "status",
             "verify",

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# The paper's runs at full size, one after the other: the stochastic baseline, full batch, clipped, regularized, and in
+# blocks of 32 with shuffling.
+#   benchmarks/full_size.sh FOLDER MINUTES [OVERRIDE...]
+# FOLDER holds CIFAR-10 as pictures: train/<class>/* and test/<class>/*. Each run gets MINUTES, is then told to save and
+# stop, and goes on when the line is given again. Tables lie in tables/ and outputs/, checkpoints in checkpoints/.
+set -euo pipefail
+folder=${1:?usage: full_size.sh FOLDER MINUTES [OVERRIDE...]}
+minutes=${2:?usage: full_size.sh FOLDER MINUTES [OVERRIDE...]}
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=python
+[[ -x "$root/.venv/bin/python" ]] && python="$root/.venv/bin/python"
+PAUSED=143 # 128 + SIGTERM
+
+run() { # run NAME OVERRIDES...
+    local status=0
+    timeout --signal=TERM "${minutes}m" "$python" "$root/train_with_gradient_descent.py" "name=$1" seed=0 \
+        "impl.checkpoint.name=full_size/$1" data=imagefolder "data.path=$folder" \
+        'data.augmentations_train={RandomCrop: [32, 4], RandomHorizontalFlip: 0.5}' \
+        impl=fast impl.validate_every_nth_step=10 impl.checkpoint.save_every_nth_step=10 "${@:2}" || status=$?
+    [[ $status == 0 || $status == 124 || $status == "$PAUSED" ]] # 124: timeout's word for having ended it
+}
+
+more=("${@:3}")
+run base_sgd hyp=base_sgd "${more[@]}"
+run fb1 hyp=fb1 "${more[@]}"
+run fbclip hyp=fbclip "${more[@]}"
+run gradreg hyp=gradreg "${more[@]}"
+run gradreg_32_shuffle hyp=gradreg data.batch_size=32 hyp.shuffle=True "${more[@]}"

@@ -1,0 +1,119 @@
+"""The cost of a run: operations, bytes and seconds, estimated before and measured after."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fullbatch.objective.flops import Flops, count_flops
+from fullbatch.objective.full_batch import FullBatchObjective
+from fullbatch.runtime.peak import matmul_peak
+from fullbatch.tensors import device_of
+from fullbatch.training.steps import BlockSequence
+from fullbatch.training.trainer import Trainer
+
+_WORTH_COUNTING = 10.0  # seconds of training; counting operations takes two, mostly to load PyTorch's counter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a run costs; seconds come from a probe, all else is counted."""
+
+    samples: int
+    """Of the training set, with all its rounds."""
+    steps: int
+    evaluations: float
+    """Gradient evaluations of all the samples in a step."""
+    loss_evaluations: float
+    """Losses of all the samples by forward passes, in a step."""
+    validations: int
+    validation_samples: int
+    """Forward passes of single pictures in a validation."""
+    flops: Flops
+    seconds_a_sample: float
+    """Of a step."""
+    seconds_a_loss: float
+    """Of a picture in validation."""
+
+    @property
+    def flops_of_a_step(self) -> float:
+        """Operations of a step."""
+        return self.samples * (self.evaluations * self.flops.gradient + self.loss_evaluations * self.flops.loss)
+
+    @property
+    def seconds_of_a_step(self) -> float:
+        """Seconds of a step."""
+        return self.samples * self.seconds_a_sample
+
+    @property
+    def seconds_of_a_validation(self) -> float:
+        """Seconds of a validation."""
+        return self.validation_samples * self.seconds_a_loss
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the run."""
+        return self.steps * self.seconds_of_a_step + self.validations * self.seconds_of_a_validation
+
+    @property
+    def rate(self) -> float:
+        """Operations a second in a step."""
+        return self.flops_of_a_step / self.seconds_of_a_step
+
+
+def speed(
+    trainer: Trainer, precision: torch.dtype, *, processes: int = 1, worth_counting: float = _WORTH_COUNTING
+) -> dict[str, float]:
+    """Return the speed that a run has had, where its steps were timed.
+
+    ``samples_per_second``: samples times gradient evaluations, a loss counting a third, by the time in training.
+    ``peak_share``: its operations a second as a share of what the device reaches in matrix products of ``precision``
+    now, times the ``processes``; left out of runs shorter than ``worth_counting`` seconds.
+    """
+    rows = [row for row in trainer.state.rows if "train_time" in row]
+    seconds = sum(row["train_time"] for row in rows)
+    if not rows:
+        return {}
+    step = trainer.take_step
+    blocks = step.data.blocks(0)[: step.max_blocks]
+    gradients, losses = (sum(row.get(name, 0.0) for row in rows) for name in ("evaluations", "loss_evaluations"))
+    found = {"samples_per_second": sum(blocks.sizes) * (gradients + losses / 3) / seconds}
+    if seconds >= worth_counting:
+        flops = flops_of(step.objective, blocks)
+        rate = sum(blocks.sizes) * (gradients * flops.gradient + losses * flops.loss) / seconds
+        found["peak_share"] = rate / (processes * matmul_peak(device_of(trainer.state.model), precision))
+    return found
+
+
+def flops_of(objective: FullBatchObjective, blocks: BlockSequence) -> Flops:
+    """Count the operations of the objective on two samples (batch norm needs them)."""
+    inputs, labels, _ = next(iter(blocks[:1]))
+    rows = 2 * objective.copies
+    return count_flops(objective, [(inputs[:rows], labels[:rows])])
+
+
+def num_due(steps: int, every: int) -> int:
+    """Return how many of the steps 1, 1+n, 1+2n, ... and the last there are."""
+    return (steps - 1) // every + 1 + ((steps - 1) % every != 0)
+
+
+def num_bytes(tree: Any) -> int:
+    """Return the bytes of the tensors in nested dictionaries and sequences."""
+    if isinstance(tree, Tensor):
+        return tree.numel() * tree.element_size()
+    children = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, (list, tuple)) else ()
+    return sum(map(num_bytes, children))
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """Return the most that this process has held so far: on CUDA of the device's memory; None where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return None
+    import resource  # noqa: PLC0415 (not on every system)
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

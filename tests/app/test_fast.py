@@ -1,0 +1,72 @@
+"""`impl=fast`: what `auto` stands for, on machines with and without the means."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from composing import composed
+from running import SMALL, rows_of, run_in_process
+
+from fullbatch import build
+from fullbatch.config import parse
+from fullbatch.runtime import device as devices
+from fullbatch.runtime.device import has_fast_bfloat16
+
+CPU = torch.device("cpu")
+EXACT = "hyp.grad_reg.implementation=forward-over-reverse"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "able", "expected"),
+    [
+        (["impl=fast"], True, torch.bfloat16),
+        (["impl=fast"], False, False),
+        (["impl=fast", "impl.dtype=double"], True, False),
+        (["impl=fast", "hyp=gradreg"], True, False),  # differences of gradients
+        (["impl=fast", "hyp=gradreg", EXACT], True, torch.bfloat16),
+        (["impl=fast", "impl.mixed_precision=True", "hyp=gradreg"], False, torch.bfloat16),  # as told
+        ([], True, False),
+    ],
+)
+def test_bfloat16_is_used_where_it_is_fast_and_subtracts_nothing(
+    monkeypatch: pytest.MonkeyPatch, overrides: list[str], able: bool, expected: object
+) -> None:
+    monkeypatch.setattr(build, "has_fast_bfloat16", lambda device: able)
+    assert build.build_precision(parse(composed(*overrides)), CPU) == expected
+
+
+def test_bfloat16_is_fast_where_the_processor_has_its_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("avx512_bf16", "amx_bf16"):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda name=name: {name: True}, raising=False)
+        assert has_fast_bfloat16(CPU)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
+    assert not has_fast_bfloat16(CPU)
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # before PyTorch 2.10
+    assert not has_fast_bfloat16(CPU)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [([], "ieee"), (["impl=fast"], "tf32"), (["impl=fast", "hyp=gradreg"], "ieee"), (["impl.tf32=True"], "tf32")],
+)
+def test_without_tf32_float32_is_float32(overrides: list[str], expected: str) -> None:
+    before = [switch.fp32_precision for switch in devices._tf32_switches()]
+    try:
+        build.set_up_machine(parse(composed("impl.threads=1", *overrides)))
+        assert [switch.fp32_precision for switch in devices._tf32_switches()] == [expected, expected]
+    finally:
+        for switch, value in zip(devices._tf32_switches(), before, strict=True):
+            switch.fp32_precision = value
+
+
+def test_a_fast_run_records_its_speed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert run_in_process(monkeypatch, tmp_path, *SMALL, "hyp=fb1", "hyp.steps=2", "impl=fast") == 0
+    (run,) = rows_of(tmp_path / "tables" / "table_fb_digits_runs.csv")
+    assert float(run["samples_per_second"]) == pytest.approx(60 * 2 / (2 * float(run["avg_step_time"])))
+
+
+def test_compiled_gradients_have_no_derivative(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_in_process(monkeypatch, tmp_path, *SMALL, "impl.compile=True", EXACT) == 2
+    assert "impl.compile=True: not with hyp.grad_reg.implementation=forward-over-reverse" in capsys.readouterr().err

@@ -1,0 +1,39 @@
+"""Compilation changes neither names nor numbers beyond rounding, and its failure ends nothing."""
+
+import logging
+
+import pytest
+import torch
+from cases import build, cut, samples
+from references import vector
+from torch.nn import functional as F
+
+from fullbatch.objective.full_batch import FullBatchObjective
+from fullbatch.runtime.compilation import compile_model
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # those of the compiler, about itself
+def test_compiled_evaluations_are_the_same_within_rounding(caplog: pytest.LogCaptureFixture) -> None:
+    model, data = build("batchnorm").eval(), cut(*samples(), [16, 16, 1])
+    objective = FullBatchObjective(model, F.cross_entropy, data)
+    names, expected = list(model.state_dict()), objective.evaluate()
+    with caplog.at_level(logging.WARNING):
+        compiled = compile_model(model, objective.over(data[:1]).evaluate)
+    found = objective.evaluate()
+    assert compiled or "impl.compile: not possible here" in caplog.text  # a machine without a C++ compiler
+    assert list(model.state_dict()) == names
+    assert vector(found.gradient).sub(vector(expected.gradient)).norm() <= 1e-12 * vector(expected.gradient).norm()
+
+
+def test_where_it_fails_the_model_runs_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
+    model, inputs = build("tanh"), samples()[0]
+    expected = model(inputs)
+
+    def trial() -> None:
+        raise RuntimeError("\nno compiler\nand much more")
+
+    with caplog.at_level(logging.WARNING):
+        assert not compile_model(model, trial)
+    assert "impl.compile: not possible here, going on uncompiled (no compiler)" in caplog.text
+    assert torch.equal(model(inputs), expected)

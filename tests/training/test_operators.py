@@ -1,0 +1,119 @@
+"""Speed guarded by counts of operators, which no busy machine changes."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from small_training import loader
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fullbatch import build_model
+from fullbatch.data.blocks import BlockLoader
+from fullbatch.objective.full_batch import FullBatchObjective
+from fullbatch.objective.gradient_penalty import GradRegularizer
+from fullbatch.training.steps import Step
+from fullbatch.transforms.clipping import ClipByNorm
+
+SIZE = 10  # samples of a block
+WAITS = ("aten._local_scalar_dense", "aten.is_nonzero", "aten.equal")
+NO_WORK = ("aten.detach", "aten.empty_like", "aten.view", "aten.t", "aten.slice")
+"""Operators that wait for the device, and those that start nothing on it."""
+
+
+class Counted(TorchDispatchMode):
+    """Counts the operators that run inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[str(func).rpartition(".")[0]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def counted(run: Callable[[], object]) -> Counter[str]:
+    with Counted() as mode:
+        run()
+    return mode.counts
+
+
+def network() -> nn.Module:
+    return build_model("resnet20", channels=1, classes=10, pixels=8, width=4)
+
+
+def pictures(num_blocks: int, **options: Any) -> BlockLoader:
+    return loader(size=SIZE * num_blocks, batch_size=SIZE, dtype=torch.float32, augmentation=None, **options)
+
+
+def our_step(num_blocks: int, **options: Any) -> Callable[[], object]:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    regularizer = GradRegularizer(model, optimizer, F.cross_entropy, **options) if options else None
+    data = pictures(num_blocks)
+    objective = FullBatchObjective(model, F.cross_entropy, [], regularizer=regularizer)
+    step = Step(objective, optimizer, [ClipByNorm(1.0)], data)
+    return lambda: step(0, stochastic=False)
+
+
+def minimal_step(num_blocks: int) -> Callable[[], object]:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    blocks = [
+        (b.inputs, b.labels) for b in loader(size=SIZE * num_blocks, batch_size=SIZE, dtype=torch.float32).blocks(0)
+    ]
+
+    def step() -> None:
+        optimizer.zero_grad()
+        for inputs, labels in blocks:
+            (F.cross_entropy(model(inputs), labels) / num_blocks).backward()
+        optimizer.step()
+
+    return step
+
+
+def of_a_block(step: Callable[[int], Callable[[], object]]) -> Counter[str]:
+    """What one block more adds."""
+    few, many = counted(step(2)), counted(step(3))
+    return Counter({name: number - few[name] for name, number in many.items() if name not in NO_WORK})
+
+
+def test_a_block_takes_no_more_operators_than_one_of_a_minimal_loop() -> None:
+    ours, minimal = of_a_block(our_step), of_a_block(minimal_step)
+    for layer in ("aten.convolution", "aten.convolution_backward", "aten.native_batch_norm_backward"):
+        assert ours[layer] == minimal[layer] > 0
+    # the minimal loop adds the gradient of each parameter by itself; ours are one operator, and records a dozen
+    assert ours.total() <= minimal.total()
+
+
+def test_a_regularized_block_takes_those_of_two_or_three_and_a_few() -> None:
+    plain = of_a_block(our_step).total()
+    for implementation, times in (("forward-differences", 2), ("central-differences", 3)):
+        found = of_a_block(lambda n, i=implementation: our_step(n, block_strength=0.5, implementation=i)).total()
+        assert found <= times * plain + 20  # of all parameters at once, and scalars
+
+
+@pytest.mark.parametrize("options", [{}, {"block_strength": 0.5}, {"block_strength": 0.5, "acc_strength": 0.1}])
+def test_no_block_waits_for_the_device(options: dict[str, float]) -> None:
+    found = of_a_block(lambda n: our_step(n, **options))
+    assert {name: found[name] for name in WAITS if found[name]} == {}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"block_strength": 0.5}])
+def test_no_evaluation_waits_for_the_gpu(options: dict[str, float]) -> None:
+    model = network().cuda()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    regularizer = GradRegularizer(model, optimizer, F.cross_entropy, **options) if options else None
+    data = pictures(3, device=torch.device("cuda"))
+    objective = FullBatchObjective(model, F.cross_entropy, data.blocks(0), regularizer=regularizer)
+    objective.evaluate()  # the first one may measure algorithms
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        objective.evaluate()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
