@@ -26,7 +26,6 @@ UNIONS = (("model",), ("data", "db"), ("hyp", "optim"), ("hyp", "optim_modificat
 
 NOT_YET: dict[str, tuple[Any, str]] = {
     "impl.grad_scaling": (False, "gradient scaling serves float16 only"),
-    "impl.logger": (None, "loggers beside the CSV tables"),
 }
 """Keys of parts that this version lacks: the one value that is accepted, and the part."""
 
