@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fullbatch.build import build_precision
-from fullbatch.config import to_yaml
+from fullbatch.config import flat, to_yaml
 from fullbatch.entry import configuration_hash, content_hash
 from fullbatch.provenance import provenance
 from fullbatch.runtime.device import DTYPES, describe
@@ -99,7 +99,7 @@ def logging_of(job: Job) -> AbstractContextManager[list[Observer]]:
     """Return the loggers of the run, to be opened; a dry run, which leaves nothing, has none."""
     run = job.run
     hashed = content_hash([configuration_hash(run, identity(asdict(run))), run.name, job.seed])
-    described = Described(run.name, hashed, job.places.folder, {**_flat(job.tree), "seed": job.seed})
+    described = Described(run.name, hashed, job.places.folder, {**flat(job.tree), "seed": job.seed})
     return recording(() if run.dryrun else run.impl.logger, described, job.trainer.state.rows)
 
 
@@ -116,18 +116,11 @@ def run_row(job: Job, diverged: DivergedError | None) -> dict[str, Any]:
         **summary(job),
         "size": run.data.size,
         "batch_size": run.data.batch_size,
-        **_flat(job.tree["hyp"]),
+        **flat(job.tree["hyp"]),
         "seed": job.seed,
         "configuration": configuration_hash(run, identity(asdict(run))),
         "folder": str(job.places.folder),
     }
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def title(run: Run) -> str:

@@ -26,6 +26,7 @@ LAYERS = [
             "build_optimizer",
             "entry",
             "launch",
+            "page",
             "provenance",
             "report",
             "job",
