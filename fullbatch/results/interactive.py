@@ -1,7 +1,7 @@
 """Interactive pictures of runs and landscapes, as parts of a page, with plotly (the ``html`` extra)."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,6 @@ CURVES_MEAN = (
     "full objective; gradient norm of all data, regularized",
     "validation",
 )
-SHARPNESS_MEANS = tuple(label for label, _, _ in STYLES.values())
 _DASH_OF = dict(zip(STYLES, ("solid", "dashdot", "dot", "dash"), strict=True))
 
 
@@ -66,6 +65,11 @@ def sharpness(runs: Sequence[Recorded], colors: Mapping[str, str]) -> str:
     return _part(figure, 440)
 
 
+def sharpness_keys(columns: Collection[str]) -> list[tuple[str, str]]:
+    """Return what was measured, and its dash."""
+    return [(label, _DASH_OF[column]) for column, (label, _, _) in STYLES.items() if column in columns]
+
+
 def landscape(surface: Landscape) -> str:
     """Draw a line with losses and accuracy, or the contours of a plane."""
     from plotly.subplots import make_subplots  # noqa: PLC0415
@@ -86,7 +90,7 @@ def landscape(surface: Landscape) -> str:
     figure.update_xaxes(title_text="along the direction")
     scale = "log" if is_steep(surface.values["loss"]) else "linear"
     figure.update_yaxes(title_text="loss", type=scale, exponentformat="power", secondary_y=False)
-    figure.update_yaxes(title_text="accuracy (%)", range=[0, 105], showgrid=False, secondary_y=True)
+    figure.update_yaxes(title_text="accuracy (%)", range=[0, 105], tickmode="auto", showgrid=False, secondary_y=True)
     figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"})
     return _part(figure, 440)
 
@@ -128,5 +132,7 @@ def plain(values: np.ndarray) -> Any:
 
 def _part(figure: Any, height: int) -> str:
     figure.update_layout(template="plotly_white", height=height, margin={"l": 70, "r": 20, "t": 30, "b": 55})
+    figure.update_xaxes(ticks="outside", tickcolor="#bbb")
+    figure.update_yaxes(ticks="outside", tickcolor="#bbb", nticks=7)
     draw: Callable[..., str] = figure.to_html
     return draw(full_html=False, include_plotlyjs=False, default_width="100%", config={"displaylogo": False})

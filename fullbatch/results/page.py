@@ -7,11 +7,11 @@ from fullbatch.results.interactive import (
     COLORS,
     CURVES_MEAN,
     DASHES,
-    SHARPNESS_MEANS,
     colors_of,
     curves,
     landscape,
     sharpness,
+    sharpness_keys,
 )
 from fullbatch.results.recorded import Landscape, Recorded, differing
 
@@ -50,7 +50,7 @@ def page(runs: Sequence[Recorded], landscapes: Sequence[Landscape]) -> str:
         from plotly.offline import get_plotlyjs  # noqa: PLC0415
     except ImportError:
         raise ValueError("a page needs plotly, which is not installed (pip install 'fullbatch[html]')") from None
-    title = html.escape(", ".join([*(run.name for run in runs), *(one.name for one in landscapes)]))
+    title = html.escape(", ".join(dict.fromkeys([*(run.name for run in runs), *(one.name for one in landscapes)])))
     parts = [*_of_runs(runs), *(_section(f"Loss landscape: {one.name}", landscape(one)) for one in landscapes)]
     parts += _of_settings([run for run in runs if run.settings])
     head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style><script>{get_plotlyjs()}</script>'
@@ -69,8 +69,9 @@ def _of_runs(runs: Sequence[Recorded]) -> list[str]:
     parts = [_section("Results after the last step", _results(runs)), _section("Curves", explained + curves(runs))]
     sharp = [run for run in runs if any("sharpness" in row for row in run.rows)]
     if sharp:
-        styles = zip(SHARPNESS_MEANS, ("solid", "dashdot", "dot", "dash"), strict=True)
-        explained = (names if several else "") + "".join(_key(label, "#444", dash) for label, dash in styles)
+        measured = {column for run in sharp for row in run.rows for column in row}
+        keys = [_key(label, "#444" if several else COLORS[0], dash) for label, dash in sharpness_keys(measured)]
+        explained = (names if several else "") + "".join(keys)
         parts.append(_section("Sharpness", explained + sharpness(sharp, colors)))
     return parts
 

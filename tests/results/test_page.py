@@ -119,6 +119,8 @@ def test_runs_of_one_name_are_told_apart_and_sweeps_are_searched(tmp_path: Path)
 def test_sharpness_is_drawn_where_it_was_measured(tmp_path: Path) -> None:
     text = written(tmp_path, run(tmp_path / "a", "first", [*ROWS[:2], {**ROWS[2], **SHARP}]))
     assert headings(text) == ["Results after the last step", "Curves", "Sharpness"]
+    keys = re.findall(r"</svg>([^<]*)</span>", text[text.index("<h2>Sharpness") :])
+    assert keys == ["sharpness", "threshold of the optimizer"]
     assert re.search(r'"name":"first: sharpness".*?"x":\[3.0\],"y":\[12.25\]', text)
     assert re.search(r'"name":"first: threshold of the optimizer".*?"y":\[null\]', text)
 
