@@ -28,7 +28,7 @@ TINY = [
 ]
 SWEEP = ["-m", *TINY, "hyp.optim.lr=0.05,0.1", "seed=1,2,3"]
 TABLE = "tables/table_fb_digits_runs.csv"
-TIMES = ("avg_step_time", "total_time", "folder")
+TIMES = ("avg_step_time", "total_time", "samples_per_second", "peak_share", "folder")
 
 
 @pytest.fixture

@@ -81,6 +81,9 @@ def test_settings_that_contradict_the_digits_are_named(settings: dict[str, Any],
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"data.name=MNIST: unknown; known are CIFAR10, CIFAR100, digits, imagefolder"):
+    with pytest.raises(
+        ValueError,
+        match=r"data.name=MNIST: unknown; known are CIFAR10, CIFAR100, TinyImageNet, ImageNet, digits, imagefolder",
+    ):
         load_pictures("MNIST")
     assert len(load_pictures("DIGITS", size=10).train) == 10

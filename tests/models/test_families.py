@@ -90,9 +90,9 @@ def test_both_exact_hessian_products_agree(case: str) -> None:
             parameter.add_(0.1 * torch.randn_like(parameter))  # away from where zeros hide a branch
     direction = [torch.randn_like(parameter) for parameter in model.parameters()]
     point = SubBatchLoss(model, lambda forward: F.cross_entropy(forward(pictures_for(case, 4)), torch.arange(4)))
-    expected = reverse_over_reverse(point, point.gradient(create_graph=True), direction)
+    expected = reverse_over_reverse(point, point.gradient(create_graph=True), lambda: direction)
     scale = max(float(product.abs().max()) for product in expected)
-    for found, product in zip(forward_over_reverse(point, (), direction), expected, strict=True):
+    for found, product in zip(forward_over_reverse(point, (), lambda: direction), expected, strict=True):
         torch.testing.assert_close(found, product, rtol=1e-9, atol=1e-10 * scale)
 
 
