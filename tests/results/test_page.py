@@ -122,6 +122,7 @@ def test_sharpness_is_drawn_where_it_was_measured(tmp_path: Path) -> None:
     keys = re.findall(r"</svg>([^<]*)</span>", text[text.index("<h2>Sharpness") :])
     assert keys == ["sharpness", "threshold of the optimizer"]
     assert re.search(r'"name":"first: sharpness".*?"x":\[3.0\],"y":\[12.25\]', text)
+    assert '"range":[0,15.3125]' in text  # not the threshold, which is infinite
     assert re.search(r'"name":"first: threshold of the optimizer".*?"y":\[null\]', text)
 
 
