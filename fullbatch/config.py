@@ -5,12 +5,14 @@ The only module that knows omegaconf.
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
+from yaml import YAMLError
 
 from fullbatch.settings import Hyp, Run
 from fullbatch.settings.data import LMDB
@@ -26,7 +28,6 @@ UNIONS = (("model",), ("data", "db"), ("hyp", "optim"), ("hyp", "optim_modificat
 
 NOT_YET: dict[str, tuple[Any, str]] = {
     "impl.grad_scaling": (False, "gradient scaling serves float16 only"),
-    "impl.logger": (None, "loggers beside the CSV tables"),
 }
 """Keys of parts that this version lacks: the one value that is accepted, and the part."""
 
@@ -94,6 +95,25 @@ def changed(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 def to_yaml(tree: Mapping[str, Any]) -> str:
     """Return the resolved configuration as YAML."""
     return OmegaConf.to_yaml(OmegaConf.create(dict(tree)))
+
+
+def read_settings(path: Path) -> dict[str, str]:
+    """Read what ``to_yaml`` has written: dotted key -> value as text; ``ValueError`` for what is no such file."""
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not the configuration of a run ({str(error).splitlines()[0]})") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: not the configuration of a run (it has no keys)")
+    return {key: "" if value is None else str(value) for key, value in flat(tree).items()}
+
+
+def flat(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Return dotted key -> value."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def _blanks_to_none(node: Any) -> Any:

@@ -2,23 +2,25 @@
 
 import json
 import logging
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fullbatch.build import build_precision
-from fullbatch.config import to_yaml
-from fullbatch.entry import configuration_hash
+from fullbatch.config import flat, to_yaml
+from fullbatch.entry import configuration_hash, content_hash
 from fullbatch.provenance import provenance
 from fullbatch.runtime.device import DTYPES, describe
 from fullbatch.runtime.distributed import ALONE, Group
 from fullbatch.settings import Run
 from fullbatch.tensors import device_of
 from fullbatch.training.cost import speed
+from fullbatch.training.loggers import Described, recording
 from fullbatch.training.state import TrainState
 from fullbatch.training.steps import DivergedError
 from fullbatch.training.summary import summarize
-from fullbatch.training.trainer import Trainer
+from fullbatch.training.trainer import Observer, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +95,14 @@ def summary(job: Job) -> dict[str, Any]:
     return {**closing, **speed(trainer, precision, processes=job.group.size)}
 
 
+def logging_of(job: Job) -> AbstractContextManager[list[Observer]]:
+    """Return the loggers of the run, to be opened; a dry run, which leaves nothing, has none."""
+    run = job.run
+    hashed = content_hash([configuration_hash(run, identity(asdict(run))), run.name, job.seed])
+    described = Described(run.name, hashed, job.places.folder, {**flat(job.tree), "seed": job.seed})
+    return recording(() if run.dryrun else run.impl.logger, described, job.trainer.state.rows)
+
+
 def run_row(job: Job, diverged: DivergedError | None) -> dict[str, Any]:
     """Return the row of the table of runs."""
     run = job.run
@@ -106,18 +116,11 @@ def run_row(job: Job, diverged: DivergedError | None) -> dict[str, Any]:
         **summary(job),
         "size": run.data.size,
         "batch_size": run.data.batch_size,
-        **_flat(job.tree["hyp"]),
+        **flat(job.tree["hyp"]),
         "seed": job.seed,
         "configuration": configuration_hash(run, identity(asdict(run))),
         "folder": str(job.places.folder),
     }
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def title(run: Run) -> str:

@@ -21,7 +21,7 @@ from fullbatch.command_line import typed
 from fullbatch.config import plain, settings_of
 from fullbatch.data.reading import workers_told
 from fullbatch.entry import CHECKPOINT, LEDGER, Entry, enter, settled, show
-from fullbatch.job import Job, Places, announce, how_it_ended, identity, run_row, summary, title, where
+from fullbatch.job import Job, Places, announce, how_it_ended, identity, logging_of, run_row, summary, title, where
 from fullbatch.plan import print_plan
 from fullbatch.processes import launch_from, leading, local_processes
 from fullbatch.restore import checkpoint_path, keep_foreign, matching
@@ -36,6 +36,7 @@ from fullbatch.settings import Run
 from fullbatch.settings.impl import Distributed
 from fullbatch.training.checkpoint import find_checkpoint, save_checkpoint
 from fullbatch.training.curves import draw_curves
+from fullbatch.training.loggers import require_loggers
 from fullbatch.training.recorder import ConvergenceTable, add_run
 from fullbatch.training.steps import DivergedError
 from fullbatch.training.stored_models import StoredModel, resume_from
@@ -96,6 +97,7 @@ def _lead(run: Run, tree: dict[str, Any], folder: Path, group: Group, caught: In
         try:
             for path in (places.checkpoint, places.table):
                 require_writable(path)
+            require_loggers(run.impl.logger)
             entry = stack.enter_context(enter(run, identity(asdict(run)), folder, places.table.with_name(LEDGER)))
             if entry.settled is not None:
                 return settled(entry.settled, title(run), console)
@@ -178,8 +180,8 @@ def execute(job: Job, entry: Entry, wishes: Wishes, console: Console) -> int:
         job.places.folder / f"table_{job.run.name}_convergence_results.csv", [dict(row) for row in state.rows]
     )
     diverged: DivergedError | None = None
-    with ProgressBar(console, trainer.steps, state.step) as bar:
-        trainer.observers = [table.append, bar]
+    with logging_of(job) as loggers, ProgressBar(console, trainer.steps, state.step) as bar:
+        trainer.observers = [table.append, *loggers, bar]
         try:
             trainer.run()
         except DivergedError as error:

@@ -1,6 +1,7 @@
 """A picture of the edge of stability: sharpness beside the threshold, and the training loss."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +47,7 @@ def draw_edge_of_stability(runs: Mapping[str, Sequence[Row]], path: Path, title:
         grid[0, column].set_title(name)
     for row, label in enumerate(("curvature", "training loss")):
         grid[row, 0].set_ylabel(label)
-    grid[0, 0].set_ylim(0, max(_top(rows) for rows in measured.values()))  # one axis for all
+    grid[0, 0].set_ylim(0, max(top(rows) for rows in measured.values()))  # one axis for all
     for set_formatter in (grid[1, 0].yaxis.set_major_formatter, grid[1, 0].yaxis.set_minor_formatter):
         set_formatter("{x:.2g}")
     grid[0, 0].legend(frameon=False)
@@ -79,9 +80,10 @@ def _points(rows: Sequence[Row], column: str) -> tuple[list[float], list[float]]
     return [step for step, _ in found], [value for _, value in found]
 
 
-def _top(rows: Sequence[Row]) -> float:
+def top(rows: Sequence[Row]) -> float:
     """Return where the axis ends: thresholds of a warm-up start at infinity."""
     curves = [row[name] for row in rows for name in STYLES if name in row and name != "stability_threshold"]
-    last = [row["stability_threshold"] for row in rows if "stability_threshold" in row][-1:]
-    lowest = min((row["stability_threshold"] for row in rows if "stability_threshold" in row), default=0.0)
+    thresholds = [row["stability_threshold"] for row in rows if "stability_threshold" in row]
+    known = [value for value in thresholds if math.isfinite(value)]
+    last, lowest = thresholds[-1:], min(known, default=0.0)
     return 1.25 * max([*curves, lowest] + [value for value in last if value < 3 * max(curves)]) or 1.0

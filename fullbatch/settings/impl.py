@@ -5,7 +5,17 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 
-from fullbatch.settings.types import SETTINGS, CheckpointName, Count, Int, Name, NonNegativeInt, Positive, family
+from fullbatch.settings.types import (
+    SETTINGS,
+    CheckpointName,
+    Count,
+    Int,
+    Name,
+    NonNegativeInt,
+    Positive,
+    family,
+    none_as_blank,
+)
 
 
 def _rank(value: Any) -> int | str:
@@ -14,6 +24,13 @@ def _rank(value: Any) -> int | str:
     if isinstance(value, bool) or not (name in ("slurm", "pbs") or name.isdecimal()):
         raise ValueError("should be a number, SLURM or PBS")
     return int(name) if name.isdecimal() else name
+
+
+def _names(value: Any) -> Any:
+    """Return a blank, a name or several as names in lower case, each once."""
+    several = value if isinstance(value, list | tuple) else [value]
+    names = [none_as_blank(name) for name in several]
+    return tuple(dict.fromkeys(name for name in names if name is not None))
 
 
 def _positive_or_minus_one(value: int) -> int:
@@ -84,5 +101,5 @@ class Impl:
     checkpoint: CheckpointSettings
     compile: Annotated[Literal[True, False, "auto"], Name]
     device: str
-    logger: str | None
+    logger: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], BeforeValidator(_names)]
     setup: Setup

@@ -179,7 +179,7 @@ MISTAKES = {
     "impl.mixed_precision=half": r"impl\.mixed_precision",
     "impl=fast impl.mixed_precision=True impl.dtype=double": r"impl\.mixed_precision=True: needs impl\.dtype=float",
     "impl.grad_scaling=True": r"impl\.grad_scaling=True: .*float16",
-    "impl.logger=wandb": r"impl\.logger=wandb: not part",
+    "impl.logger=[wandb,mlflow]": r"impl\.logger\.1: .*'tensorboard', 'wandb' or 'trackio' \(got 'mlflow'\)",
     "impl.checkpoint.max_minutes=0": r"impl\.checkpoint\.max_minutes: .*greater than 0",
     "impl/setup=distributed impl.setup.rank=mpi": r"impl\.setup\.rank: .*a number, SLURM or PBS",
     "impl/setup=distributed impl.setup.processes_per_node=0": r"processes_per_node: .*a positive number, or -1",

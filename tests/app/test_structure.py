@@ -26,6 +26,7 @@ LAYERS = [
             "build_optimizer",
             "entry",
             "launch",
+            "page",
             "provenance",
             "report",
             "job",
@@ -46,7 +47,7 @@ MAY_IMPORT_OMEGACONF = {
     ),  # take the DictConfig from Hydra
     "fullbatch/command_line.py",  # says what composing refused
 }
-HEAVY = {"matplotlib", "plotly", "sklearn", "torchvision", "PIL"}
+HEAVY = {"matplotlib", "plotly", "sklearn", "tensorboard", "torchvision", "trackio", "wandb", "PIL"}
 MAX_LINES_OF_A_FUNCTION, MAX_LINES_OF_A_FILE, MAX_LINES_OF_A_SCRIPT = 40, 290, 40
 
 FILES = sorted(PACKAGE.rglob("*.py"))

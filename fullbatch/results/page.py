@@ -1,0 +1,117 @@
+"""A page with results, curves and differences of runs, which needs no network."""
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+
+from fullbatch.results.interactive import (
+    COLORS,
+    CURVES_MEAN,
+    DASHES,
+    colors_of,
+    curves,
+    landscape,
+    sharpness,
+    sharpness_keys,
+)
+from fullbatch.results.recorded import Landscape, Recorded, differing
+
+RESULTS: Mapping[str, tuple[str, str]] = {
+    "valid_acc": ("validation accuracy", "{:.2%}"),
+    "train_acc": ("training accuracy", "{:.2%}"),
+    "valid_loss": ("validation loss", "{:.4g}"),
+    "train_loss": ("training loss", "{:.4g}"),
+    "full_loss": ("full objective", "{:.4g}"),
+    "full_grad_norm": ("gradient norm", "{:.4g}"),
+    "sharpness": ("sharpness", "{:.4g}"),
+}
+"""Columns whose last values are shown: titles and forms."""
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1240px; margin: 2em auto; padding: 0 1.5em; }
+table { border-collapse: collapse; margin: 0.6em 0 1.4em; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.25em 0.8em; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
+th:first-child, td:first-child { text-align: left; }
+thead th { border-bottom: 2px solid #888; vertical-align: bottom; }
+.wide { overflow-x: auto; }
+.key { display: inline-block; margin-right: 1.6em; }
+.key svg { margin-right: 0.5em; }
+"""
+_PATTERNS = {"solid": "", "dash": "8 5", "dot": "2 4", "dashdot": "8 4 2 4"}
+
+
+def page(runs: Sequence[Recorded], landscapes: Sequence[Landscape]) -> str:
+    """Return an HTML document: results, curves, sharpness, landscapes and settings, as far as they are there.
+
+    The library that draws, plotly (the ``html`` extra), is inside it.
+
+    Raises:
+        ValueError: where plotly is missing.
+    """
+    try:
+        from plotly.offline import get_plotlyjs  # noqa: PLC0415
+    except ImportError:
+        raise ValueError("a page needs plotly, which is not installed (pip install 'fullbatch[html]')") from None
+    title = html.escape(", ".join(dict.fromkeys([*(run.name for run in runs), *(one.name for one in landscapes)])))
+    parts = [*_of_runs(runs), *(_section(f"Loss landscape: {one.name}", landscape(one)) for one in landscapes)]
+    parts += _of_settings([run for run in runs if run.settings])
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style><script>{get_plotlyjs()}</script>'
+    body = "\n".join([f"<h1>{title}</h1>", *parts])
+    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
+
+
+def _of_runs(runs: Sequence[Recorded]) -> list[str]:
+    if not runs:
+        return []
+    colors = colors_of(runs)
+    names = "".join(_key(name, color, "solid") for name, color in colors.items()) + "<br>"
+    several = len(runs) > 1
+    series = zip(CURVES_MEAN, ["#444"] * len(CURVES_MEAN) if several else COLORS, DASHES, strict=False)
+    explained = (names if several else "") + "".join(_key(*one) for one in series)
+    parts = [_section("Results after the last step", _results(runs)), _section("Curves", explained + curves(runs))]
+    sharp = [run for run in runs if any("sharpness" in row for row in run.rows)]
+    if sharp:
+        measured = {column for run in sharp for row in run.rows for column in row}
+        keys = [_key(label, "#444" if several else COLORS[0], dash) for label, dash in sharpness_keys(measured)]
+        explained = (names if several else "") + "".join(keys)
+        parts.append(_section("Sharpness", explained + sharpness(sharp, colors)))
+    return parts
+
+
+def _results(runs: Sequence[Recorded]) -> str:
+    shown = [column for column in RESULTS if any(column in row for run in runs for row in run.rows)]
+    titles = ["run", "steps", *(RESULTS[column][0] for column in shown), "gradient evaluations", "time (s)", "folder"]
+    rows = []
+    for run in runs:
+        last = {column: value for row in run.rows for column, value in row.items()}
+        cells = [RESULTS[column][1].format(last[column]) if column in last else "" for column in shown]
+        sums = [sum(row.get(column, 0.0) for row in run.rows) for column in ("evaluations", "train_time")]
+        rows.append([run.name, f"{last['step']:.0f}", *cells, f"{sums[0]:,.0f}", f"{sums[1]:,.1f}", str(run.folder)])
+    return _table(titles, rows)
+
+
+def _of_settings(runs: Sequence[Recorded]) -> list[str]:
+    parts = []
+    if len(runs) > 1:
+        rows = [[key, *(run.settings.get(key, "") for run in runs)] for key in differing(runs)]
+        table = _table(["key", *(run.name for run in runs)], rows) if rows else "<p>There are none.</p>"
+        parts.append(_section("Differences of the configurations", table))
+    for run in runs:
+        table = _table(["key", "value"], run.settings.items())
+        parts.append(f"<details><summary>Configuration of {html.escape(run.name)}</summary>{table}</details>")
+    return parts
+
+
+def _section(title: str, content: str) -> str:
+    return f"<h2>{html.escape(title)}</h2>\n{content}"
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
+    body = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+
+
+def _key(label: str, color: str, dash: str) -> str:
+    line = (
+        f'<line x1="0" y1="5" x2="34" y2="5" stroke="{color}" stroke-width="2.5" stroke-dasharray="{_PATTERNS[dash]}"/>'
+    )
+    return f'<span class="key"><svg width="34" height="10">{line}</svg>{html.escape(label)}</span>'
