@@ -30,6 +30,8 @@ from fullbatch.training.state import Row
 from fullbatch.training.stored_models import read_model
 from fullbatch.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 PARTS = frozenset({"gradient", "momentum", "snr", "noise_scale", "curvature", "sub_batches"})
 ALL: list[Probe] = [
     ParameterNorm(),

@@ -11,6 +11,8 @@ from running import SMALL, rows_of, run_in_process
 
 from fullbatch.config import parse
 
+pytestmark = pytest.mark.slow
+
 EVERYTHING = [
     *(f"analysis.compute_{name}=True" for name in ("gradient_SNR", "gradient_noise_scale", "gradient_curvature")),
     *("analysis.compute_flatness=True", "analysis.flatness_max_steps=2", "analysis.flatness_directions=2"),

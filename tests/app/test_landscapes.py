@@ -30,6 +30,8 @@ from fullbatch.optim.weight_decay import decay_penalty
 from fullbatch.training.state import load_weights
 from fullbatch.training.stored_models import read_model
 
+pytestmark = pytest.mark.slow
+
 CRUNCH = ROOT / "crunch_loss_landscape.py"
 TRAIN = [*SMALL, "hyp.label_smoothing=0.1", "hyp.steps=2"]
 NAMED = "impl.checkpoint.name=mine"
@@ -277,7 +279,6 @@ def without_privileges() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="uses Linux capabilities")
-@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_named(folder: Path) -> None:
     (folder / "checkpoints").chmod(0o500)
     ended = subprocess.run(

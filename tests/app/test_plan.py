@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from running import SMALL, Script, run_in_process
 
+pytestmark = pytest.mark.slow
+
 ARGUMENTS = [argument for argument in SMALL if not argument.startswith("seed")]
 
 

@@ -22,6 +22,8 @@ from fullbatch.results.ledger import Attempt, Description, Ledger, Place, State
 from fullbatch.status import main as status
 from fullbatch.training.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 TINY = [
     *("data=digits", "data.size=60", "data.valid_size=40", "data.batch_size=20", "model=linear", "hyp=fb1"),
     *("hyp.steps=4", "hyp.warmup=1", "impl.device=cpu", "impl.threads=1"),
@@ -85,7 +87,6 @@ def assert_equal_sweeps(one: Path, other: Path) -> None:
         assert_equal_states(state, theirs[key])
 
 
-@pytest.mark.slow
 def test_a_sweep_killed_half_way_runs_only_what_is_missing(
     script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str], undisturbed: Path
 ) -> None:
@@ -117,7 +118,6 @@ def test_a_sweep_killed_anywhere_ends_in_the_same_bits(script: Script, tmp_path:
     assert_equal_sweeps(tmp_path, undisturbed)
 
 
-@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_sweeps_at_once_share_the_jobs(tmp_path: Path) -> None:
     processes = [start(tmp_path, *SWEEP) for _ in range(2)]
@@ -128,7 +128,6 @@ def test_two_sweeps_at_once_share_the_jobs(tmp_path: Path) -> None:
     assert len(results(tmp_path)) == 6
 
 
-@pytest.mark.slow
 @pytest.mark.distributed
 def test_jobs_in_processes_of_joblib(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")

@@ -16,6 +16,8 @@ from fullbatch.runtime.interruption import Wish
 from fullbatch.training.checkpoint import load_checkpoint, save_checkpoint
 from fullbatch.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = 4  # of 16 samples, the last of 2
 
 
