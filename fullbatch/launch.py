@@ -68,8 +68,7 @@ def run_job(cfg: DictConfig) -> int:
             if problem is not None:
                 raise problem
             if run.plan:
-                print_plan(run, terminal.out)
-                return DONE
+                return _planned(run, caught, terminal.out)
             if run.dryrun:  # every file goes where it does not stay
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             group = stack.enter_context(leading(launch, run.impl, tree, folder))
@@ -79,6 +78,19 @@ def run_job(cfg: DictConfig) -> int:
             return lost(error)
         group.ending.status = _lead(run, tree, folder, group, caught, terminal.out)
         return group.ending.status
+
+
+def _planned(run: Run, caught: Interruption, console: Console) -> int:
+    try:
+        with workers_told():
+            print_plan(run, console)
+    except InterruptedWork as error:
+        log.warning("%s", error)
+        return caught.exit_status
+    except DivergedError as error:
+        log.error("no plan, as the step that was tried diverged: %s", error)
+        return DIVERGED
+    return DONE
 
 
 def _follow(run: Run, launch: Launch, folder: Path) -> int:

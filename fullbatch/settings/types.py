@@ -8,6 +8,8 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 SETTINGS = ConfigDict(extra="forbid", allow_inf_nan=False)
 """Of every dataclass here: unknown keys are errors, and so are numbers that are not finite."""
 
+_LARGEST = (2 - 2**-23) * 2.0**127
+
 
 def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
@@ -16,6 +18,12 @@ def _lower(value: Any) -> Any:
 def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("should be a number, not a truth value")
+    return value
+
+
+def _single(value: float) -> float:
+    if abs(value) > _LARGEST:
+        raise ValueError(f"should be at most {_LARGEST:.2g}, the largest number of single precision")
     return value
 
 
@@ -48,7 +56,7 @@ def none_as_blank(value: Any) -> Any:
 
 
 Int = Annotated[int, BeforeValidator(_no_bool)]
-Float = Annotated[float, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool), AfterValidator(_single)]
 Count = Annotated[Int, Field(ge=1)]
 NonNegativeInt = Annotated[Int, Field(ge=0)]
 NonNegative = Annotated[Float, Field(ge=0)]

@@ -137,6 +137,8 @@ MISTAKES = {
     "hyp.steps=True": r"hyp\.steps: should be a number",
     "+hyp.optim.nestrov=True": r"hyp\.optim\.nestrov: there is no such key",
     "~hyp.steps": r"hyp\.steps: this key is missing",
+    "hyp.optim.lr=1e300": r"hyp\.optim\.lr: should be at most 3\.4e\+38, .*single precision",
+    "hyp.norm_bias.bias=-1e39": r"hyp\.norm_bias\.bias: should be at most 3\.4e\+38",
     "hyp.optim.lr=-1": r"hyp\.optim\.lr: .*greater than or equal to 0",
     "hyp.optim.name=madam": r"hyp\.optim\.name=madam: unknown; known: 'gd', 'adam', 'fista'",
     "model.name=resnot": r"model\.name=resnot: unknown; known: 'resnet', 'densenet', .*, 'linear'",

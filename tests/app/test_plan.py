@@ -71,3 +71,10 @@ def test_the_rounds_of_a_data_base_are_counted_and_none_is_built(
 def test_mistakes_are_told_before_the_run_is_paid(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
     assert script("data.size=6000") == 2
     assert "data.size=6000" in capsys.readouterr().err
+
+
+def test_a_step_that_diverges_has_no_plan(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script("hyp=fb1", "hyp.optim.lr=1e38") == 3
+    shown = capsys.readouterr()
+    assert "no plan, as the step that was tried diverged: step" in shown.err
+    assert "Traceback" not in shown.err + shown.out
