@@ -11,6 +11,8 @@ from running import SMALL, Script, rows_of, run_in_process
 
 from fullbatch.training.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Script:

@@ -15,6 +15,8 @@ from fullbatch.config import plain
 from fullbatch.floating_point import VARIANTS, Variant, measure, relative_errors
 from fullbatch.training.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 NAMED = "impl.checkpoint.name=mine"
 DATA = ["data=digits", "data.size=60", "data.batch_size=20", "model=resnet20", "model.width=4", "impl.threads=1"]
 
