@@ -6,6 +6,7 @@ precision of the parameters, since no search can see less.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -134,7 +135,7 @@ class Restarting(Search):
         return present > last
 
 
-class LookingSearch(Search):
+class LookingSearch(Search, ABC):
     """A search that evaluates along the line until its conditions hold.
 
     Where they cannot be met the fallback is the lowest of the points tried, if it is below the start, else the start.
@@ -155,9 +156,9 @@ class LookingSearch(Search):
             line.move(a)
         return Found(a, False)
 
+    @abstractmethod
     def search(self, line: Line, memory: dict[str, Any]) -> Trial | None:
         """Return the accepted trial, which is the last one made, or None."""
-        raise NotImplementedError
 
 
 class NonMonotone(LookingSearch):
