@@ -50,7 +50,11 @@ def random_integers(ids: Tensor, high: int, *counters: int) -> Tensor:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed the global generators of the CPU and of ``device`` inside, and leave them as they were afterwards."""
     with preserved_rng(device):
-        torch.manual_seed(seed)
+        # not torch.manual_seed, which takes a millisecond to seed kinds of devices that are not there, too
+        torch.default_generator.manual_seed(seed)
+        if device.type != "cpu":
+            module = torch.get_device_module(device)
+            getattr(module, "manual_seed_all", module.manual_seed)(seed)  # MPS is always one device
         yield
 
 
