@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -225,3 +226,53 @@ def test_promises_are_held_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checked("cpu", fast=False) == everywhere
     assert checked("cpu") == [(2.5, True), (1.11, False), *everywhere]
     assert checked("cuda") == [(2.5, False), *everywhere, (0.06, False)]
+
+
+@pytest.mark.slow
+def test_all_for_a_gpu_is_tried_in_small(tmp_path: Path) -> None:
+    for place in (tmp_path / "pictures" / split / name for split in ("train", "test") for name in "ab"):
+        place.mkdir(parents=True)
+        for number in range(8):
+            pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(place / f"{number}.png")
+    command = [str(ROOT / "benchmarks" / "gpu.sh"), "--try", str(tmp_path / "pictures"), "5", "results"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-2000:]
+    results = tmp_path / "results"
+    assert "test_no_evaluation_waits_for_the_gpu" in (results / "tests.log").read_text(encoding="utf-8")
+    written = json.loads((results / "speed_4.json").read_text(encoding="utf-8"))
+    groups = {row["group"] for row in written["timings"]}
+    assert groups >= {"gradient", "regularized gradient", "allocator", "products", "data", "overhead", "scaling"}
+    log = (results / "full_size.log").read_text(encoding="utf-8")
+    assert all(name in log for name in RUNS)
+
+
+RUNS = ("base_sgd", "fb1", "fbclip", "gradreg", "gradreg_32_shuffle")
+STANDS_IN = """#!/bin/sh
+echo "$@"
+case "$*" in *"$FAILING"*) exit 1 ;; esac
+"""
+
+
+@pytest.mark.parametrize("failing", ["-m gpu", "--batch-sizes 128", "name=base_sgd", "no part"])
+def test_a_part_for_a_gpu_that_fails_prevents_no_other(tmp_path: Path, failing: str) -> None:
+    for name in ("gpu.sh", "full_size.sh"):
+        (tmp_path / "benchmarks").mkdir(exist_ok=True)
+        shutil.copy(ROOT / "benchmarks" / name, tmp_path / "benchmarks")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text(STANDS_IN, encoding="utf-8")
+    (tmp_path / "bin" / "python").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}", "FAILING": failing}
+    command = [str(tmp_path / "benchmarks" / "gpu.sh"), str(tmp_path), "5", "results"]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    asked = {path.stem: path.read_text(encoding="utf-8") for path in (tmp_path / "results").glob("*.log")}
+    assert set(asked) == {"tests", "speed_32", "speed_128", "speed_512", "full_size"}
+    assert "-m gpu" in asked["tests"]
+    assert "--compile --device cuda" in asked["speed_512"]
+    part = {"-m gpu": "tests", "--batch-sizes 128": "speed_128", "name=base_sgd": "full_size"}.get(failing)
+    assert ended.returncode == (0 if part is None else 1)
+    told = [line for line in ended.stderr.splitlines() if line.startswith("not everything went well")]
+    assert told == ([] if part is None else [f"not everything went well: {part}; see {tmp_path / 'results'}"])
+    assert [name for name in RUNS if f"name={name} " in asked["full_size"]] == list(RUNS)
