@@ -11,16 +11,10 @@ from rich.table import Table
 from torch import nn
 from torch.optim import Optimizer
 
-from fullbatch.build import (
-    build_compiled,
-    build_mode,
-    build_model,
-    build_precision,
-    build_step,
-    set_up_machine,
-)
+from fullbatch.build import build_mode, build_model, build_step, set_up_machine
 from fullbatch.build_data import about, build_data
 from fullbatch.build_optimizer import build_optimizer
+from fullbatch.build_speed import build_compiled, build_precision
 from fullbatch.data.datasets import PictureData
 from fullbatch.optim.schedules import schedule_named
 from fullbatch.runtime.device import DTYPES, describe, find_device
