@@ -47,7 +47,7 @@ class Replays:
     def refuse(self, reason: str) -> None:
         """Replay nothing from now on, and say why."""
         self.possible = False
-        log.warning("impl.cuda_graphs: not possible here, going on without (%s)", reason)
+        log.warning("sub-batches cannot be recorded and replayed here, going on without (%s)", reason)
 
     def of(self, visit: Visit) -> Visit:
         """Return the ``visit`` of one pass, replayed where possible."""

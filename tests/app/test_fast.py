@@ -87,3 +87,19 @@ def test_recorded_work_trains_to_the_same_bits(
     assert tape.num_replays > tape.num_records > 0
     for name in ("train_loss", "full_loss", "valid_loss", "param_norm"):
         assert one[name] == other[name] != ""
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "options", [("hyp=fb1",), ("hyp=fb1", "hyp/optim=adam"), ("hyp=gradreg", "hyp.warmup=1")], ids=str
+)
+def test_a_gpu_trains_as_the_processor_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    for machine in (["impl.device=cpu"], ["impl.device=cuda"], ["impl.device=cuda", "impl.cuda_graphs=True"]):
+        more = ["data.batch_size=8", "hyp.steps=3", "impl.dtype=double", *machine]
+        assert run_in_process(monkeypatch, tmp_path, *SMALL, *options, *more) == 0
+    expected, *found = rows_of(tmp_path / "tables" / "table_fb_digits_runs.csv")
+    for row in found:
+        for name in ("train_loss", "full_loss", "valid_loss", "param_norm"):
+            assert float(row[name]) == pytest.approx(float(expected[name]), rel=1e-6)
