@@ -44,9 +44,11 @@ class Replays:
     def __init__(self, recorder: Recorder) -> None:
         self.recorder, self.possible = recorder, True
 
-    def refuse(self, reason: str) -> None:
-        """Replay nothing from now on, and say why."""
-        self.possible = False
+    def refuse(self, why: str | BaseException) -> None:
+        """Replay nothing from now on, and say why: of an error that ending a recording has led to, what came first."""
+        while isinstance(why, BaseException) and why.__context__ is not None:
+            why = why.__context__
+        self.possible, reason = False, next(iter(str(why).splitlines()), type(why).__name__)
         log.warning("sub-batches cannot be recorded and replayed here, going on without (%s)", reason)
 
     def of(self, visit: Visit) -> Visit:
@@ -106,7 +108,7 @@ class Replayed:
         try:
             replay = self._replays.recorder.record(work)
         except RuntimeError as error:
-            self._replays.refuse(next(iter(str(error).splitlines()), type(error).__name__))
+            self._replays.refuse(error)
             self._visit(block)
         else:
             self._recordings[kind] = _Recording(fixed.inputs, fixed.labels, replay)

@@ -131,6 +131,19 @@ def test_a_model_that_waits_is_not_replayed(caplog: pytest.LogCaptureFixture) ->
     assert all(torch.equal(*pair) for pair in zip(found, steps(model(), None, block_strength=0.5), strict=True))
 
 
+def test_the_first_of_several_errors_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    class Fails:
+        def record(self, work: Callable[[], None]) -> Callable[[], None]:
+            try:
+                raise RuntimeError("a model that waits\nand more")
+            finally:
+                raise RuntimeError("what was recorded is void")
+
+    with caplog.at_level(logging.WARNING):
+        assert objective(normalized(), Fails()).evaluate().loss.isfinite()
+    assert caplog.text.count("going on without (a model that waits)") == 1
+
+
 class Counting:
     """Counts what another recorder records and replays."""
 
