@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from fullbatch import FullBatchObjective, GradRegularizer
 from fullbatch.objective.flops import count_flops
+from fullbatch.runtime.cuda_graphs import recorder_on
 from fullbatch.runtime.device import tf32
 from fullbatch.runtime.peak import matmul_peak
 
@@ -23,28 +24,36 @@ PLAIN = "plain loop"
 
 @dataclass(frozen=True)
 class Setting:
-    """How our gradients are computed; ``tf32``: CUDA's float32 products are rounded to it."""
+    """How our gradients are computed; ``rounded``: CUDA's float32 products to TF32; ``replayed``: CUDA graphs."""
 
-    name: str
-    memory_format: torch.memory_format = torch.contiguous_format
+    memory_format: torch.memory_format = torch.channels_last
     dtype: torch.dtype = torch.float32
-    tf32: bool = False
+    rounded: bool = False
     compiled: bool = False
+    replayed: bool = False
+
+    @property
+    def name(self) -> str:
+        """The dtype and what else there is."""
+        words = {"channels_last": self.memory_format == torch.channels_last, "compiled": self.compiled}
+        words |= {"replayed": self.replayed}
+        dtype = "TF32" if self.rounded else str(self.dtype).removeprefix("torch.")
+        return ", ".join([dtype, *(word for word, true in words.items() if true)])
 
 
 def settings(bench: Bench) -> Iterator[Setting]:
     """Yield what the device has."""
-    last = torch.channels_last
-    yield Setting("float32")
-    yield Setting("float32, channels_last", last)
-    if bench.device.type == "cuda":
-        yield Setting("TF32, channels_last", last, tf32=True)
-    for dtype in low_dtypes(bench.device):
-        yield Setting("bfloat16, channels_last", last, dtype)
-    if bench.options.compile:
-        yield Setting("float32, channels_last, compiled", last, compiled=True)
+    cuda = bench.device.type == "cuda"
+    yield Setting(torch.contiguous_format)
+    for replayed in (False, True) if cuda else (False,):
+        yield Setting(replayed=replayed)
+        if cuda:
+            yield Setting(rounded=True, replayed=replayed)
         for dtype in low_dtypes(bench.device):
-            yield Setting("bfloat16, channels_last, compiled", last, dtype, compiled=True)
+            yield Setting(dtype=dtype, replayed=replayed)
+    if bench.options.compile:  # takes minutes: only as it is best run
+        for dtype in (torch.float32, *low_dtypes(bench.device)):
+            yield Setting(dtype=dtype, compiled=True, replayed=cuda)
 
 
 def objective(bench: Bench, name: str, batch_size: int, setting: Setting, **options: Any) -> FullBatchObjective:
@@ -55,6 +64,8 @@ def objective(bench: Bench, name: str, batch_size: int, setting: Setting, **opti
         options["regularizer"] = GradRegularizer(model, optimizer, F.cross_entropy, block_strength=ALPHA, eps=EPS)
     if setting.compiled:
         model.compile(dynamic=False)
+    if setting.replayed:
+        options["recorder"] = recorder_on(bench.device)
     low = setting.dtype if setting.dtype != torch.float32 else False
     data = bench.loader(batch_size, memory_format=setting.memory_format).blocks(0)
     return bench.objective(model, data, mixed_precision=low, **options)
@@ -63,8 +74,8 @@ def objective(bench: Bench, name: str, batch_size: int, setting: Setting, **opti
 def ours(bench: Bench, name: str, batch_size: int, setting: Setting, **options: Any) -> Case:
     """Return the case of ``objective``."""
     evaluate = objective(bench, name, batch_size, setting, **options).evaluate
-    dtype = None if setting.tf32 or options else setting.dtype  # the limits are those of plain gradients in float32
-    run = partial(_with_tf32, evaluate) if setting.tf32 else evaluate
+    dtype = None if setting.rounded or options else setting.dtype  # the limits are those of plain gradients in float32
+    run = partial(_with_tf32, evaluate) if setting.rounded else evaluate
     return bench.case(setting.name, run, dtype=dtype, may_fail=setting.compiled)
 
 
@@ -109,7 +120,7 @@ def _with_shares(timing: Timing, layers: dict[torch.dtype, Timing], flops: float
 
 def regularized(bench: Bench, model: str, batch_size: int) -> list[Timing]:
     """The plain loop with the regularizer by forward differences, and ours in float32, which differences need."""
-    exact = [setting for setting in settings(bench) if setting.dtype == torch.float32 and not setting.tf32]
+    exact = [setting for setting in settings(bench) if setting.dtype == torch.float32 and not setting.rounded]
     with PlainLoop(bench.loop(model, batch_size, regularized=True)) as loop:
         cases = [ours(bench, model, batch_size, setting, regularized=True) for setting in exact]
         title = Title("regularized gradient", model, batch_size)

@@ -256,7 +256,7 @@ case "$*" in *"$FAILING"*) exit 1 ;; esac
 """
 
 
-@pytest.mark.parametrize("failing", ["-m gpu", "--batch-sizes 128", "name=base_sgd", "no part"])
+@pytest.mark.parametrize("failing", ["-m gpu", "speed_128.json", "name=base_sgd", "no part"])
 def test_a_part_for_a_gpu_that_fails_prevents_no_other(tmp_path: Path, failing: str) -> None:
     for name in ("gpu.sh", "full_size.sh"):
         (tmp_path / "benchmarks").mkdir(exist_ok=True)
@@ -268,10 +268,11 @@ def test_a_part_for_a_gpu_that_fails_prevents_no_other(tmp_path: Path, failing: 
     command = [str(tmp_path / "benchmarks" / "gpu.sh"), str(tmp_path), "5", "results"]
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     asked = {path.stem: path.read_text(encoding="utf-8") for path in (tmp_path / "results").glob("*.log")}
-    assert set(asked) == {"tests", "speed_32", "speed_128", "speed_512", "full_size"}
+    tables = {f"{name}_{size}" for name in ("speed", "others") for size in (32, 128, 512)}
+    assert set(asked) == {"tests", *tables, "full_size"}
     assert "-m gpu" in asked["tests"]
-    assert "--compile --device cuda" in asked["speed_512"]
-    part = {"-m gpu": "tests", "--batch-sizes 128": "speed_128", "name=base_sgd": "full_size"}.get(failing)
+    assert "--models resnet18 --compile" in asked["speed_512"]
+    part = {"-m gpu": "tests", "speed_128.json": "speed_128", "name=base_sgd": "full_size"}.get(failing)
     assert ended.returncode == (0 if part is None else 1)
     told = [line for line in ended.stderr.splitlines() if line.startswith("not everything went well")]
     assert told == ([] if part is None else [f"not everything went well: {part}; see {tmp_path / 'results'}"])
