@@ -124,7 +124,7 @@ def regularized(bench: Bench, model: str, batch_size: int) -> list[Timing]:
     with PlainLoop(bench.loop(model, batch_size, regularized=True)) as loop:
         cases = [ours(bench, model, batch_size, setting, regularized=True) for setting in exact]
         title = Title("regularized gradient", model, batch_size)
-        return measure(title, [bench.case(PLAIN, loop), *cases], bench.turns, bench.device)
+        return measure(title, [bench.case(PLAIN, loop), *cases], bench.options.short_turns, bench.device)
 
 
 def allocator(bench: Bench, model: str, batch_size: int) -> list[Timing]:

@@ -1,6 +1,6 @@
 """Speed of full-batch training beside a plain loop, its parts, and the limits of the machine; `make bench`.
 
-    python benchmarks/speed.py [--models resnet18] [--batch-sizes 128] [--samples 384] [--turns 5] [--compile]
+    python benchmarks/speed.py [--models resnet18] [--batch-sizes 128] [--samples 256] [--turns 5] [--compile]
                                [--only gradient regularized allocator products data overhead digits memory limits
                                scaling] [--json FILE]
 
@@ -79,9 +79,11 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["resnet18"])
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[128])
-    parser.add_argument("--samples", type=int, default=384)
+    parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--short-turns", type=int, default=3, help="turns of products and scaling, which take long")
+    parser.add_argument(
+        "--short-turns", type=int, default=3, help="turns of what takes long: regularized, products, scaling"
+    )
     parser.add_argument("--many-turns", type=int, default=40, help="turns of digits, which take a second")
     usual = [name for name in ALL if name != "allocator"]
     parser.add_argument("--only", nargs="+", choices=ALL, default=usual)
