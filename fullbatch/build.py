@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import nn
@@ -12,6 +11,13 @@ from torch.optim import Optimizer
 
 from fullbatch.build_data import Stream, about, build_data, build_loader, build_loss
 from fullbatch.build_optimizer import build_optimizer
+from fullbatch.build_speed import (
+    build_compiled,
+    build_precision,
+    build_recorder,
+    regularized,
+    subtracts_gradients,
+)
 from fullbatch.data.datasets import PictureData
 from fullbatch.models.registry import build_model as model_named
 from fullbatch.objective.determinism import determinism_culprit
@@ -23,8 +29,7 @@ from fullbatch.objective.losses import loss_function
 from fullbatch.optim.ema import ExponentialMovingAverage
 from fullbatch.optim.schedules import schedule_named
 from fullbatch.randomness import seeded
-from fullbatch.runtime.compilation import compile_model
-from fullbatch.runtime.device import DTYPES, MEMORY_FORMATS, find_device, has_fast_bfloat16, set_up
+from fullbatch.runtime.device import DTYPES, MEMORY_FORMATS, find_device, set_up
 from fullbatch.runtime.distributed import ALONE, Group
 from fullbatch.settings import Hyp, Run
 from fullbatch.tensors import device_of
@@ -47,7 +52,7 @@ log = logging.getLogger(__name__)
 def set_up_machine(run: Run, processes: int = 1) -> None:
     """Set PyTorch's global flags as the settings say, for one of several ``processes`` of this machine."""
     impl = run.impl
-    tf32 = not _subtracts_gradients(run.hyp) if impl.tf32 == "auto" else impl.tf32
+    tf32 = not subtracts_gradients(run.hyp) if impl.tf32 == "auto" else impl.tf32
     set_up(
         threads=impl.threads,
         benchmark=impl.benchmark,
@@ -133,8 +138,8 @@ def build_objective(run: Run, model: nn.Module, optimizer: Optimizer, blocks: Bl
     regularizer = None
     with about("hyp.grad_reg"):
         implementation_named(hyp.grad_reg.implementation)  # a wrong name is refused in any case
-        if _regularized(hyp):
-            if low_precision and _subtracts_gradients(hyp):
+        if regularized(hyp):
+            if low_precision and subtracts_gradients(hyp):
                 log.warning(
                     "hyp.grad_reg: differences of bfloat16 gradients are mostly rounding; see docs/regularizer.md"
                 )
@@ -153,6 +158,7 @@ def build_objective(run: Run, model: nn.Module, optimizer: Optimizer, blocks: Bl
         mixed_precision=low_precision,
         accumulation_dtype=DTYPES[run.impl.accumulation_dtype],
         gradient_average=hyp.gradient_average,
+        recorder=build_recorder(run, device_of(model)),
     )
 
 
@@ -227,47 +233,6 @@ def build_stop_rules(hyp: Hyp) -> list[StopRule]:
     if hyp.max_evaluations is not None:
         rules.append(evaluation_budget(hyp.max_evaluations))
     return rules
-
-
-def build_precision(run: Run, device: torch.device) -> Literal[False] | torch.dtype:
-    """Return the low precision of forward passes, False for none.
-
-    ``auto`` is bfloat16 where the device has it, unless gradients are subtracted from each other: that leaves rounding.
-    """
-    wanted = run.impl.mixed_precision
-    if wanted == "auto":
-        single = DTYPES[run.impl.dtype] == torch.float32
-        wanted = single and has_fast_bfloat16(device) and not _subtracts_gradients(run.hyp)
-    return torch.bfloat16 if wanted else False
-
-
-def build_compiled(run: Run, step: Step) -> bool:
-    """Compile the model if asked for, and return whether it is; ``auto`` is on CUDA alone, where it pays."""
-    wanted, model = run.impl.compile, step.objective.model
-    possible = _subtracts_gradients(run.hyp) or not _regularized(run.hyp)
-    if wanted is True and not possible:
-        raise ValueError(
-            f"impl.compile=True: not with hyp.grad_reg.implementation={run.hyp.grad_reg.implementation}, which "
-            "differentiates gradients: those of compiled code have no derivative; take differences"
-        )
-    if wanted is False or (wanted == "auto" and not (possible and device_of(model).type == "cuda")):
-        return False
-    first = step.objective.over(step.data.blocks(0)[:1])
-
-    def trial() -> None:
-        for training, evaluate in ((False, first.loss), (True, first.evaluate)):
-            model.train(training)
-            evaluate()
-
-    return compile_model(model, trial)
-
-
-def _regularized(hyp: Hyp) -> bool:
-    return hyp.grad_reg.block_strength != 0 or hyp.grad_reg.acc_strength != 0
-
-
-def _subtracts_gradients(hyp: Hyp) -> bool:
-    return _regularized(hyp) and not implementation_named(hyp.grad_reg.implementation).exact
 
 
 def norm_order(hyp: Hyp) -> float:

@@ -40,7 +40,8 @@ def _gradient_descent(groups: Groups, settings: optim.GradientDescent) -> Optimi
 def _adam(groups: Groups, settings: optim.Adam) -> Optimizer:
     options = dataclasses.asdict(settings)
     options.pop("name")
-    return torch.optim.AdamW(groups, foreach=True, **options)
+    on_cuda = groups[0]["params"][0].device.type == "cuda"
+    return torch.optim.AdamW(groups, foreach=not on_cuda, fused=on_cuda, **options)
 
 
 def _fista(groups: Groups, settings: optim.Fista) -> Optimizer:

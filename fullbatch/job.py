@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fullbatch.build import build_precision
+from fullbatch.build_speed import build_precision
 from fullbatch.config import flat, to_yaml
 from fullbatch.entry import configuration_hash, content_hash
 from fullbatch.provenance import provenance

@@ -11,16 +11,10 @@ from rich.table import Table
 from torch import nn
 from torch.optim import Optimizer
 
-from fullbatch.build import (
-    build_compiled,
-    build_mode,
-    build_model,
-    build_precision,
-    build_step,
-    set_up_machine,
-)
+from fullbatch.build import build_mode, build_model, build_step, set_up_machine
 from fullbatch.build_data import about, build_data
 from fullbatch.build_optimizer import build_optimizer
+from fullbatch.build_speed import build_compiled, build_precision
 from fullbatch.data.datasets import PictureData
 from fullbatch.optim.schedules import schedule_named
 from fullbatch.runtime.device import DTYPES, describe, find_device
@@ -36,6 +30,7 @@ from fullbatch.training.steps import BlockSequence, Step
 from fullbatch.training.trainer import set_learning_rates
 
 _PROBED = 4  # blocks that are timed
+_REPLAYED = 12  # and those after them, where the first are recorded for them
 
 
 @dataclass(frozen=True)
@@ -69,6 +64,14 @@ class Trial:
         row = replace(self.step, max_blocks=num_blocks)(self.number, stochastic=self.stochastic)
         return row, time.perf_counter() - start
 
+    def probe(self) -> tuple[Row, float]:
+        """Take it on a few blocks; return its row and the seconds a sample, of those that are replayed if any are."""
+        row, seconds = self.timed_step(_PROBED)
+        more = self.blocks[_PROBED : _PROBED + _REPLAYED].sizes
+        if self.step.objective.replays is None or self.stochastic or not more:
+            return row, seconds / sum(self.blocks[:_PROBED].sizes)
+        return row, (self.timed_step(_PROBED + len(more))[1] - seconds) / sum(more)
+
 
 def print_plan(run: Run, console: Console) -> None:
     """Print what the run will cost, and train nothing; ``ValueError`` and ``OSError`` for mistakes."""
@@ -80,7 +83,7 @@ def print_plan(run: Run, console: Console) -> None:
     for name, text in (*_work(trial, cost, rounds), *_memory(trial, rounds), *_time(trial, cost)):
         table.add_row(name, text)
     console.print(table)
-    console.print(f"{describe(device_of(trial.model))}; times are estimates from {_PROBED} blocks", highlight=False)
+    console.print(f"{describe(device_of(trial.model))}; times are estimates from a few blocks", highlight=False)
 
 
 def _trial(run: Run) -> Trial:
@@ -104,7 +107,7 @@ def estimate(trial: Trial, rounds: int = 1) -> Cost:
     """Try a step on a few blocks and return what the run costs, on ``rounds`` copies of the data."""
     hyp, objective, blocks = trial.run.hyp, trial.step.objective, trial.blocks
     trial.timed_step(1)  # warms up
-    row, seconds = trial.timed_step(_PROBED)
+    row, seconds_a_sample = trial.probe()
     start = time.perf_counter()
     float(objective.over(blocks[:1]).loss().loss)
     seconds_of_loss = time.perf_counter() - start
@@ -116,7 +119,7 @@ def estimate(trial: Trial, rounds: int = 1) -> Cost:
         validations=num_due(hyp.steps, trial.run.impl.validate_every_nth_step),
         validation_samples=len(trial.data.valid) * (2 if hyp.test_time_flips else 1),
         flops=flops_of(objective, blocks),
-        seconds_a_sample=seconds / sum(blocks[:_PROBED].sizes),
+        seconds_a_sample=seconds_a_sample,
         seconds_a_loss=seconds_of_loss / sum(blocks[:1].sizes),
     )
 

@@ -7,6 +7,7 @@ The mixing function is the finalizer of SplitMix64 (Steele, Lea & Flood, OOPSLA 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -46,29 +47,75 @@ def random_integers(ids: Tensor, high: int, *counters: int) -> Tensor:
     return random_bits(ids, *counters).remainder(high)
 
 
+class Draws:
+    """What was drawn from the global generators inside ``watched``."""
+
+    found = False
+    """Whether something was drawn inside a ``seeded`` block."""
+
+
+_watching: ContextVar[Draws | None] = ContextVar("_watching", default=None)
+_untouched: ContextVar[bool] = ContextVar("_untouched", default=False)
+
+
+@contextmanager
+def watched() -> Iterator[Draws]:
+    """Notice what is drawn inside ``seeded`` blocks."""
+    draws = Draws()
+    token = _watching.set(draws)
+    try:
+        yield draws
+    finally:
+        _watching.reset(token)
+
+
+@contextmanager
+def untouched_generators() -> Iterator[None]:
+    """Let no function of this module touch a global generator inside: for code that is known to draw nothing."""
+    token = _untouched.set(True)
+    try:
+        yield
+    finally:
+        _untouched.reset(token)
+
+
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed the global generators of the CPU and of ``device`` inside, and leave them as they were afterwards."""
     with preserved_rng(device):
+        if _untouched.get():
+            yield
+            return
         torch.manual_seed(seed)
+        draws = _watching.get()
+        before = rng_states(device) if draws else ()
         yield
+        if draws:
+            draws.found |= not all(torch.equal(*pair) for pair in zip(before, rng_states(device), strict=True))
 
 
 @contextmanager
 def preserved_rng(device: torch.device) -> Iterator[None]:
     """Give the global generators of the CPU and of ``device`` back the states they had before."""
+    if _untouched.get():
+        yield
+        return
     with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=_accelerator(device)):
         yield
 
 
 def rng_states(device: torch.device) -> tuple[Tensor, ...]:
-    """Return the states of the global generators of the CPU and of ``device``."""
+    """Return the states of the global generators of the CPU and of ``device``; none in ``untouched_generators``."""
+    if _untouched.get():
+        return ()
     cpu = torch.get_rng_state()
     return (cpu,) if device.type == "cpu" else (cpu, torch.get_device_module(device).get_rng_state())
 
 
 def set_rng_states(states: tuple[Tensor, ...], device: torch.device) -> None:
     """Set the generators to what ``rng_states`` returned."""
+    if not states:
+        return
     torch.set_rng_state(states[0])
     if len(states) > 1:
         torch.get_device_module(device).set_rng_state(states[1])

@@ -21,6 +21,7 @@ from fullbatch.objective.evaluations import Evaluation, LossEvaluation, ValueEva
 from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.objective.hessian_products import implementation_named
 from fullbatch.objective.passes import Pass, Passes, straight
+from fullbatch.objective.replay import Recorder, Replays
 from fullbatch.objective.running_mean import MovingAverage, WeightedMean
 from fullbatch.randomness import derive_seed
 from fullbatch.tensors import clones, device_of, global_norm, preserved, trainable
@@ -52,6 +53,8 @@ class FullBatchObjective:
         gradient_average: ``exact``, or ``moving`` for the average that the paper's code first released.
         all_reduce: adds a list of tensors up over all processes in place, where each has its own part of the data;
             called once for each pass. None for a single one.
+        recorder: records the work of sub-batches of one shape, to be replayed; None: none is. See
+            ``fullbatch.runtime.cuda_graphs``.
         seed: seeds the dropout of blocks that carry no key.
 
     Raises:
@@ -73,6 +76,7 @@ class FullBatchObjective:
         accumulation_dtype: torch.dtype = torch.float32,
         gradient_average: str = "exact",
         all_reduce: Callable[[Tensors], None] | None = None,
+        recorder: Recorder | None = None,
         seed: int = 0,
     ) -> None:
         if gradient_average not in ("exact", "moving"):
@@ -83,6 +87,7 @@ class FullBatchObjective:
         self.sub_batch, self.copies, self.regularizer = sub_batch, copies, regularizer
         self.accumulation_dtype, self.gradient_average = accumulation_dtype, gradient_average
         self.passes, self.seed = straight(all_reduce), seed
+        self.replays = None if recorder is None else Replays(recorder)
         self.block_objective = BlockObjective(
             model,
             loss_fn,
@@ -209,6 +214,7 @@ class FullBatchObjective:
         self, visit: Callable[[Block], None], *means: WeightedMean | MovingAverage, moves_buffers: bool = False
     ) -> None:
         sums = [tensor for mean in means for tensor in mean.tensors]
+        visit = visit if self.replays is None else self.replays.of(visit)
         self.passes(Pass(self.model, self.data, self._split, visit, sums, moves_buffers))
 
     def _penalty(self, squared_norms: Tensor, mean_gradient: Tensors | None) -> Tensor:

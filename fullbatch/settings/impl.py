@@ -100,6 +100,7 @@ class Impl:
     validate_every_nth_step: Count
     checkpoint: CheckpointSettings
     compile: Annotated[Literal[True, False, "auto"], Name]
+    cuda_graphs: Annotated[Literal[True, False, "auto"], Name]
     device: str
     logger: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], BeforeValidator(_names)]
     setup: Setup

@@ -6,8 +6,9 @@ import pytest
 import torch
 from composing import composed
 from running import SMALL, rows_of, run_in_process
+from tape import Tape
 
-from fullbatch import build
+from fullbatch import build, build_speed
 from fullbatch.config import parse
 from fullbatch.runtime import device as devices
 from fullbatch.runtime.device import has_fast_bfloat16
@@ -31,8 +32,8 @@ EXACT = "hyp.grad_reg.implementation=forward-over-reverse"
 def test_bfloat16_is_used_where_it_is_fast_and_subtracts_nothing(
     monkeypatch: pytest.MonkeyPatch, overrides: list[str], able: bool, expected: object
 ) -> None:
-    monkeypatch.setattr(build, "has_fast_bfloat16", lambda device: able)
-    assert build.build_precision(parse(composed(*overrides)), CPU) == expected
+    monkeypatch.setattr(build_speed, "has_fast_bfloat16", lambda device: able)
+    assert build_speed.build_precision(parse(composed(*overrides)), CPU) == expected
 
 
 def test_bfloat16_is_fast_where_the_processor_has_its_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,3 +71,35 @@ def test_compiled_gradients_have_no_derivative(
 ) -> None:
     assert run_in_process(monkeypatch, tmp_path, *SMALL, "impl.compile=True", EXACT) == 2
     assert "impl.compile=True: not with hyp.grad_reg.implementation=forward-over-reverse" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("hyp=gradreg", "hyp.warmup=1", "hyp.grad_reg.acc_strength=0.1")], ids=str)
+def test_recorded_work_trains_to_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    tape = Tape()
+    monkeypatch.setattr(build_speed, "recorder_on", lambda device: tape)
+    for value in ("auto", "False"):
+        more = ["data.batch_size=8", "hyp.steps=3", f"impl.cuda_graphs={value}"]
+        assert run_in_process(monkeypatch, tmp_path, *SMALL, "hyp=fb1", *options, *more) == 0
+    one, other = rows_of(tmp_path / "tables" / "table_fb_digits_runs.csv")
+    assert tape.num_replays > tape.num_records > 0
+    for name in ("train_loss", "full_loss", "valid_loss", "param_norm"):
+        assert one[name] == other[name] != ""
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "options", [("hyp=fb1",), ("hyp=fb1", "hyp/optim=adam"), ("hyp=gradreg", "hyp.warmup=1")], ids=str
+)
+def test_a_gpu_trains_as_the_processor_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    for machine in (["impl.device=cpu"], ["impl.device=cuda"], ["impl.device=cuda", "impl.cuda_graphs=True"]):
+        more = ["data.batch_size=8", "hyp.steps=3", "impl.dtype=double", *machine]
+        assert run_in_process(monkeypatch, tmp_path, *SMALL, *options, *more) == 0
+    expected, *found = rows_of(tmp_path / "tables" / "table_fb_digits_runs.csv")
+    for row in found:
+        for name in ("train_loss", "full_loss", "valid_loss", "param_norm"):
+            assert float(row[name]) == pytest.approx(float(expected[name]), rel=1e-6)

@@ -4,7 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
+from composing import composed
 from running import SMALL, Script, run_in_process
+from tape import Tape
+
+from fullbatch import build_speed, plan
+from fullbatch.config import parse
+from fullbatch.training.state import Row
 
 pytestmark = pytest.mark.slow
 
@@ -78,3 +84,16 @@ def test_a_step_that_diverges_has_no_plan(script: Script, capsys: pytest.Capture
     shown = capsys.readouterr()
     assert "no plan, as the step that was tried diverged: step" in shown.err
     assert "Traceback" not in shown.err + shown.out
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [(60, 3.0), (12, 4.5)]
+)  # 20 blocks of 3, and 4: none after the first four
+def test_replayed_blocks_are_timed_by_themselves(monkeypatch: pytest.MonkeyPatch, size: int, expected: float) -> None:
+    def timed(trial: plan.Trial, num_blocks: int) -> tuple[Row, float]:
+        return {}, 18.0 + 9.0 * num_blocks
+
+    monkeypatch.setattr(build_speed, "recorder_on", lambda device: Tape())
+    monkeypatch.setattr(plan.Trial, "timed_step", timed)
+    run = parse(composed(*ARGUMENTS, f"data.size={size}", "data.batch_size=3", "impl.cuda_graphs=auto"))
+    assert plan._trial(run).probe()[1] == pytest.approx(expected)

@@ -24,6 +24,7 @@ LAYERS = [
             "build_data",
             "build_database",
             "build_optimizer",
+            "build_speed",
             "entry",
             "launch",
             "page",

@@ -1,0 +1,65 @@
+"""From settings to what makes evaluations fast: low precision, compiled code, recorded work."""
+
+from typing import Literal
+
+import torch
+
+from fullbatch.objective.hessian_products import implementation_named
+from fullbatch.objective.replay import Recorder
+from fullbatch.runtime.compilation import compile_model
+from fullbatch.runtime.cuda_graphs import recorder_on
+from fullbatch.runtime.device import DTYPES, has_fast_bfloat16
+from fullbatch.settings import Hyp, Run
+from fullbatch.tensors import device_of
+from fullbatch.training.steps import Step
+
+
+def build_precision(run: Run, device: torch.device) -> Literal[False] | torch.dtype:
+    """Return the low precision of forward passes, False for none.
+
+    ``auto`` is bfloat16 where the device has it, unless gradients are subtracted from each other: that leaves rounding.
+    """
+    wanted = run.impl.mixed_precision
+    if wanted == "auto":
+        single = DTYPES[run.impl.dtype] == torch.float32
+        wanted = single and has_fast_bfloat16(device) and not subtracts_gradients(run.hyp)
+    return torch.bfloat16 if wanted else False
+
+
+def build_recorder(run: Run, device: torch.device) -> Recorder | None:
+    """Return what records the work of sub-batches, None for nothing."""
+    wanted, recorder = run.impl.cuda_graphs, recorder_on(device)
+    if wanted is True and recorder is None:
+        raise ValueError(f"impl.cuda_graphs=True: needs a CUDA device, this is {device.type}; accepted: False, auto")
+    return recorder if wanted else None
+
+
+def build_compiled(run: Run, step: Step) -> bool:
+    """Compile the model if asked for, and return whether it is; ``auto`` is on CUDA alone, where it pays."""
+    wanted, model = run.impl.compile, step.objective.model
+    possible = subtracts_gradients(run.hyp) or not regularized(run.hyp)
+    if wanted is True and not possible:
+        raise ValueError(
+            f"impl.compile=True: not with hyp.grad_reg.implementation={run.hyp.grad_reg.implementation}, which "
+            "differentiates gradients: those of compiled code have no derivative; take differences"
+        )
+    if wanted is False or (wanted == "auto" and not (possible and device_of(model).type == "cuda")):
+        return False
+    first = step.objective.over(step.data.blocks(0)[:1])
+
+    def trial() -> None:
+        for training, evaluate in ((False, first.loss), (True, first.evaluate)):
+            model.train(training)
+            evaluate()
+
+    return compile_model(model, trial)
+
+
+def regularized(hyp: Hyp) -> bool:
+    """Return whether the gradient is regularized."""
+    return hyp.grad_reg.block_strength != 0 or hyp.grad_reg.acc_strength != 0
+
+
+def subtracts_gradients(hyp: Hyp) -> bool:
+    """Return whether the regularizer is a difference of gradients, which magnifies their rounding."""
+    return regularized(hyp) and not implementation_named(hyp.grad_reg.implementation).exact
