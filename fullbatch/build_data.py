@@ -30,6 +30,8 @@ class Stream(IntEnum):
     NOISE = 3
     LABELS = 4
     ANALYSIS = 5
+    GLOBAL = 6
+    """The global generators, for modules and transforms of the user that draw from them outside a step."""
 
     def seed(self, run_seed: int) -> int:
         """Return the stream's own seed."""

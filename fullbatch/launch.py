@@ -16,7 +16,7 @@ from rich.console import Console
 from fullbatch.analysis.figure import draw_edge_of_stability
 from fullbatch.build import build_trainer, check_determinism, set_up_machine
 from fullbatch.build_analysis import build_probes
-from fullbatch.build_data import about
+from fullbatch.build_data import Stream, about
 from fullbatch.command_line import typed
 from fullbatch.config import plain, settings_of
 from fullbatch.data.reading import workers_told
@@ -139,6 +139,7 @@ def prepare(run: Run, tree: dict[str, Any], places: Places, group: Group = ALONE
     if isinstance(impl.setup, Distributed):
         torch.multiprocessing.set_sharing_strategy(impl.setup.strategy)
     saved, stored, seed = group.broadcast(_found(run, tree, places) if group.leads else (None, None, 0))
+    torch.manual_seed(Stream.GLOBAL.seed(seed))
     with group.agreeing():
         trainer = build_trainer(run, seed, group)
         if saved is not None and stored is not None:

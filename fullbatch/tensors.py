@@ -134,14 +134,17 @@ def preserved(tensors: Sequence[Tensor]) -> Iterator[None]:
 def parameters_at(module: nn.Module, values: Tensors) -> Iterator[None]:
     """Evaluate ``module`` with its trainable parameters at ``values``, and leave no trace.
 
-    Afterwards parameters and buffers have their bits back and the random number generators their states.
+    Afterwards parameters and buffers have their bits back and the random number generators their states. Under a
+    caller's autocast, casts of the parameters that it keeps are made anew, here and afterwards.
     """
     parameters = trainable(module)
     with ExitStack() as stack:
+        stack.callback(torch.clear_autocast_cache)  # knows parameters by identity, whatever their values are now
         stack.enter_context(preserved(parameters))
         stack.enter_context(preserved(list(module.buffers())))
         stack.enter_context(preserved_rng(device_of(module)))
         with torch.no_grad():
             copy_(parameters, values)
+        torch.clear_autocast_cache()
         del values  # a copy of the parameters that nobody needs meanwhile
         yield

@@ -38,10 +38,12 @@ def dense_hessian(model: nn.Module, loss_fn: LossFunction, inputs: Tensor, label
 
 def trace_of(model: nn.Module) -> list[Tensor]:
     """Everything that an evaluation must leave alone, copied."""
+    on_cuda = any(p.is_cuda for p in model.parameters())
     return [
         *(p.detach().clone() for p in model.parameters()),
         *(b.clone() for b in model.buffers()),
         torch.get_rng_state(),
+        *([torch.cuda.get_rng_state()] if on_cuda else []),
     ]
 
 

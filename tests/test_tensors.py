@@ -61,6 +61,18 @@ def test_parameters_at_evaluates_elsewhere_and_leaves_no_trace(name: str) -> Non
     assert_no_trace(model, before)
 
 
+def test_a_callers_autocast_sees_the_parameters_as_they_are() -> None:
+    model, inputs = build("linear").float(), samples()[0].float()
+    with torch.autocast("cpu"):
+        here, elsewhere = model(inputs), [p + 1 for p in model.parameters()]
+        with parameters_at(model, elsewhere):
+            there = model(inputs)
+        assert torch.equal(model(inputs), here)
+    with parameters_at(model, elsewhere), torch.autocast("cpu"):
+        assert torch.equal(model(inputs), there)
+    assert not torch.equal(here, there)
+
+
 def test_parameters_come_back_after_an_error() -> None:
     model = build("batchnorm")
     before = trace_of(model)

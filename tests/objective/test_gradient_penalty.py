@@ -182,3 +182,20 @@ def test_mixed_precision_regularizes_in_bfloat16() -> None:
     plain, low = (vector(r(gradients(model, r, inputs, labels), inputs, labels)) for r in regularizers)
     assert not torch.equal(plain, low)
     assert (plain - low).norm() < 0.02 * plain.norm()
+
+
+@pytest.mark.parametrize("implementation", ["forward-differences", "central-differences", "forward-over-reverse"])
+def test_inside_the_users_own_autocast_it_adds_the_same(implementation: str) -> None:
+    """An autocast keeps the casts of parameters; those of t must not stand in for those of t + h v."""
+    model, (inputs, labels) = build("tanh").float(), samples()
+    inputs, added = inputs.float(), []
+    for own in (True, False):
+        regularizer = regularizer_of(model, implementation, eps=1.0, mixed_precision=own)
+        with torch.autocast("cpu"):
+            grads = gradients(model, regularizer, inputs, labels)
+        plain = vector(grads)
+        with torch.autocast("cpu", enabled=not own):
+            model(inputs)  # fills what it keeps
+            added.append(vector(regularizer(grads, inputs, labels)) - plain)
+    assert added[0].norm() > 0.01
+    assert torch.equal(*added)
