@@ -6,13 +6,14 @@ import torch
 from fullbatch.runtime import peak
 
 
-def test_operations_over_the_best_of_the_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([0.001, 0.002, 0.001, 0.5, 0.25, 0.3])  # 512 is too short to be timed, 1024 is not
+@pytest.mark.parametrize(("second", "expected"), [(0.025, 2 * 1024**3 / 0.025), (0.25, 2 * 512**3 / 0.01)])
+def test_operations_over_the_best_of_the_times(monkeypatch: pytest.MonkeyPatch, second: float, expected: float) -> None:
+    times = iter([0.02, 0.01, 0.02, 0.05, 0.1, 0.5, 0.3, 0.4, second, 0.3])  # of 512, then of 1024, which is enough
     monkeypatch.setattr(peak, "_seconds", lambda left, right: next(times))
     peak._matmul_peak.cache_clear()
     try:
         for _ in range(2):  # the second time from memory: no more times are there
-            assert peak.matmul_peak(torch.device("cpu"), torch.float32) == 2 * 1024**3 / 0.25
+            assert peak.matmul_peak(torch.device("cpu"), torch.float32) == expected
     finally:
         peak._matmul_peak.cache_clear()
 
