@@ -1,6 +1,7 @@
 """The benchmarks run, and say what they promise."""
 
 import csv
+import json
 import os
 import re
 import subprocess
@@ -71,6 +72,29 @@ def test_the_figure_of_all_optimizers(tmp_path: Path) -> None:
     assert {row["optimizer"] for row in rows} == {"gd", "gd, Wolfe", "L-BFGS", "FISTA", "Adam", "SAM"}
     sam = [float(row["evaluations"]) for row in rows if row["optimizer"] == "SAM"]
     assert sam == [0, 2, 4] * 3  # two gradients a step, three learning rates
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["gradient", "accuracy"])
+def test_low_precision_is_compared_and_promises_are_checked(tmp_path: Path, part: str) -> None:
+    """Too short for the promises: status 1 says when they do not hold, and when not is read off the numbers."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "low_precision.py"), "--samples", "40", "--only", part]
+    options = ["--seeds", "2", "--steps", "1", "--accuracy-steps", "2", "--json", str(tmp_path / "found.json")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=False)
+    assert not ended.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert "PyTorch" in found["machine"]
+    if part == "gradient":
+        differences = [row["relative"] for row in found["gradient"]]
+        assert len(differences) == 3
+        assert all(0 < difference < 1 for difference in differences)  # bfloat16, and the same gradient
+        kept = max(differences[1:]) <= 0.05
+    else:
+        single, low, spread = (found["accuracy"][name] for name in ("float32", "bfloat16", "spread"))
+        assert spread == max(max(single) - min(single), 1 / 360)
+        kept = abs(sum(low) / 2 - sum(single) / 2) <= spread
+    assert ended.returncode == (0 if kept else 1)
 
 
 @pytest.mark.slow
