@@ -3,7 +3,8 @@
 # blocks of 32 with shuffling.
 #   benchmarks/full_size.sh FOLDER MINUTES [OVERRIDE...]
 # FOLDER holds CIFAR-10 as pictures: train/<class>/* and test/<class>/*. Each run gets MINUTES, is then told to save and
-# stop, and goes on when the line is given again. Tables lie in tables/ and outputs/, checkpoints in checkpoints/.
+# stop, and goes on when the line is given again; one that fails keeps no other from being done. Tables lie in tables/
+# and outputs/, checkpoints in checkpoints/.
 set -euo pipefail
 folder=${1:?usage: full_size.sh FOLDER MINUTES [OVERRIDE...]}
 minutes=${2:?usage: full_size.sh FOLDER MINUTES [OVERRIDE...]}
@@ -11,6 +12,8 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 python=python
 [[ -x "$root/.venv/bin/python" ]] && python="$root/.venv/bin/python"
 PAUSED=143 # 128 + SIGTERM
+failed=()
+trap 'exit 130' INT TERM
 
 run() { # run NAME OVERRIDES...
     local status=0
@@ -18,7 +21,8 @@ run() { # run NAME OVERRIDES...
         "impl.checkpoint.name=full_size/$1" data=imagefolder "data.path=$folder" \
         'data.augmentations_train={RandomCrop: [32, 4], RandomHorizontalFlip: 0.5}' \
         impl=fast impl.validate_every_nth_step=10 impl.checkpoint.save_every_nth_step=10 "${@:2}" || status=$?
-    [[ $status == 0 || $status == 124 || $status == "$PAUSED" ]] # 124: timeout's word for having ended it
+    # 124: timeout's word for having ended it
+    [[ $status == 0 || $status == 124 || $status == "$PAUSED" ]] || failed+=("$1")
 }
 
 more=("${@:3}")
@@ -27,3 +31,4 @@ run fb1 hyp=fb1 "${more[@]}"
 run fbclip hyp=fbclip "${more[@]}"
 run gradreg hyp=gradreg "${more[@]}"
 run gradreg_32_shuffle hyp=gradreg data.batch_size=32 hyp.shuffle=True "${more[@]}"
+[[ ${#failed[@]} == 0 ]] || { echo "failed: ${failed[*]}" >&2 && exit 1; }

@@ -3,10 +3,12 @@
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -17,37 +19,79 @@ from fullbatch.runtime.device import describe
 
 @dataclass(frozen=True)
 class Case:
-    """Something to time that goes through ``samples`` pictures."""
+    """Something to time that goes through ``samples`` pictures.
+
+    ``dtype``: of a gradient's products, whose rate can be compared with the device's limits. ``may_fail``: left out,
+    with a note, where the compiler cannot.
+    """
 
     name: str
     run: Callable[[], object]
     samples: int
+    dtype: torch.dtype | None = None
+    may_fail: bool = False
+
+
+@dataclass(frozen=True)
+class Title:
+    """What a table is about; ``model`` is empty where there is none."""
+
+    group: str
+    model: str
+    batch_size: int
+
+    def __str__(self) -> str:
+        return f"{self.group}: {', '.join(filter(None, (self.model, f'blocks of {self.batch_size}')))}"
 
 
 @dataclass(frozen=True)
 class Timing:
-    """``ratio`` is the time by that of the group's first case, both per sample: the median over the turns."""
+    """One row.
 
-    group: str
+    ``ratio`` is the time by that of the table's first case, both per sample: the median over the turns. ``seconds`` are
+    those of each turn. The shares are of the rate of the model's layers alone, and of matrix products, in ``dtype``.
+    """
+
+    title: Title
     name: str
-    samples_per_second: float
+    samples: int
+    seconds: tuple[float, ...]
     ratio: float
+    dtype: torch.dtype | None = None
+    of_layers: float | None = None
+    of_peak: float | None = None
+
+    @property
+    def samples_per_second(self) -> float:
+        """The median over the turns."""
+        return self.samples / statistics.median(self.seconds)
 
 
-def measure(group: str, cases: Sequence[Case], turns: int, device: torch.device) -> list[Timing]:
+def measure(title: Title, cases: Sequence[Case], turns: int, device: torch.device) -> list[Timing]:
     """Time all cases once in each turn, after one for warming up."""
-    for case in cases:
-        seconds(case.run, device)
-    times = [[seconds(case.run, device) / case.samples for case in cases] for _ in range(turns)]
+    cases = [case for case in cases if _works(case, device)]
+    times = [[seconds(case.run, device) for case in cases] for _ in range(turns)]
+
+    def ratio(number: int) -> float:
+        first = cases[0].samples / cases[number].samples
+        return statistics.median(turn[number] / turn[0] * first for turn in times)
+
     return [
-        Timing(
-            group,
-            case.name,
-            1 / statistics.median(turn[number] for turn in times),
-            statistics.median(turn[number] / turn[0] for turn in times),
-        )
+        Timing(title, case.name, case.samples, tuple(turn[number] for turn in times), ratio(number), case.dtype)
         for number, case in enumerate(cases)
     ]
+
+
+def _works(case: Case, device: torch.device) -> bool:
+    try:
+        seconds(case.run, device)
+    except Exception as error:  # compilers raise whatever their tools do
+        if not case.may_fail:
+            raise
+        reason = next(filter(None, str(error).strip().splitlines()), type(error).__name__)
+        Console().print(f"{case.name}: not possible here ({reason})", highlight=False, markup=False)
+        return False
+    return True
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
@@ -77,16 +121,38 @@ def _processor() -> str:
 
 
 def show(timings: Sequence[Timing], console: Console) -> None:
-    """Print a table a group."""
-    for group in dict.fromkeys(timing.group for timing in timings):
-        table = Table("", "pictures/s", "time / first row", title=group)
-        for timing in timings:
-            if timing.group == group:
-                table.add_row(timing.name, f"{timing.samples_per_second:,.0f}", f"{timing.ratio:.2f}")
+    """Print a table for each title."""
+    for title in dict.fromkeys(timing.title for timing in timings):
+        rows = [timing for timing in timings if timing.title == title]
+        shares = any(row.of_peak is not None for row in rows)
+        more = ("of the layers alone", "of the matrix peak") if shares else ()
+        table = Table("", "pictures/s", "time / first row", *more, title=str(title))
+        for row in rows:
+            values = [percent(row.of_layers), percent(row.of_peak)] if shares else []
+            table.add_row(row.name, f"{row.samples_per_second:,.0f}", f"{row.ratio:.2f}", *values)
         console.print(table)
 
 
-def write(path: Path, timings: Sequence[Timing], facts: dict[str, float], device: torch.device) -> None:
+def percent(share: float | None) -> str:
+    """Return a share in words."""
+    return "" if share is None else f"{share:.0%}"
+
+
+def write(path: Path, timings: Sequence[Timing], device: torch.device, **more: Any) -> None:
     """Write all of it as JSON."""
-    content = {"machine": machine(device), "timings": [asdict(timing) for timing in timings], **facts}
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    rows = [
+        {**asdict(timing.title), **asdict(timing), "samples_per_second": timing.samples_per_second}
+        for timing in timings
+    ]
+    for row in rows:
+        del row["title"]
+        row["dtype"] = None if row["dtype"] is None else str(row["dtype"]).removeprefix("torch.")
+    hardware = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+    }
+    versions = {"torch": torch.__version__, "cuda": torch.version.cuda, "python": platform.python_version()}
+    content = {"machine": machine(device), "hardware": hardware, "versions": versions, "arguments": sys.argv[1:]}
+    path.write_text(json.dumps({**content, **more, "timings": rows}, indent=2) + "\n", encoding="utf-8")

@@ -6,6 +6,7 @@ The only home of ``torch._foreach_*``: one fused call for all parameters instead
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
 
 def device_of(module: nn.Module) -> torch.device:
     """Return the device of the module's first parameter or buffer (the CPU when it has none)."""
-    for tensor in (*module.parameters(), *module.buffers()):
+    for tensor in chain(module.parameters(), module.buffers()):  # asked in every block: stops at the first
         return tensor.device
     return torch.device("cpu")
 

@@ -71,6 +71,13 @@ def test_contexts_leave_no_trace() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_seeding_is_that_of_torch() -> None:
+    with seeded(3, CPU):
+        found = torch.randn(3)
+    torch.manual_seed(3)
+    assert torch.equal(found, torch.randn(3))
+
+
 def test_states_repeat_the_numbers() -> None:
     states = rng_states(CPU)
     first = torch.randn(3)

@@ -1,15 +1,19 @@
 """The benchmarks run, and say what they promise."""
 
 import csv
+import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from composing import ROOT
 from PIL import Image
 
@@ -135,3 +139,164 @@ def test_a_point_costs_about_a_loss() -> None:
     ended = subprocess.run([*command, *options], check=True, capture_output=True, text=True, env=environment)
     (ratio,) = re.findall(r"a point takes ([\d.]+) times as long as one evaluation of the loss", ended.stdout)
     assert 0.5 < float(ratio) < 2  # on few samples of small pictures, on a machine that is perhaps busy
+
+
+PLAIN_LOOP = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from baseline import Loop, PlainLoop
+
+with PlainLoop(Loop(sys.argv[2], batch_size=4, samples=8, device="cpu", threads=1, workers=1)) as loop:
+    loop()
+    print("computed", flush=True)
+    if sys.argv[3] == "fails":
+        raise SystemExit("failed")
+    if sys.argv[3] == "is killed":
+        time.sleep(1000)
+    loop()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parent", ["is through", "fails", "is killed"])
+def test_the_plain_loop_ends_with_its_parent(parent: str) -> None:
+    command = [sys.executable, "-c", PLAIN_LOOP, str(ROOT / "benchmarks"), "resnet20", parent]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "computed\n"
+    if parent == "is killed":
+        process.kill()
+    _, errors = process.communicate(timeout=120)  # until the last process that could write has ended
+    assert errors == ("failed\n" if parent == "fails" else "")
+
+
+@pytest.mark.slow
+def test_a_plain_loop_that_cannot_run_ends_the_benchmark() -> None:
+    command = [sys.executable, "-c", PLAIN_LOOP, str(ROOT / "benchmarks"), "resnet0", "is through"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, env=environment)
+    assert ended.returncode == 1
+    assert "the process of the plain loop has ended with status 1" in ended.stderr
+
+
+def speed(path: Path, *arguments: str) -> dict[str, Any]:
+    """What the benchmark of the speed writes."""
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "speed.py"),
+        "--json",
+        str(path / "speed.json"),
+        "--turns",
+        "1",
+    ]
+    options = ["--short-turns", "1", "--many-turns", "1", "--threads", "1", "--workers", "1", "--device", "cpu"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "150"}
+    subprocess.run([*command, *options, *arguments], check=True, capture_output=True, text=True, env=environment)
+    found: dict[str, Any] = json.loads((path / "speed.json").read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.mark.slow
+def test_speed_is_measured_for_all_models_and_blocks(tmp_path: Path) -> None:
+    sizes, models = [4, 8], ["linear", "resnet20"]
+    groups = ["gradient", "products", "data", "overhead", "memory", "limits"]
+    arguments = ["--models", *models, "--batch-sizes", *map(str, sizes), "--samples", "8", "--only", *groups]
+    found = speed(tmp_path, *arguments)
+    tables: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for row in found["timings"]:
+        tables.setdefault((row["group"], row["model"], row["batch_size"]), []).append(row)
+    expected = {(group, m, size) for group in ("gradient", "products", "overhead") for m in models for size in sizes}
+    assert set(tables) == expected | {("data", "", size) for size in sizes}  # once for all models
+    for rows in tables.values():
+        assert len(rows) == len({row["name"] for row in rows}) > 1
+        assert rows[0]["ratio"] == 1
+        for row in rows:  # of one turn
+            assert row["samples_per_second"] == pytest.approx(row["samples"] / row["seconds"][0])
+            assert 1 / row["ratio"] == pytest.approx(row["samples_per_second"] / rows[0]["samples_per_second"])
+    for model in models:
+        for row in (row for size in sizes for row in tables["gradient", model, size]):
+            peak = found["facts"][f"matrix products in {row['dtype']}, TFLOP/s"] * 1e12
+            flops = found["facts"][f"operations of the gradient of a picture: {model}"]
+            assert row["of_peak"] == pytest.approx(row["samples_per_second"] * flops / peak)
+    assert {"device", "processor", "threads"} <= set(found["hardware"])
+    assert {"torch", "python"} <= set(found["versions"])
+    assert found["promises"] == []  # which are about ResNet-18
+
+
+def test_promises_are_held_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    promises, timing = importlib.import_module("promises"), importlib.import_module("timing")
+    ratios = {
+        ("gradient", "resnet18"): {"plain loop": 1.0, "float32": 0.9, "bfloat16": 0.4, "its layers alone": 0.1},
+        ("overhead", "resnet18"): {"minimal loop": 1.0, "our step": 1.034},
+        ("scaling", "resnet18"): {"N": 1.0, "2N": 0.94},
+        ("data", ""): {"PIL": 1.0, "on the device": 0.05},
+    }
+    timings = [
+        timing.Timing(timing.Title(*title, 128), name, 1, (ratio,), ratio)
+        for title, rows in ratios.items()
+        for name, ratio in rows.items()
+    ]
+    facts = {"memory: resnet18, blocks of 128, central-differences, copies of the parameters beyond plain": 3.0002}
+
+    def checked(device: str, *, fast: bool = True) -> list[tuple[float, bool]]:
+        results = promises.Results(timings, facts)
+        rows = promises.checked(results, torch.device(device), fast_bfloat16=fast)
+        return [(round(row["measured"], 2), row["held"]) for row in rows]
+
+    everywhere = [(1.03, True), (3.0, True), (20.0, True)]
+    assert checked("cpu", fast=False) == everywhere
+    assert checked("cpu") == [(2.5, True), (1.11, False), *everywhere]
+    assert checked("cuda") == [(2.5, False), *everywhere, (0.06, False)]
+
+
+@pytest.mark.slow
+def test_all_for_a_gpu_is_tried_in_small(tmp_path: Path) -> None:
+    for place in (tmp_path / "pictures" / split / name for split in ("train", "test") for name in "ab"):
+        place.mkdir(parents=True)
+        for number in range(8):
+            pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(place / f"{number}.png")
+    command = [str(ROOT / "benchmarks" / "gpu.sh"), "--try", str(tmp_path / "pictures"), "5", "results"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-2000:]
+    results = tmp_path / "results"
+    assert "test_no_evaluation_waits_for_the_gpu" in (results / "tests.log").read_text(encoding="utf-8")
+    written = json.loads((results / "speed_4.json").read_text(encoding="utf-8"))
+    groups = {row["group"] for row in written["timings"]}
+    assert groups >= {"gradient", "regularized gradient", "allocator", "products", "data", "overhead", "scaling"}
+    log = (results / "full_size.log").read_text(encoding="utf-8")
+    assert all(name in log for name in RUNS)
+
+
+RUNS = ("base_sgd", "fb1", "fbclip", "gradreg", "gradreg_32_shuffle")
+STANDS_IN = """#!/bin/sh
+echo "$@"
+case "$*" in *"$FAILING"*) exit 1 ;; esac
+"""
+
+
+@pytest.mark.parametrize("failing", ["-m gpu", "speed_128.json", "name=base_sgd", "no part"])
+def test_a_part_for_a_gpu_that_fails_prevents_no_other(tmp_path: Path, failing: str) -> None:
+    for name in ("gpu.sh", "full_size.sh"):
+        (tmp_path / "benchmarks").mkdir(exist_ok=True)
+        shutil.copy(ROOT / "benchmarks" / name, tmp_path / "benchmarks")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text(STANDS_IN, encoding="utf-8")
+    (tmp_path / "bin" / "python").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}", "FAILING": failing}
+    command = [str(tmp_path / "benchmarks" / "gpu.sh"), str(tmp_path), "5", "results"]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    asked = {path.stem: path.read_text(encoding="utf-8") for path in (tmp_path / "results").glob("*.log")}
+    tables = {f"{name}_{size}" for name in ("speed", "others") for size in (32, 128, 512)}
+    assert set(asked) == {"tests", *tables, "full_size"}
+    assert "-m gpu" in asked["tests"]
+    assert "--models resnet18 --compile" in asked["speed_512"]
+    part = {"-m gpu": "tests", "speed_128.json": "speed_128", "name=base_sgd": "full_size"}.get(failing)
+    assert ended.returncode == (0 if part is None else 1)
+    told = [line for line in ended.stderr.splitlines() if line.startswith("not everything went well")]
+    assert told == ([] if part is None else [f"not everything went well: {part}; see {tmp_path / 'results'}"])
+    assert [name for name in RUNS if f"name={name} " in asked["full_size"]] == list(RUNS)

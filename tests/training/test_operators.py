@@ -1,7 +1,9 @@
 """Speed guarded by counts of operators, which no busy machine changes."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -88,6 +90,31 @@ def test_a_block_takes_no_more_operators_than_one_of_a_minimal_loop() -> None:
         assert ours[layer] == minimal[layer] > 0
     # the minimal loop adds the gradient of each parameter by itself; ours are one operator, and records a dozen
     assert ours.total() <= minimal.total()
+
+
+def calls(run: Callable[[], object]) -> int:
+    """How often Python calls something, or goes on with a generator, during ``run``."""
+    number = 0
+
+    def count(_: FrameType, event: str, __: object) -> None:
+        nonlocal number
+        number += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return number
+
+
+def test_a_block_takes_not_many_more_calls_of_python_than_one_of_a_minimal_loop() -> None:
+    few, many = our_step(2), our_step(4)
+    minimal_few, minimal_many = minimal_step(2), minimal_step(4)
+    for run in (few, many, minimal_few, minimal_many):
+        run()  # what is imported or remembered once
+    ours, minimal = calls(many) - calls(few), calls(minimal_many) - calls(minimal_few)
+    assert ours < 5 * minimal  # 2.8; seeding every kind of device and listing all parameters in vain made it 12
 
 
 def test_a_regularized_block_takes_those_of_two_or_three_and_a_few() -> None:
