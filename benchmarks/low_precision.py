@@ -12,9 +12,10 @@
   float32 and in bfloat16, over ``--seeds`` initializations.
 
 ``--data`` is a folder of pictures (train/<class>/*, test/<class>/*) or ``digits``. Ends with status 1 where, after the
-steps, a gradient differs by more than 5 %, or where the means of the accuracies differ by more than the spread
-(largest less smallest) over the seeds in float32, or one picture. Resnet20 on 2,000 pictures takes five minutes on a
-core.
+steps, a gradient differs by more than ``--limit`` (5 %), or where the means of the accuracies differ by more than the
+spread (largest less smallest) over the seeds in float32, or one picture. Resnet20 on 2,000 pictures takes five minutes
+on a core. What a narrow network amplifies is the rounding of its weights, which every product in bfloat16 has: float32
+at rounded weights shows most of the difference, and batch norm in float32 takes none of it away.
 """
 
 import argparse
@@ -44,7 +45,6 @@ from fullbatch.training.validation import validate
 
 LOW = torch.bfloat16
 PRECISIONS = {"float32": False, "bfloat16": LOW}
-LIMIT = 0.05  # of the relative difference after the steps
 WARMUP = 5  # steps
 
 
@@ -180,6 +180,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--trained-in", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="for the steps")
+    parser.add_argument("--limit", type=float, default=0.05, help="of the relative difference after the steps")
     parser.add_argument("--seed", type=int, default=0, help="of the model whose gradients are compared")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--accuracy-steps", type=int, default=60)
@@ -205,8 +206,8 @@ def main() -> int:
         differences = bench.differences()
         show_differences(differences, console)
         content["gradient"] = [row._asdict() for row in differences]
-        kept &= all(row.relative <= LIMIT for row in differences[1:])
-        console.print(f"limit after the steps: {LIMIT:.0%}")
+        kept &= all(row.relative <= options.limit for row in differences[1:])
+        console.print(f"limit after the steps: {options.limit:.0%}")
     if "accuracy" in options.only:
         single, low = accuracies = bench.accuracies()
         show_accuracies(accuracies, console)
