@@ -4,8 +4,8 @@
 #   benchmarks/gpu.sh [--try] FOLDER MINUTES [RESULTS]
 # FOLDER holds CIFAR-10 as pictures: train/<class>/* and test/<class>/*. Each of the five runs gets MINUTES and goes on
 # when the line is given again. RESULTS (gpu_results) takes tests.log, speed_<block size>.log and .json (ResNet-18, compiled,
-# too), others_<block size>.log and .json (ResNet-20, DenseNet-121), full_size.log, and the runs' outputs/, tables/ and
-# checkpoints/. What fails is told at the end and keeps nothing else from being done.
+# too), others_<block size>.log and .json (ResNet-20, DenseNet-121), low_precision.log and .json, full_size.log, and the
+# runs' outputs/, tables/ and checkpoints/. What fails is told at the end and keeps nothing else from being done.
 # --try does all of it in small, on a CPU, within minutes.
 set -uo pipefail
 try=
@@ -29,12 +29,17 @@ speed() { # speed NAME BLOCK_SIZE ARGUMENTS...
     part "$1_$2" "$python" "$root/benchmarks/speed.py" --batch-sizes "$2" --json "$results/$1_$2.json" "${@:3}"
 }
 
+low_precision() { # low_precision ARGUMENTS...
+    part low_precision "$python" "$root/benchmarks/low_precision.py" --data "$folder" --json "$results/low_precision.json" "$@"
+}
+
 cd "$results" || exit 2
 if [[ $try ]]; then
     # on a CPU every test for a GPU is skipped: what is tried is that they are found
     part tests "$python" -m pytest "$root/tests" --rootdir="$root" -c "$root/pyproject.toml" -m gpu --collect-only -q
     speed speed 4 --models resnet20 --samples 8 --turns 1 --short-turns 1 --device cpu --threads 1 --workers 1 \
         --only limits data gradient regularized allocator products overhead memory scaling
+    low_precision --model resnet20 --samples 16 --steps 1 --seeds 1 --accuracy-steps 1 --limit 1 --device cpu --threads 1
     part full_size "$root/benchmarks/full_size.sh" "$folder" "$minutes" dryrun=True data.size=16 data.batch_size=8 \
         model=resnet20 impl.device=cpu impl.threads=1
 else
@@ -46,6 +51,7 @@ else
     for size in 128 32 512; do
         speed others "$size" --models resnet20 densenet121 --only gradient regularized products overhead memory "${many[@]}"
     done
+    low_precision --model resnet18 --samples 5000 --device cuda
     part full_size "$root/benchmarks/full_size.sh" "$folder" "$minutes"
 fi
 [[ ${#failed[@]} == 0 ]] && echo "all of it is in $results" && exit

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CLASSES, MODELS, SAMPLES
+from tape import Tape
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,6 +18,7 @@ from fullbatch.data.pictures import PictureSet, TensorPictures
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.runtime.compilation import compile_model
+from fullbatch.runtime.cuda_graphs import CudaGraphs
 from fullbatch.runtime.device import tf32
 
 ROUNDINGS = 6
@@ -34,6 +36,7 @@ class FastPath:
     mixed_precision: bool = False
     tf32: bool = False
     compiled: bool = False
+    replayed: bool = False
 
     @property
     def tolerance(self) -> float:
@@ -56,10 +59,10 @@ class FastPath:
         return loader(batch_size, torch.device(self.device), dtype, self.memory_format).blocks(step=3)
 
     def objective(self, model: nn.Module, batch_size: int = SAMPLES, **options: Any) -> FullBatchObjective:
-        """Return the objective on the pictures; compiled where the path is."""
-        objective = FullBatchObjective(
-            model, F.cross_entropy, self.blocks(batch_size), mixed_precision=self.mixed_precision, **options
-        )
+        """Return the objective on the pictures; compiled, or recorded and replayed, where the path is."""
+        recorder = (CudaGraphs(torch.device("cuda")) if self.device == "cuda" else Tape()) if self.replayed else None
+        options = {"mixed_precision": self.mixed_precision, "recorder": recorder, **options}
+        objective = FullBatchObjective(model, F.cross_entropy, self.blocks(batch_size), **options)
         if self.compiled and not compile_model(model, objective.evaluate):
             pytest.skip("no compiler here")
         return objective
@@ -126,7 +129,12 @@ BFLOAT16_WAYS = {
     f"bfloat16 {name}": {"eps": BFLOAT16, "mixed_precision": True, **options} for name, options in FLOAT32_WAYS.items()
 }
 PRECISE = [FastPath(name, **options) for name, options in FLOAT32_WAYS.items()]
-EAGER = [*PRECISE, *(FastPath(name, **options) for name, options in BFLOAT16_WAYS.items())]
+EAGER = [
+    *PRECISE,
+    *(FastPath(name, **options) for name, options in BFLOAT16_WAYS.items()),
+    FastPath("replayed", replayed=True),
+    FastPath("replayed bfloat16", replayed=True, **BFLOAT16_WAYS["bfloat16 channels_last"]),
+]
 TF32_ON_CUDA = FastPath("tf32", eps=TF32, tf32=True)
 COMPILED = [
     FastPath("compiled", compiled=True),

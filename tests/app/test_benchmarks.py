@@ -79,6 +79,29 @@ def test_the_figure_of_all_optimizers(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("part", ["gradient", "accuracy"])
+def test_low_precision_is_compared_and_promises_are_checked(tmp_path: Path, part: str) -> None:
+    """Too short for the promises: status 1 says when they do not hold, and when not is read off the numbers."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "low_precision.py"), "--samples", "40", "--only", part]
+    options = ["--seeds", "2", "--steps", "1", "--accuracy-steps", "2", "--json", str(tmp_path / "found.json")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=False)
+    assert not ended.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert "PyTorch" in found["machine"]
+    if part == "gradient":
+        differences = [row["relative"] for row in found["gradient"]]
+        assert len(differences) == 3
+        assert all(0 < difference < 1 for difference in differences)  # bfloat16, and the same gradient
+        kept = max(differences[1:]) <= 0.05
+    else:
+        single, low, spread = (found["accuracy"][name] for name in ("float32", "bfloat16", "spread"))
+        assert spread == max(max(single) - min(single), 1 / 360)
+        kept = abs(sum(low) / 2 - sum(single) / 2) <= spread
+    assert ended.returncode == (0 if kept else 1)
+
+
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_processes_are_measured_beside_one() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "distributed.py"), "--model", "resnet20", "--samples", "8"]
@@ -245,6 +268,7 @@ def test_all_for_a_gpu_is_tried_in_small(tmp_path: Path) -> None:
     written = json.loads((results / "speed_4.json").read_text(encoding="utf-8"))
     groups = {row["group"] for row in written["timings"]}
     assert groups >= {"gradient", "regularized gradient", "allocator", "products", "data", "overhead", "scaling"}
+    assert (results / "low_precision.json").exists()
     log = (results / "full_size.log").read_text(encoding="utf-8")
     assert all(name in log for name in RUNS)
 
@@ -269,7 +293,7 @@ def test_a_part_for_a_gpu_that_fails_prevents_no_other(tmp_path: Path, failing: 
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     asked = {path.stem: path.read_text(encoding="utf-8") for path in (tmp_path / "results").glob("*.log")}
     tables = {f"{name}_{size}" for name in ("speed", "others") for size in (32, 128, 512)}
-    assert set(asked) == {"tests", *tables, "full_size"}
+    assert set(asked) == {"tests", *tables, "low_precision", "full_size"}
     assert "-m gpu" in asked["tests"]
     assert "--models resnet18 --compile" in asked["speed_512"]
     part = {"-m gpu": "tests", "speed_128.json": "speed_128", "name=base_sgd": "full_size"}.get(failing)
