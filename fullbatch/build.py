@@ -29,8 +29,9 @@ from fullbatch.objective.losses import loss_function
 from fullbatch.optim.ema import ExponentialMovingAverage
 from fullbatch.optim.schedules import schedule_named
 from fullbatch.randomness import seeded
-from fullbatch.runtime.device import DTYPES, MEMORY_FORMATS, find_device, set_up
+from fullbatch.runtime.device import DTYPES, find_device, set_up
 from fullbatch.runtime.distributed import ALONE, Group
+from fullbatch.runtime.memory_format import MEMORY_FORMATS, order_weights
 from fullbatch.settings import Hyp, Run
 from fullbatch.tensors import device_of
 from fullbatch.training.fit import require_fit
@@ -110,7 +111,8 @@ def build_model(run: Run, data: PictureData, seed: int, device: torch.device) ->
     family = options.pop("family", None) or options.pop("name")
     with about("model"), seeded(Stream.WEIGHTS.seed(seed), torch.device("cpu")):
         model = model_named(family, channels=data.channels, classes=len(data.classes), pixels=data.pixels, **options)
-    return model.to(device=device, dtype=DTYPES[run.impl.dtype]).to(memory_format=MEMORY_FORMATS[run.impl.memory])
+    model.to(device=device, dtype=DTYPES[run.impl.dtype])
+    return order_weights(model, MEMORY_FORMATS[run.impl.memory])
 
 
 def build_step(run: Run, data: PictureData, model: nn.Module, optimizer: Optimizer, seed: int) -> Step:

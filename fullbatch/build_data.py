@@ -14,7 +14,8 @@ from fullbatch.data.datasets import PictureData, PictureSet, load_pictures
 from fullbatch.data.label_noise import with_label_noise
 from fullbatch.objective.losses import Loss, loss_function
 from fullbatch.randomness import derive_seed
-from fullbatch.runtime.device import DTYPES, MEMORY_FORMATS
+from fullbatch.runtime.device import DTYPES
+from fullbatch.runtime.memory_format import MEMORY_FORMATS
 from fullbatch.settings import Data, Hyp, Run
 from fullbatch.settings.data import LMDB
 

@@ -20,6 +20,7 @@ from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.runtime.compilation import compile_model
 from fullbatch.runtime.cuda_graphs import CudaGraphs
 from fullbatch.runtime.device import tf32
+from fullbatch.runtime.memory_format import order_weights
 
 ROUNDINGS = 6
 """Those that a gradient passes through, were all of them one way: pictures, two layers forth and back, the loss."""
@@ -51,7 +52,7 @@ class FastPath:
     def model(self, name: str, *, dropout: bool = True) -> nn.Module:
         """Return a model of the table in training mode, as the path runs it; masks depend on dtype and device."""
         torch.manual_seed(0)
-        model = MODELS[name]().to(self.device, torch.float32, memory_format=self.memory_format)
+        model = order_weights(MODELS[name]().to(self.device, torch.float32), self.memory_format)
         return model if dropout else without_dropout(model)
 
     def blocks(self, batch_size: int = SAMPLES, dtype: torch.dtype = torch.float32) -> BlockSequence:

@@ -13,7 +13,6 @@ from fullbatch.runtime.allocator import keep_freed_memory
 log = logging.getLogger(__name__)
 
 DTYPES = {"float": torch.float32, "float32": torch.float32, "double": torch.float64, "float64": torch.float64}
-MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 def find_device(name: str, local_rank: int | None = None) -> torch.device:

@@ -30,7 +30,7 @@ def _names(value: Any) -> Any:
     """Return a blank, a name or several as names in lower case, each once."""
     several = value if isinstance(value, list | tuple) else [value]
     names = [none_as_blank(name) for name in several]
-    return tuple(dict.fromkeys(name for name in names if name is not None))
+    return tuple(name for at, name in enumerate(names) if name is not None and name not in names[:at])
 
 
 def _positive_or_minus_one(value: int) -> int:

@@ -145,6 +145,7 @@ CASES = [
     # ranges, and what contradicts itself
     Case("hyp.steps=0", MISTAKE, r"^hyp\.steps: .*greater than or equal to 1 \(got 0\)"),
     Case("data.batch_size=0", MISTAKE, r"^data\.batch_size: .*greater than or equal to 1"),
+    Case("impl.logger={}", MISTAKE, r"^impl\.logger"),
     Case("model.width=0", MISTAKE, r"^model\.width: .*greater than or equal to 1"),
     Case("hyp.optim.lr=-1", MISTAKE, r"^hyp\.optim\.lr: .*greater than or equal to 0"),
     Case("hyp.optim.lr=nan", MISTAKE, r"^hyp\.optim\.lr: .*finite"),

@@ -16,6 +16,7 @@ from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.objective.hessian_products import SubBatchLoss, forward_over_reverse, reverse_over_reverse
 from fullbatch.objective.losses import loss_function
+from fullbatch.runtime.memory_format import order_weights
 
 every_family = pytest.mark.parametrize("case", CASES)
 
@@ -38,7 +39,7 @@ def steps_of(
     lr: float = 0.02,
     **options: Any,
 ) -> list[float]:
-    model = model.to(memory_format=memory_format).train()
+    model = order_weights(model, memory_format).train()
     inputs = inputs.float().to(memory_format=memory_format)
     loss_fn = loss_function(loss)
     labels = (torch.arange(12 // loss_fn.copies) % 5).repeat_interleave(loss_fn.copies)
