@@ -30,6 +30,7 @@ def rows(folder: Path, name: str) -> list[dict[str, str]]:
     return [{key: value for key, value in row.items() if not key.endswith("time")} for row in rows_of(table)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [20, 32])
 def test_step_by_step_the_rounds_are_augmentation_on_the_fly(
     script: Callable[..., int], tmp_path: Path, batch_size: int
@@ -49,6 +50,7 @@ def test_a_dry_run_leaves_no_data_base(
     assert not (tmp_path / "db").exists()
 
 
+@pytest.mark.slow
 def test_a_run_continues_whatever_way_the_file_is_written(script: Callable[..., int], tmp_path: Path) -> None:
     named = ["impl.checkpoint.name=mine", *FROZEN, "data.db.rounds=2"]
     assert script(*named, "name=once") == 0
@@ -115,6 +117,7 @@ def test_a_signal_stops_a_build_and_the_next_start_continues(
     assert "9,000 pictures, digest" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_data_base_of_another_seed_is_refused_and_stays(
     script: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

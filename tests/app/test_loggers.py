@@ -92,6 +92,7 @@ def test_loggers_are_a_blank_a_name_or_several(typed: str, names: tuple[str, ...
     assert parse(composed("hyp=fb1", f"impl.logger={typed}")).impl.logger == names
 
 
+@pytest.mark.slow
 def test_events_are_the_table_and_the_run_is_the_same(script: Run, tmp_path: Path) -> None:
     assert script("impl.logger=tensorboard", "impl.validate_every_nth_step=2") == 0
     assert script("impl.validate_every_nth_step=2") == 0
@@ -104,6 +105,7 @@ def test_events_are_the_table_and_the_run_is_the_same(script: Run, tmp_path: Pat
         assert all(one[key] == other[key] for key in one if key not in TIMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [[], ["hydra.run.dir=same"]], ids=["another folder", "the same folder"])
 def test_a_continued_run_has_each_step_once(script: Run, tmp_path: Path, place: list[str]) -> None:
     always = ["impl.checkpoint.name=mine", "impl.logger=tensorboard", *place]
@@ -114,6 +116,7 @@ def test_a_continued_run_has_each_step_once(script: Run, tmp_path: Path, place: 
     assert events(folder) == of_table(folder)
 
 
+@pytest.mark.slow
 def test_the_configuration_goes_along(script: Run, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -127,6 +130,7 @@ def test_the_configuration_goes_along(script: Run, tmp_path: Path) -> None:
     assert told["data.name"].string_value == "digits"
 
 
+@pytest.mark.slow
 def test_hosted_runs_have_the_rows_of_the_table(script: Run, tmp_path: Path, hosted: tuple[str, Fake]) -> None:
     name, fake = hosted
     assert script(f"impl.logger={name}", "name=default") == 0
@@ -141,6 +145,7 @@ def test_hosted_runs_have_the_rows_of_the_table(script: Run, tmp_path: Path, hos
         assert started["resume"] == "allow"
 
 
+@pytest.mark.slow
 def test_a_continued_job_is_the_same_wandb_run(script: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Fake()
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=fake.init))
@@ -206,6 +211,7 @@ def test_a_logger_that_cannot_start_is_told(
     assert "impl.logger=wandb: it cannot start: no account" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_dry_run_logs_nothing(script: Run, tmp_path: Path, hosted: tuple[str, Fake]) -> None:
     name, fake = hosted
     assert script(f"impl.logger=[tensorboard,{name}]", "dryrun=True") == 0

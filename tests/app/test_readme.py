@@ -13,6 +13,7 @@ def snippets(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("snippet", snippets(README))
 def test_a_snippet_of_the_readme_runs_alone(snippet: str) -> None:
     exec(compile(snippet, "README.md", "exec"), {"__name__": "snippet"})

@@ -128,6 +128,7 @@ def test_a_sweep_records_failures_and_goes_on(script: Script, tmp_path: Path) ->
     assert len(list((tmp_path / "outputs").glob("*/*/[0-3]/log.txt"))) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -158,6 +159,7 @@ def test_every_switch_trains(script: Script, tmp_path: Path, arguments: list[str
     assert len(rows) == (3 if "max_evaluations" in str(arguments) else 2 if "hyp.steps=2" in arguments else 4)
 
 
+@pytest.mark.slow
 def test_noise_in_labels_and_copies_without_augmentation_are_announced(
     script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,7 +50,7 @@ def folders(tmp_path: Path) -> list[Path]:
     ("mode", "memory", "mixed_precision"),
     [
         ([], "contiguous", False),
-        ([], "channels_last", True),
+        pytest.param([], "channels_last", True, marks=pytest.mark.slow),
         pytest.param([], "contiguous", True, marks=pytest.mark.slow),
         pytest.param([], "channels_last", False, marks=pytest.mark.slow),
         pytest.param(STOCHASTIC, "contiguous", False, marks=pytest.mark.slow),

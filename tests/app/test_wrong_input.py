@@ -272,6 +272,7 @@ def test_it_is_refused_and_nothing_is_damaged(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "LA", "I;16"])
 def test_odd_pictures_are_converted(script: Callable[..., int], tmp_path: Path, mode: str) -> None:
     with_picture("train/b/9.png", mode)(tmp_path)
@@ -307,6 +308,7 @@ def lose_weights(content: dict[str, Any]) -> None:
     del content["state"]["model"]["fc.weight"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -333,6 +335,7 @@ def test_weights_that_cannot_be_used_are_named(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_no_checkpoint(
     script: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
