@@ -145,9 +145,9 @@ class BlockLoader:
 
     def _normalisation(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[Tensor, Tensor]:
         """Return the numbers of (value - 255 mean) / (255 std), [C, 1, 1] each."""
-        shift = torch.tensor(mean or [0.0], dtype=torch.float64) * 255
-        scale = torch.tensor(std or [1.0], dtype=torch.float64) * 255
-        return tuple(x.to(self.dtype).to(self.device).view(-1, 1, 1) for x in (shift, scale))  # type: ignore[return-value]
+        shift, scale = (torch.tensor(x, dtype=torch.float64) * 255 for x in (mean or [0.0], std or [1.0]))
+        shift, scale = (x.to(self.dtype).to(self.device).view(-1, 1, 1) for x in (shift, scale))
+        return shift, scale
 
 
 @dataclass(frozen=True)

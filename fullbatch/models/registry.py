@@ -1,7 +1,6 @@
 """Models by name."""
 
 import inspect
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +39,8 @@ _GIVEN = ("channels", "classes", "pixels")
 
 def family_named(name: str) -> tuple[Family, int | None]:
     """Return the family of a model, and the depth in its name; ``ValueError`` lists the known models."""
-    family, depth = re.fullmatch(r"(.*?)(\d*)", name.lower()).groups()  # type: ignore[union-attr]  # matches any line
+    family = name.lower().rstrip("0123456789")
+    depth = name.lower().removeprefix(family)
     family = ALIASES.get(family, family)
     if family not in FAMILIES:
         raise ValueError(f"name={name}: unknown; known: {', '.join(NAMES)}")

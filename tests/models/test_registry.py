@@ -24,6 +24,7 @@ def test_softmax_regression_sees_the_whole_picture() -> None:
     assert gradient.ne(0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_configuration_has_the_defaults_of_the_code(path: Path) -> None:
     options = OmegaConf.to_container(OmegaConf.load(path))
@@ -58,6 +59,7 @@ MISTAKES = [
     ("resnet", {"depth": 19}, "depth=19: unknown; known: 18, 20, 32"),
     ("resnet18", {"depth": 20}, "name=resnet18 and depth=20 contradict"),
     ("resnet20", {"wide": 3}, "wide: no option of resnet20; accepted: depth, width, stem"),
+    ("resnet20\n", {}, "name=resnet20\n: unknown; known: "),
     ("densenet", {}, "name=densenet: needs a depth"),
     ("densenet122", {}, "depth=122: unknown; known: 121, 161, 169, 201"),
     ("densenet121", {"stem": "imagenet"}, "stem=imagenet: unknown; known: CIFAR, standard, efficient"),
