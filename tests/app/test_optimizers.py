@@ -33,6 +33,7 @@ def reason(optim: str, search: str, wrapper: str) -> str | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize(("optim", "search"), CHOICES)
 def test_every_combination_trains_or_says_why_not(optim: str, search: str, wrapper: str) -> None:

@@ -19,6 +19,7 @@ def test_a_snippet_of_the_readme_runs_alone(snippet: str) -> None:
     exec(compile(snippet, "README.md", "exec"), {"__name__": "snippet"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES[1:] if snippets(page.read_text(encoding="utf-8"))], ids=str)
 def test_the_snippets_of_a_page_run_one_after_the_other(page) -> None:  # type: ignore[no-untyped-def]
     names = {"__name__": "snippet"}

@@ -261,6 +261,7 @@ def test_there_are_enough() -> None:
     assert len(CASES) >= 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.typed[:40]}:{case.message[-20:]}")
 def test_it_is_refused_and_nothing_is_damaged(
     case: Case, script: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]

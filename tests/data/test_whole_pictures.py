@@ -163,6 +163,7 @@ def test_a_picture_that_does_not_fit_is_named(root: Path, workers: int) -> None:
         bytes_of(some_loader)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_picture_is_named(root: Path, workers: int) -> None:
     path = root / "train" / "b" / "5.png"

@@ -38,6 +38,7 @@ SURFACES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SURFACES)
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_surface_has_every_file(tmp_path: Path, name: str, form: str) -> None:

@@ -61,6 +61,7 @@ def test_a_finer_grid_and_a_plane_compute_what_is_new(tmp_path: Path, computed: 
     np.testing.assert_array_equal(plane.loss[:, 1:2], fine.loss)
 
 
+@pytest.mark.slow
 def test_after_an_interruption_it_continues(tmp_path: Path, computed: list[Point]) -> None:
     def stopped(store: Any, grid: Any, evaluate: Any) -> Surface:
         return filling.filled(store, grid, evaluate, lambda: len(computed) == 2)

@@ -22,6 +22,7 @@ def test_every_model_has_its_line() -> None:
     assert PAGE.endswith("|\n" + GENERATOR["FOOTER"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("title", "model"), GENERATOR["rows"]().items(), ids=lambda value: value)
 def test_the_line_is_what_is_counted(title: str, model: tuple[str, dict[str, Any]]) -> None:
     name, options = model

@@ -25,6 +25,7 @@ def assert_resumes(path: Path, build: Callable[..., Trainer], overrides: list[st
     return straight
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_resuming_is_bitwise(tmp_path: Path, name: str) -> None:
     state = assert_resumes(tmp_path, built, CASES[name]).state
@@ -32,6 +33,7 @@ def test_resuming_is_bitwise(tmp_path: Path, name: str) -> None:
     assert state.rows[-1]["train_loss"] != state.rows[-2]["train_loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gd, wolfe", "lbfgs", "lbfgs, armijo"])
 def test_resuming_is_bitwise_where_the_accepted_point_is_known(tmp_path: Path, name: str) -> None:
     state = assert_resumes(tmp_path, always_the_same, CASES[name]).state
