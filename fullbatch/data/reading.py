@@ -6,6 +6,7 @@ the result is the same in whatever process and company it is read. The other tra
 """
 
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -178,6 +179,8 @@ def workers_told() -> Iterator[None]:
     except RuntimeError as error:
         if not str(error).startswith(_DEATH):
             raise
+        # what it interrupted may hold a temporary file, which a process forked later would remove as if it were its own
+        traceback.clear_frames(error.__traceback__)
         raise _died(str(error).splitlines()[0].removeprefix(_DEATH).strip(" .")) from error
 
 

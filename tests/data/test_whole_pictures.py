@@ -2,6 +2,7 @@
 
 import os
 import signal
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fullbatch.data.frozen_copies import Recipe
 from fullbatch.data.lmdb_build import Writing, stored_pictures
 from fullbatch.data.lmdb_store import Access
 from fullbatch.data.pictures import TensorPictures, WholePictures
+from fullbatch.data.reading import workers_told
 from fullbatch.randomness import derive_seed
 
 TRANSFORMS = {"RandomResizedCrop": 6, "RandomHorizontalFlip": 0.5, "RandomRotation": 20}
@@ -188,6 +190,23 @@ def test_a_killed_worker_is_told_and_does_not_hang(persistent: bool) -> None:
     reading = loader(part, {}, caching=False, num_workers=2, persistent_workers=persistent)
     with pytest.raises(OSError, match=r"a process that reads pictures has died: .*memory was full.*impl\.threads"):
         bytes_of(reading)
+
+
+def test_nothing_of_what_a_death_interrupts_is_kept() -> None:
+    class Held:
+        pass
+
+    kept = []
+
+    def interrupted() -> None:
+        held = Held()
+        kept.append(weakref.ref(held))
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    with pytest.raises(OSError, match="has died") as raised, workers_told():
+        interrupted()
+    assert isinstance(raised.value.__cause__, RuntimeError)
+    assert kept[0]() is None
 
 
 def test_a_killed_builder_of_copies_is_told(tmp_path: Path) -> None:
