@@ -1,5 +1,6 @@
 """The benchmarks run, and say what they promise."""
 
+import copy
 import csv
 import importlib
 import json
@@ -16,10 +17,14 @@ import pytest
 import torch
 from composing import ROOT
 from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from fullbatch import FullBatchObjective
 from fullbatch.landscape.export import write_csv
 from fullbatch.landscape.grid import POINT, Axis, Grid
 from fullbatch.landscape.surface import Surface
+from fullbatch.tensors import flatten
 
 
 def data_benchmark(tmp_path: Path, *arguments: str) -> str:
@@ -79,17 +84,18 @@ def test_the_figure_of_all_optimizers(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["gradient", "accuracy"])
+@pytest.mark.parametrize("part", ["gradient", "gradient --emulated", "accuracy", "accuracy --emulated"])
 def test_low_precision_is_compared_and_promises_are_checked(tmp_path: Path, part: str) -> None:
     """Too short for the promises: status 1 says when they do not hold, and when not is read off the numbers."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "low_precision.py"), "--samples", "40", "--only", part]
+    command = [sys.executable, str(ROOT / "benchmarks" / "low_precision.py"), "--samples", "40"]
+    command += ["--only", *part.split()]
     options = ["--seeds", "2", "--steps", "1", "--accuracy-steps", "2", "--json", str(tmp_path / "found.json")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     ended = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=False)
     assert not ended.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     assert "PyTorch" in found["machine"]
-    if part == "gradient":
+    if part.startswith("gradient"):
         differences = [row["relative"] for row in found["gradient"]]
         assert len(differences) == 3
         assert all(0 < difference < 1 for difference in differences)  # bfloat16, and the same gradient
@@ -99,6 +105,43 @@ def test_low_precision_is_compared_and_promises_are_checked(tmp_path: Path, part
         assert spread == max(max(single) - min(single), 1 / 360)
         kept = abs(sum(low) / 2 - sum(single) / 2) <= spread
     assert ended.returncode == (0 if kept else 1)
+
+
+def test_emulated_products_are_exact_ones_of_rounded_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    emulated_in = importlib.import_module("rounding").Rounded
+    torch.manual_seed(0)
+    layer, inputs, back = nn.Conv2d(4, 8, 3), torch.randn(16, 4, 9, 9), torch.randn(16, 8, 7, 7)
+    reference = copy.deepcopy(layer).bfloat16().double()
+
+    def product(some: nn.Module, inputs: Tensor, back: Tensor) -> list[Tensor]:
+        outputs = some(inputs)
+        return [outputs.detach(), *torch.autograd.grad(outputs, list(some.parameters()), back)]
+
+    ours = product(emulated_in(layer), inputs, back)
+    for our, exact in zip(ours, product(reference, *(x.bfloat16().double() for x in (inputs, back))), strict=True):
+        expected = exact.bfloat16()
+        assert (our == expected).float().mean() > 0.99  # some lie in the middle of two numbers
+        torch.testing.assert_close(our, expected.float(), rtol=2**-7, atol=1e-5)
+
+
+def test_emulated_bfloat16_is_as_far_from_float32_as_that_of_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the same bits: the order of sums in a product is the processor's, and the precision of sums on some."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    emulated_in = importlib.import_module("rounding").Rounded
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.Tanh(), nn.Conv2d(8, 8, 3, 2), nn.BatchNorm2d(8)),
+        *(nn.Tanh(), nn.Flatten(), nn.Linear(72, 3)),
+    )
+    data = [(torch.randn(64, 2, 9, 9), torch.randint(3, (64,)))]
+    exact, low, emulated = (
+        flatten(FullBatchObjective(some, F.cross_entropy, data, mixed_precision=precision).evaluate().gradient)
+        for some, precision in ((model, False), (model, torch.bfloat16), (emulated_in(model), False))
+    )
+    error, of_emulated = float((low - exact).norm()), float((emulated - exact).norm())
+    assert error > 1e-3 * exact.norm()  # of numbers with 8 bits
+    assert 0.4 * error < of_emulated < 1.2 * error
 
 
 @pytest.mark.slow
