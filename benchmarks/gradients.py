@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from fullbatch import FullBatchObjective, GradRegularizer
 from fullbatch.objective.flops import count_flops
 from fullbatch.runtime.cuda_graphs import recorder_on
+from fullbatch.runtime.cuda_streams import streams_on
 from fullbatch.runtime.device import tf32
 from fullbatch.runtime.peak import matmul_peak
 
@@ -24,19 +25,23 @@ PLAIN = "plain loop"
 
 @dataclass(frozen=True)
 class Setting:
-    """How our gradients are computed; ``rounded``: CUDA's float32 products to TF32; ``replayed``: CUDA graphs."""
+    """How our gradients are computed; ``rounded``: CUDA's float32 products to TF32; ``replayed``: CUDA graphs.
+
+    ``in_flight`` blocks are evaluated at the same time.
+    """
 
     memory_format: torch.memory_format = torch.channels_last
     dtype: torch.dtype = torch.float32
     rounded: bool = False
     compiled: bool = False
     replayed: bool = False
+    in_flight: int = 1
 
     @property
     def name(self) -> str:
         """The dtype and what else there is."""
         words = {"channels_last": self.memory_format == torch.channels_last, "compiled": self.compiled}
-        words |= {"replayed": self.replayed}
+        words |= {"replayed": self.replayed, f"{self.in_flight} in flight": self.in_flight > 1}
         dtype = "TF32" if self.rounded else str(self.dtype).removeprefix("torch.")
         return ", ".join([dtype, *(word for word, true in words.items() if true)])
 
@@ -51,6 +56,9 @@ def settings(bench: Bench) -> Iterator[Setting]:
             yield Setting(rounded=True, replayed=replayed)
         for dtype in low_dtypes(bench.device):
             yield Setting(dtype=dtype, replayed=replayed)
+    for number in (2, 4) if cuda else ():
+        for dtype in (torch.float32, *low_dtypes(bench.device)):
+            yield Setting(dtype=dtype, replayed=True, in_flight=number)
     if bench.options.compile:  # takes minutes: only as it is best run
         for dtype in (torch.float32, *low_dtypes(bench.device)):
             yield Setting(dtype=dtype, compiled=True, replayed=cuda)
@@ -66,6 +74,8 @@ def objective(bench: Bench, name: str, batch_size: int, setting: Setting, **opti
         model.compile(dynamic=False)
     if setting.replayed:
         options["recorder"] = recorder_on(bench.device)
+    if setting.in_flight > 1:
+        options["streams"] = streams_on(bench.device, setting.in_flight)
     low = setting.dtype if setting.dtype != torch.float32 else False
     data = bench.loader(batch_size, memory_format=setting.memory_format).blocks(0)
     return bench.objective(model, data, mixed_precision=low, **options)

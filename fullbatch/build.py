@@ -15,6 +15,7 @@ from fullbatch.build_speed import (
     build_compiled,
     build_precision,
     build_recorder,
+    build_streams,
     regularized,
     subtracts_gradients,
 )
@@ -161,6 +162,7 @@ def build_objective(run: Run, model: nn.Module, optimizer: Optimizer, blocks: Bl
         accumulation_dtype=DTYPES[run.impl.accumulation_dtype],
         gradient_average=hyp.gradient_average,
         recorder=build_recorder(run, device_of(model)),
+        streams=build_streams(run, device_of(model)),
     )
 
 

@@ -1,13 +1,16 @@
 """From settings to what makes evaluations fast: low precision, compiled code, recorded work."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 
 from fullbatch.objective.hessian_products import implementation_named
+from fullbatch.objective.in_flight import Stream
 from fullbatch.objective.replay import Recorder
 from fullbatch.runtime.compilation import compile_model
 from fullbatch.runtime.cuda_graphs import recorder_on
+from fullbatch.runtime.cuda_streams import streams_on
 from fullbatch.runtime.device import DTYPES, has_fast_bfloat16
 from fullbatch.settings import Hyp, Run
 from fullbatch.tensors import device_of
@@ -32,6 +35,15 @@ def build_recorder(run: Run, device: torch.device) -> Recorder | None:
     if wanted is True and recorder is None:
         raise ValueError(f"impl.cuda_graphs=True: needs a CUDA device, this is {device.type}; accepted: False, auto")
     return recorder if wanted else None
+
+
+def build_streams(run: Run, device: torch.device) -> Sequence[Stream]:
+    """Return what sub-batches are in flight in, nothing for one after the other."""
+    number = run.impl.blocks_in_flight
+    streams = streams_on(device, number) if number > 1 else []
+    if number > 1 and not streams:
+        raise ValueError(f"impl.blocks_in_flight={number}: needs a CUDA device, this is {device.type}; accepted: 1")
+    return streams
 
 
 def build_compiled(run: Run, step: Step) -> bool:

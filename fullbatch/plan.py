@@ -29,7 +29,7 @@ from fullbatch.training.state import Row
 from fullbatch.training.steps import BlockSequence, Step
 from fullbatch.training.trainer import set_learning_rates
 
-_PROBED = 4  # blocks that are timed
+_PROBED = 4  # blocks that are timed, of each stream
 _REPLAYED = 12  # and those after them, where the first are recorded for them
 
 
@@ -66,11 +66,12 @@ class Trial:
 
     def probe(self) -> tuple[Row, float]:
         """Take it on a few blocks; return its row and the seconds a sample, of those that are replayed if any are."""
-        row, seconds = self.timed_step(_PROBED)
-        more = self.blocks[_PROBED : _PROBED + _REPLAYED].sizes
+        first, all_of_them = (number * self.run.impl.blocks_in_flight for number in (_PROBED, _PROBED + _REPLAYED))
+        row, seconds = self.timed_step(first)
+        more = self.blocks[first:all_of_them].sizes
         if self.step.objective.replays is None or self.stochastic or not more:
-            return row, seconds / sum(self.blocks[:_PROBED].sizes)
-        return row, (self.timed_step(_PROBED + len(more))[1] - seconds) / sum(more)
+            return row, seconds / sum(self.blocks[:first].sizes)
+        return row, (self.timed_step(first + len(more))[1] - seconds) / sum(more)
 
 
 def print_plan(run: Run, console: Console) -> None:
@@ -141,9 +142,10 @@ def _memory(trial: Trial, rounds: int) -> Iterator[tuple[str, str]]:
     model, device = trial.model, device_of(trial.model)
     state = num_bytes(trial.optimizer.state) + trial.run.hyp.evaluate_ema * num_bytes(list(model.parameters()))
     pictures = rounds * sum(trial.blocks.sizes) * trial.data.channels * trial.data.pixels**2
+    evaluate = trial.step.objective.over(trial.blocks[: trial.run.impl.blocks_in_flight]).evaluate
     held = peak_bytes(device)
     yield "model", f"{_mib(num_bytes(model.state_dict()))}, optimizer and average of the weights {_mib(state)}"
-    yield "an evaluation", f"{_mib(peak_of(trial.step.objective.over(trial.blocks[:1]).evaluate, device))} beside"
+    yield "an evaluation", f"{_mib(peak_of(evaluate, device))} beside"
     yield "pictures", f"{_mib(pictures)} if they are cached (data.caching)"
     if held is not None:
         yield "peak so far", f"{_mib(held)} of {'the device' if device.type == 'cuda' else 'the process'}"

@@ -51,6 +51,13 @@ def zeros_like(tensors: Tensors, dtype: torch.dtype | None = None) -> list[Tenso
     ]
 
 
+@torch.no_grad()
+def zero_(tensors: Tensors) -> None:
+    """Set all entries to zero in place."""
+    if tensors:
+        torch._foreach_zero_(list(tensors))
+
+
 def add_(target: Tensors, source: Tensors, alpha: float = 1.0) -> None:
     """Compute ``target += alpha * source`` in place; the two may differ in dtype."""
     torch._foreach_add_(list(target), list(source), alpha=alpha)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CLASSES, MODELS, SAMPLES
+from streams import Late
 from tape import Tape
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +20,7 @@ from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.runtime.compilation import compile_model
 from fullbatch.runtime.cuda_graphs import CudaGraphs
+from fullbatch.runtime.cuda_streams import streams_on
 from fullbatch.runtime.device import tf32
 from fullbatch.runtime.memory_format import order_weights
 
@@ -38,6 +40,7 @@ class FastPath:
     tf32: bool = False
     compiled: bool = False
     replayed: bool = False
+    in_flight: int = 0
 
     @property
     def tolerance(self) -> float:
@@ -60,9 +63,11 @@ class FastPath:
         return loader(batch_size, torch.device(self.device), dtype, self.memory_format).blocks(step=3)
 
     def objective(self, model: nn.Module, batch_size: int = SAMPLES, **options: Any) -> FullBatchObjective:
-        """Return the objective on the pictures; compiled, or recorded and replayed, where the path is."""
-        recorder = (CudaGraphs(torch.device("cuda")) if self.device == "cuda" else Tape()) if self.replayed else None
-        options = {"mixed_precision": self.mixed_precision, "recorder": recorder, **options}
+        """Return the objective on the pictures; compiled, recorded and replayed, or in flight, where the path is."""
+        cuda = self.device == "cuda"
+        recorder = (CudaGraphs(torch.device("cuda")) if cuda else Tape()) if self.replayed else None
+        streams = streams_on(torch.device("cuda"), self.in_flight) if cuda else [Late() for _ in range(self.in_flight)]
+        options = {"mixed_precision": self.mixed_precision, "recorder": recorder, "streams": streams, **options}
         objective = FullBatchObjective(model, F.cross_entropy, self.blocks(batch_size), **options)
         if self.compiled and not compile_model(model, objective.evaluate):
             pytest.skip("no compiler here")
@@ -134,6 +139,8 @@ EAGER = [
     *PRECISE,
     *(FastPath(name, **options) for name, options in BFLOAT16_WAYS.items()),
     FastPath("replayed", replayed=True),
+    FastPath("in flight", in_flight=2),
+    FastPath("replayed in flight", replayed=True, in_flight=3),
     FastPath("replayed bfloat16", replayed=True, **BFLOAT16_WAYS["bfloat16 channels_last"]),
 ]
 TF32_ON_CUDA = FastPath("tf32", eps=TF32, tf32=True)

@@ -20,8 +20,9 @@ from fullbatch.objective.block import BlockObjective
 from fullbatch.objective.evaluations import Evaluation, LossEvaluation, ValueEvaluation
 from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.objective.hessian_products import implementation_named
+from fullbatch.objective.in_flight import Find, InFlight, Stream
 from fullbatch.objective.passes import Pass, Passes, straight
-from fullbatch.objective.replay import Recorder, Replays
+from fullbatch.objective.replay import Recorder, Replays, replayed
 from fullbatch.objective.running_mean import MovingAverage, WeightedMean
 from fullbatch.randomness import derive_seed
 from fullbatch.tensors import clones, device_of, global_norm, preserved, trainable
@@ -55,6 +56,8 @@ class FullBatchObjective:
             called once for each pass. None for a single one.
         recorder: records the work of sub-batches of one shape, to be replayed; None: none is. See
             ``fullbatch.runtime.cuda_graphs``.
+        streams: each has a sub-batch in flight and a copy of the parameters; none: one after the other. See
+            ``fullbatch.runtime.cuda_streams``.
         seed: seeds the dropout of blocks that carry no key.
 
     Raises:
@@ -77,6 +80,7 @@ class FullBatchObjective:
         gradient_average: str = "exact",
         all_reduce: Callable[[Tensors], None] | None = None,
         recorder: Recorder | None = None,
+        streams: Sequence[Stream] = (),
         seed: int = 0,
     ) -> None:
         if gradient_average not in ("exact", "moving"):
@@ -88,6 +92,7 @@ class FullBatchObjective:
         self.accumulation_dtype, self.gradient_average = accumulation_dtype, gradient_average
         self.passes, self.seed = straight(all_reduce), seed
         self.replays = None if recorder is None else Replays(recorder)
+        self.in_flight = InFlight(model, streams) if streams else None
         self.block_objective = BlockObjective(
             model,
             loss_fn,
@@ -114,7 +119,7 @@ class FullBatchObjective:
         """Return L and the accuracy by forward passes alone."""
         means = self._scalar_means(2)
         with preserved(list(self.model.buffers())):
-            self._go(lambda block: means.add(self.block_objective.loss(block), self._num_samples(block)), means)
+            self._go(lambda block: [self.block_objective.loss(block)], means)
         loss, accuracy = means.value()
         return LossEvaluation(loss=loss, accuracy=accuracy, num_samples=means.weight)
 
@@ -172,13 +177,13 @@ class FullBatchObjective:
         method = implementation_named(implementation)
         mean = WeightedMean(v, self.accumulation_dtype)
 
-        def visit(block: Block) -> None:
+        def product(block: Block) -> list[Tensors]:
             point = self.block_objective.point(block)
             gradient = point.gradient(create_graph=method.needs_graph)
-            mean.add(method.product(point, gradient, lambda: v, eps), self._num_samples(block))
+            return [method.product(point, gradient, lambda: v, eps)]
 
         with preserved(list(self.model.buffers())):
-            self._go(visit, mean)
+            self._go(product, mean)
         return mean.value()
 
     def _pass_over_data(
@@ -186,13 +191,12 @@ class FullBatchObjective:
     ) -> Evaluation:
         gradient, means = self._gradient_mean(), self._scalar_means(4)
 
-        def visit(block: Block) -> None:
+        def find(block: Block) -> list[Tensors]:
             found = self.block_objective.gradient(block, mean_gradient, plain=plain)
-            size = self._num_samples(block)
-            gradient.add(found.gradient, size)
-            means.add([found.loss, found.accuracy, found.squared_norm, found.clipped / size], size)
+            clipped = found.clipped / self._num_samples(block)
+            return [found.gradient, [found.loss, found.accuracy, found.squared_norm, clipped]]
 
-        self._go(visit, gradient, means, moves_buffers=moves_buffers)
+        self._go(find, gradient, means, moves_buffers=moves_buffers)
         loss, accuracy, squared_norms, clipped = means.value()
         regularizer = None if plain else self.regularizer
         return Evaluation(
@@ -210,12 +214,20 @@ class FullBatchObjective:
         """Add tensors up over the processes that share the data, in place, as a pass does."""
         self.passes(Pass(self.model, [], self._split, lambda block: None, list(sums), False))
 
-    def _go(
-        self, visit: Callable[[Block], None], *means: WeightedMean | MovingAverage, moves_buffers: bool = False
-    ) -> None:
+    def _go(self, find: Find, *means: WeightedMean | MovingAverage, moves_buffers: bool = False) -> None:
         sums = [tensor for mean in means for tensor in mean.tensors]
-        visit = visit if self.replays is None else self.replays.of(visit)
-        self.passes(Pass(self.model, self.data, self._split, visit, sums, moves_buffers))
+        parts = (self.model, self.data, self._split)
+
+        def add(found: list[Tensors], block: Block) -> None:
+            for mean, values in zip(means, found, strict=True):
+                mean.add(values, self._num_samples(block))
+
+        if self.in_flight is not None:
+            flights = self.in_flight.of(find, add, self.replays, moves_buffers=moves_buffers)
+            self.passes(Pass(*parts, flights, sums, moves_buffers, flights.settle))
+            return
+        visit = replayed(lambda block: add(find(block), block), self.replays)
+        self.passes(Pass(*parts, visit, sums, moves_buffers))
 
     def _penalty(self, squared_norms: Tensor, mean_gradient: Tensors | None) -> Tensor:
         assert self.regularizer is not None

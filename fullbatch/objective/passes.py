@@ -19,11 +19,13 @@ class Pass:
     split: Callable[[Any], Iterator[list[Block]]]
     """Yields the sub-batches of each block of (a part of) the data."""
     visit: Callable[[Block], None]
-    """Evaluates one sub-batch and adds to ``sums``."""
+    """Evaluates one sub-batch and adds to ``sums``, at the latest when the pass is settled."""
     sums: list[Tensor]
     """What a pass is for: zero before it; sums of all sub-batches after it."""
     moves_buffers: bool
     """Whether the buffers that the pass leaves behind are wanted; else somebody puts the old ones back."""
+    settle: Callable[[], None] = lambda: None
+    """Brings ``sums`` and buffers up to all that has been visited, before somebody else looks at them or sets them."""
 
 
 Passes = Callable[[Pass], None]
@@ -37,6 +39,7 @@ def straight(all_reduce: Callable[[Tensors], None] | None = None) -> Passes:
         for sub_batches in run.split(run.data):
             for block in sub_batches:
                 run.visit(block)
+        run.settle()
         if all_reduce is not None:
             all_reduce(run.sums)
 

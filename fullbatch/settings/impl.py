@@ -101,6 +101,7 @@ class Impl:
     checkpoint: CheckpointSettings
     compile: Annotated[Literal[True, False, "auto"], Name]
     cuda_graphs: Annotated[Literal[True, False, "auto"], Name]
+    blocks_in_flight: Count
     device: str
     logger: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], BeforeValidator(_names)]
     setup: Setup

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from fullbatch.objective.passes import Pass
+from fullbatch.objective.running_statistics import RunningStatistics
 from fullbatch.runtime.distributed import ALONE, Group
 from fullbatch.runtime.interruption import Wish
 from fullbatch.tensors import clones, copy_
 from fullbatch.training.parts import Part, Segment, planned, replanned
-from fullbatch.training.running_statistics import RunningStatistics
 
 
 class PausedError(Exception):
@@ -154,8 +154,10 @@ class SharedPasses:
                 run.visit(block)
             segment.position += 1
             if self._journal is not None and self.wishes.noticed():
+                run.settle()
                 segment.buffers = clones(buffers)
                 self._meet(run, part)
+        run.settle()
         segment.buffers = clones(buffers)
 
     def _meet(self, run: Pass, part: Part) -> Wish:

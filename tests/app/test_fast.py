@@ -6,6 +6,7 @@ import pytest
 import torch
 from composing import composed
 from running import SMALL, rows_of, run_in_process
+from streams import Late
 from tape import Tape
 
 from fullbatch import build, build_speed
@@ -14,6 +15,7 @@ from fullbatch.runtime import device as devices
 from fullbatch.runtime.device import has_fast_bfloat16
 
 CPU = torch.device("cpu")
+FLYING = ["impl.device=cuda", "impl.cuda_graphs=True", "impl.blocks_in_flight=2"]
 EXACT = "hyp.grad_reg.implementation=forward-over-reverse"
 
 
@@ -89,6 +91,30 @@ def test_recorded_work_trains_to_the_same_bits(
         assert one[name] == other[name] != ""
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("recorded", [False, True])
+def test_several_sub_batches_in_flight_train_to_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, recorded: bool
+) -> None:
+    streams: list[Late] = []
+
+    def some(device: torch.device, number: int) -> list[Late]:
+        streams[:] = [Late() for _ in range(number)]
+        return streams
+
+    monkeypatch.setattr(build_speed, "streams_on", some)
+    monkeypatch.setattr(build_speed, "recorder_on", lambda device: Tape())
+    for number in (1, 3):
+        more = ["hyp.warmup=1", "data.batch_size=4", "hyp.sub_batch=2", "hyp.steps=3"]
+        more += [f"impl.blocks_in_flight={number}", f"impl.cuda_graphs={recorded}", "impl.dtype=double"]
+        assert run_in_process(monkeypatch, tmp_path, *SMALL, "hyp=gradreg", *more) == 0
+    assert len(streams) == 3
+    one, other = rows_of(tmp_path / "tables" / "table_fb_digits_runs.csv")
+    assert one["train_loss"] == other["train_loss"] != ""
+    assert one["param_norm"] == other["param_norm"] != ""
+    assert float(one["valid_loss"]) == pytest.approx(float(other["valid_loss"]), rel=1e-12)  # running statistics
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "options", [("hyp=fb1",), ("hyp=fb1", "hyp/optim=adam"), ("hyp=gradreg", "hyp.warmup=1")], ids=str
@@ -96,7 +122,7 @@ def test_recorded_work_trains_to_the_same_bits(
 def test_a_gpu_trains_as_the_processor_does(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
-    for machine in (["impl.device=cpu"], ["impl.device=cuda"], ["impl.device=cuda", "impl.cuda_graphs=True"]):
+    for machine in (["impl.device=cpu"], ["impl.device=cuda"], ["impl.device=cuda", "impl.cuda_graphs=True"], FLYING):
         more = ["data.batch_size=8", "hyp.steps=3", "impl.dtype=double", *machine]
         assert run_in_process(monkeypatch, tmp_path, *SMALL, *options, *more) == 0
     expected, *found = rows_of(tmp_path / "tables" / "table_fb_digits_runs.csv")

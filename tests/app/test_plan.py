@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from composing import composed
 from running import SMALL, Script, run_in_process
+from streams import Late
 from tape import Tape
 
 from fullbatch import build_speed, plan
@@ -87,13 +88,17 @@ def test_a_step_that_diverges_has_no_plan(script: Script, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [(60, 3.0), (12, 4.5)]
-)  # 20 blocks of 3, and 4: none after the first four
-def test_replayed_blocks_are_timed_by_themselves(monkeypatch: pytest.MonkeyPatch, size: int, expected: float) -> None:
+    ("size", "number", "expected"), [(60, 1, 3.0), (12, 1, 4.5), (60, 2, 3.0), (24, 2, 3.75)]
+)  # 20 blocks of 3, and 4: none after the first four; with two in flight, after the first eight
+def test_replayed_blocks_are_timed_by_themselves(
+    monkeypatch: pytest.MonkeyPatch, size: int, number: int, expected: float
+) -> None:
     def timed(trial: plan.Trial, num_blocks: int) -> tuple[Row, float]:
         return {}, 18.0 + 9.0 * num_blocks
 
     monkeypatch.setattr(build_speed, "recorder_on", lambda device: Tape())
+    monkeypatch.setattr(build_speed, "streams_on", lambda device, number: [Late() for _ in range(number)])
     monkeypatch.setattr(plan.Trial, "timed_step", timed)
-    run = parse(composed(*ARGUMENTS, f"data.size={size}", "data.batch_size=3", "impl.cuda_graphs=auto"))
+    speed = ["impl.cuda_graphs=auto", f"impl.blocks_in_flight={number}"]
+    run = parse(composed(*ARGUMENTS, f"data.size={size}", "data.batch_size=3", *speed))
     assert plan._trial(run).probe()[1] == pytest.approx(expected)

@@ -6,74 +6,20 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CLASSES, RANDOM_AND_NORMALIZED, build, cut, samples
+from cases import RANDOM_AND_NORMALIZED, build
 from references import assert_no_trace, trace_of
 from tape import Tape
+from three_steps import VARIANTS, normalized, objective, steps
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from fullbatch.objective.full_batch import FullBatchObjective
-from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.objective.replay import Recorder
 from fullbatch.runtime.cuda_graphs import CudaGraphs
 
-SIZES = [5] * 6 + [3]
 
-
-def normalized() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Tanh(), nn.Flatten(), nn.Linear(12, CLASSES)
-    ).double()
-
-
-def objective(
-    model: nn.Module, recorder: Recorder | None, sizes: list[int] = SIZES, **options: Any
-) -> FullBatchObjective:
-    strengths = {
-        name: options.pop(name) for name in ("block_strength", "acc_strength", "implementation") if name in options
-    }
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    regularizer = GradRegularizer(model, optimizer, F.cross_entropy, **strengths) if strengths else None
-    device = next(model.parameters()).device
-    data = [(inputs.to(device), labels.to(device)) for inputs, labels in cut(*samples(), sizes)]
-    return FullBatchObjective(model, F.cross_entropy, data, regularizer=regularizer, recorder=recorder, **options)
-
-
-def steps(model: nn.Module, recorder: Recorder | None, **options: Any) -> list[Tensor]:
-    """Everything three steps find, with parameters, learning rate and batch-norm statistics moving between them."""
-    found, target = [], objective(model, recorder, **options)
-    for rate in (0.1, 0.2, 0.05):
-        if target.regularizer is not None:
-            target.regularizer.optimizer.param_groups[0]["lr"] = rate
-        evaluation = target.evaluate(update_buffers=True)
-        found += [evaluation.loss, evaluation.accuracy, evaluation.squared_norms, evaluation.num_clipped]
-        found += [*evaluation.gradient, *(buffer.clone() for buffer in model.buffers()), target.loss().loss]
-        with torch.no_grad():
-            for parameter, gradient in zip(model.parameters(), evaluation.gradient, strict=True):
-                parameter.sub_(rate * gradient)
-    return found
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"batch_clip": 0.5},
-        {"mixed_precision": torch.bfloat16},
-        {"gradient_average": "moving"},
-        {"block_strength": 0.5},
-        {"block_strength": 0.5, "acc_strength": 0.3},
-        {"block_strength": 0.5, "implementation": "central-differences"},
-        {"block_strength": 0.5, "implementation": "autograd"},
-        {"block_strength": 0.5, "implementation": "forward-over-reverse"},
-        {"sub_batch": 2},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
 def test_replayed_evaluations_are_those_of_the_loop(options: dict[str, Any]) -> None:
     tape = Tape()
-    replayed, expected = steps(normalized(), tape, **options), steps(normalized(), None, **options)
+    replayed, expected = steps(normalized(), recorder=tape, **options), steps(normalized(), **options)
     assert tape.num_replays > tape.num_records > 0
     # forward mode takes other operators when they are recorded one by one; the gradients of a bias before batch norm
     # are rounding alone
@@ -85,7 +31,7 @@ def test_replayed_evaluations_are_those_of_the_loop(options: dict[str, Any]) -> 
 def test_hessian_products_are_replayed() -> None:
     tape, model = Tape(), normalized()
     v = [torch.ones_like(p) for p in model.parameters()]
-    replayed, expected = (objective(model, recorder).hessian_product(v) for recorder in (tape, None))
+    replayed, expected = (objective(model, recorder=recorder).hessian_product(v) for recorder in (tape, None))
     assert tape.num_replays > 0
     assert all(torch.equal(*pair) for pair in zip(replayed, expected, strict=True))
 
@@ -93,14 +39,14 @@ def test_hessian_products_are_replayed() -> None:
 def test_evaluations_leave_no_trace() -> None:
     model, tape = normalized(), Tape()
     before = trace_of(model)
-    objective(model, tape, block_strength=0.5).evaluate()
+    objective(model, recorder=tape, block_strength=0.5).evaluate()
     assert tape.num_replays > 0
     assert_no_trace(model, before)
 
 
 def test_a_pass_records_each_shape_once() -> None:
     tape = Tape()
-    objective(normalized(), tape, sizes=[4, 3] * 4 + [5]).evaluate()
+    objective(normalized(), recorder=tape, sizes=[4, 3] * 4 + [5]).evaluate()
     assert tape.num_records == 2  # of 4 and 3 samples; one sub-batch of 5 does not pay
     assert tape.num_replays == 8 - 2 * 3  # two visits and a recording of each shape
 
@@ -109,10 +55,10 @@ def test_a_pass_records_each_shape_once() -> None:
 def test_models_that_draw_are_not_replayed(name: str, caplog: pytest.LogCaptureFixture) -> None:
     tape = Tape()
     with caplog.at_level(logging.WARNING):
-        found = steps(build(name), tape)
+        found = steps(build(name), recorder=tape)
     assert tape.num_records == 0
     assert caplog.text.count("cannot be recorded and replayed here, going on without (the model draws") == 1
-    assert all(torch.equal(*pair) for pair in zip(found, steps(build(name), None), strict=True))
+    assert all(torch.equal(*pair) for pair in zip(found, steps(build(name)), strict=True))
 
 
 def test_a_model_that_waits_is_not_replayed(caplog: pytest.LogCaptureFixture) -> None:
@@ -125,10 +71,10 @@ def test_a_model_that_waits_is_not_replayed(caplog: pytest.LogCaptureFixture) ->
 
     tape = Tape()
     with caplog.at_level(logging.WARNING):
-        found = steps(model(), tape, block_strength=0.5)
+        found = steps(model(), recorder=tape, block_strength=0.5)
     assert tape.num_records == 1
     assert "going on without (aten._local_scalar_dense" in caplog.text
-    assert all(torch.equal(*pair) for pair in zip(found, steps(model(), None, block_strength=0.5), strict=True))
+    assert all(torch.equal(*pair) for pair in zip(found, steps(model(), block_strength=0.5), strict=True))
 
 
 def test_the_first_of_several_errors_is_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -140,7 +86,7 @@ def test_the_first_of_several_errors_is_told(caplog: pytest.LogCaptureFixture) -
                 raise RuntimeError("what was recorded is void")
 
     with caplog.at_level(logging.WARNING):
-        assert objective(normalized(), Fails()).evaluate().loss.isfinite()
+        assert objective(normalized(), recorder=Fails()).evaluate().loss.isfinite()
     assert caplog.text.count("going on without (a model that waits)") == 1
 
 
@@ -166,7 +112,7 @@ class Counting:
 def test_cuda_graphs_compute_what_the_loop_does(options: dict[str, Any]) -> None:
 
     counted = Counting(CudaGraphs(torch.device("cuda")))
-    replayed, expected = steps(normalized().cuda(), counted, **options), steps(normalized().cuda(), None, **options)
+    replayed, expected = steps(normalized().cuda(), recorder=counted, **options), steps(normalized().cuda(), **options)
     assert counted.num_replays > counted.num_records > 0
     for one, other in zip(replayed, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)

@@ -10,8 +10,10 @@ import torch
 from optimizer_runs import CASES, always_the_same, built
 from small_training import trainer
 from states import assert_equal_states, without_times
+from streams import Late
 from wishing import WishAt
 
+from fullbatch.objective.in_flight import InFlight
 from fullbatch.runtime.interruption import Wish
 from fullbatch.training.checkpoint import load_checkpoint, save_checkpoint
 from fullbatch.training.trainer import Trainer
@@ -91,6 +93,21 @@ def test_the_regularized_trainer_continues_from_every_block(tmp_path: Path) -> N
     straight.run()
     for block in range(1, 2 * BLOCKS + 1):
         assert_same_run(interrupted(lambda: trainer(2), WishAt(block), tmp_path / "x.pth"), straight)
+
+
+def test_a_step_with_several_sub_batches_in_flight_continues_from_every_block(tmp_path: Path) -> None:
+    def build() -> Trainer:
+        some = trainer(2)
+        some.take_step.objective.in_flight = InFlight(some.state.model, [Late(), Late(), Late()])
+        return some
+
+    straight, in_order = build(), trainer(2)
+    straight.run()
+    in_order.run()
+    for one, other in zip(straight.state.model.parameters(), in_order.state.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    for block in range(1, 2 * BLOCKS + 1):
+        assert_same_run(interrupted(build, WishAt(block), tmp_path / "x.pth"), straight)
 
 
 def test_a_save_without_a_stop_changes_nothing_and_can_be_continued(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from fullbatch.models.layers import SequentialGhostNorm
+from fullbatch.objective.running_statistics import RunningStatistics
 from fullbatch.tensors import clones, copy_
-from fullbatch.training.running_statistics import RunningStatistics
 
 
 def model(momentum: float | None) -> nn.Module:
@@ -53,6 +53,21 @@ def test_a_piece_without_sub_batches_changes_nothing() -> None:
         nothing = [torch.zeros_like(buffer) for buffer in start]
         statistics.compose_(statistics.table([(0, start), (1, nothing)], 2, start))
         assert all(torch.equal(one, other) for one, other in zip(statistics.buffers, start, strict=True))
+
+
+def test_frozen_statistics_are_used_and_must_not_move() -> None:
+    some = model(0.1)
+    some[0].eval()
+    before = clones(list(some[0].buffers()))
+    statistics = RunningStatistics(some)
+    statistics.reset()
+    assert all(torch.equal(one, other) for one, other in zip(some[0].buffers(), before, strict=True))
+    assert not any(buffer.any() for buffer in some[2].buffers())
+    start = clones(statistics.buffers)
+    some[0].train()(torch.randn(5, 2, 3, 3, dtype=torch.float64))
+    table = statistics.table([(0, start), (1, clones(statistics.buffers))], 2, start)
+    with pytest.raises(ValueError, match=r"the buffer 0\.running_mean moves from block to block"):
+        statistics.compose_(table)
 
 
 def test_a_buffer_that_does_not_compose_is_named() -> None:
