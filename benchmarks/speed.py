@@ -9,7 +9,7 @@ Every ratio is the median of ratios within one turn of one run, since machines a
 - gradient: one full-batch gradient with augmentation. First row: the plain eager loop that such research code usually
   is, in float32 and NCHW, with a DataLoader of PIL workers and Python over the parameters, in a process of its own with
   the defaults of PyTorch and of the C library. Last rows: the network's convolutions and products alone.
-  On CUDA also with TF32, and replayed as CUDA graphs.
+  On CUDA also with TF32, replayed as CUDA graphs, and with two and four blocks in flight.
 - regularized: the same with the regularizer by forward differences.
 - allocator: the plain loop, and the same where freed memory stays with the process. Only when asked for.
 - products: what regularizers, losses and Hessian-vector products cost beside the plain gradient, on blocks at hand.

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ import pytest
 import torch
 from composing import ROOT
 from PIL import Image
+from streams import Late
+from tape import Tape
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -265,6 +268,30 @@ def test_speed_is_measured_for_all_models_and_blocks(tmp_path: Path) -> None:
     assert {"device", "processor", "threads"} <= set(found["hardware"])
     assert {"torch", "python"} <= set(found["versions"])
     assert found["promises"] == []  # which are about ResNet-18
+
+
+@pytest.mark.slow
+def test_settings_of_a_gpu_compute_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    gradients, bench = importlib.import_module("gradients"), importlib.import_module("bench")
+    monkeypatch.setattr(gradients, "low_dtypes", lambda device: [torch.bfloat16])
+    monkeypatch.setattr(gradients, "recorder_on", lambda device: Tape())
+    monkeypatch.setattr(gradients, "streams_on", lambda device, number: [Late() for _ in range(number)])
+    some = bench.Bench(SimpleNamespace(samples=24, turns=1, compile=False), torch.device("cuda"))
+    settings = {setting.name: setting for setting in gradients.settings(some)}
+    some.device = torch.device("cpu")
+    found = {
+        name: flatten(gradients.objective(some, "resnet20", 4, setting, regularized=True).evaluate().gradient)
+        for name, setting in settings.items()
+        if setting.dtype == torch.float32
+    }
+    assert {name.removeprefix("float32, channels_last, ") for name in found} > {
+        "replayed",
+        "replayed, 2 in flight",
+        "replayed, 4 in flight",
+    }
+    expected = found["float32"]
+    assert all((gradient - expected).norm() < 0.02 * expected.norm() for gradient in found.values())
 
 
 def test_promises_are_held_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
