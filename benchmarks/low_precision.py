@@ -7,7 +7,7 @@
 - gradient: ||g_low - g|| / ||g||, the full gradient under bfloat16 autocast against that in float32, at the same
   parameters on the same blocks, batch norm in training mode: at initialization, after ``--steps`` full-batch steps in
   float32, and after as many in bfloat16 (momentum, five steps of warm-up and weight decay, as ``hyp=fb1``). Beside it
-  the cosine between the two, and the errors of the losses.
+  the cosine between the two, and the relative differences of their norms and of the losses.
 - accuracy: the validation accuracy after ``--accuracy-steps`` such steps with cosine schedule and augmentation, in
   float32 and in bfloat16, over ``--seeds`` initializations.
 
@@ -54,11 +54,12 @@ WARMUP = 5  # steps
 
 
 class Difference(NamedTuple):
-    """Of the low-precision full gradient from that in float32: relative norm and cosine; losses likewise."""
+    """Of the low-precision full gradient from that in float32: relative norm, cosine, norms; losses likewise."""
 
     where: str
     relative: float
     cosine: float
+    norm_difference: float
     loss: float
     loss_difference: float
 
@@ -133,8 +134,9 @@ class Bench:
         g, g_low = exact.gradient, low.gradient
         norm, loss = global_norm(g), float(exact.loss)
         relative = (flatten(g_low) - flatten(g)).norm() / norm
-        cosine = dot(g, g_low) / (norm * global_norm(g_low))
-        return Difference(where, float(relative), float(cosine), loss, float(low.loss) / loss - 1)
+        norm_low = global_norm(g_low)
+        cosine, norms = dot(g, g_low) / (norm * norm_low), float(norm_low / norm) - 1
+        return Difference(where, float(relative), float(cosine), norms, loss, float(low.loss) / loss - 1)
 
     def train(self, take_step: Step, steps: int, schedule: Schedule) -> None:
         for number in range(steps):
@@ -158,9 +160,10 @@ class Bench:
 
 
 def show_differences(found: Sequence[Difference], console: Console) -> None:
-    table = Table("full gradient in bfloat16", "relative difference", "cosine", "loss", "its relative difference")
+    table = Table("full gradient in bfloat16", "relative difference", "cosine", "of norms", "loss", "of losses")
     for row in found:
-        numbers = (f"{row.relative:.2%}", f"{row.cosine:.5f}", f"{row.loss:.4f}", f"{row.loss_difference:+.1e}")
+        numbers = (f"{row.relative:.2%}", f"{row.cosine:.5f}", f"{row.norm_difference:+.2%}", f"{row.loss:.4f}")
+        numbers = (*numbers, f"{row.loss_difference:+.1e}")
         table.add_row(row.where, *numbers)
     console.print(table)
 

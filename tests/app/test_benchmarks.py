@@ -321,7 +321,7 @@ def test_promises_are_held_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checked("cuda") == [(2.5, False), *everywhere, (0.06, False)]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_all_for_a_gpu_is_tried_in_small(tmp_path: Path) -> None:
     for place in (tmp_path / "pictures" / split / name for split in ("train", "test") for name in "ab"):
         place.mkdir(parents=True)

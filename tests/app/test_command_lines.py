@@ -50,10 +50,20 @@ def test_the_files_hold_what_they_promise() -> None:
     assert len(submitted()) >= 2
 
 
-@pytest.mark.parametrize("command", dict.fromkeys([*commands(), *experiments(), *submitted(), *CONTRACTED]))
-def test_the_command_line_parses(command: str) -> None:
+def parses(command: str) -> None:
     for job in jobs_of(normalized(shlex.split(command), CONFIG)):
         parse(composed(*job))
+
+
+@pytest.mark.parametrize("command", dict.fromkeys([*commands(), *CONTRACTED]))
+def test_the_command_line_parses(command: str) -> None:
+    parses(command)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", dict.fromkeys([*experiments(), *submitted()]))
+def test_the_experiment_parses(command: str) -> None:
+    parses(command)
 
 
 def test_the_large_experiments_run_on_all_nodes() -> None:

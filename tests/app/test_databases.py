@@ -41,6 +41,7 @@ def test_step_by_step_the_rounds_are_augmentation_on_the_fly(
     assert rows(tmp_path, "frozen") == rows(tmp_path, "live")
 
 
+@pytest.mark.slow
 def test_a_dry_run_leaves_no_data_base(
     script: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -251,7 +251,7 @@ def test_kills_and_signals_change_no_bit_of_two_processes(tmp_path: Path) -> Non
     compare_with_two(tmp_path, survive(tmp_path, [2], [KILL, STOP, KILL, STOP, KILL], seed=0))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_kills_and_signals_of_changing_numbers_of_processes(script: Callable[..., int], tmp_path: Path) -> None:
     compare_with_one(script, tmp_path, survive(tmp_path, [2, 1], [STOP, KILL, STOP, STOP, KILL], seed=1))
 

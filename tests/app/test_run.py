@@ -61,6 +61,7 @@ def test_the_same_seed_gives_the_same_run(script: Script, tmp_path: Path) -> Non
     assert not torch.equal(first["fc.weight"], third["fc.weight"])
 
 
+@pytest.mark.slow
 def test_a_finished_run_prints_its_result_again(
     script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

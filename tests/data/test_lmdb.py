@@ -401,6 +401,7 @@ assert not Path({str(built.folder / "lock.mdb")!r}).exists()
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
 
 
+@pytest.mark.slow
 def test_a_temporary_one_goes_with_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     stored = temporary_pictures(recipe(), Access(), Writing())
