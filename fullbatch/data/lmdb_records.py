@@ -66,9 +66,10 @@ def label_of(value: bytes) -> int:
     return int(HEADER.unpack_from(value)[1])
 
 
-def verify(key: bytes, value: memoryview | None, size: int) -> None:
-    """Raise ``ValueError`` where a value is missing, not of ``size`` bytes, or not what was written."""
+def verify(key: bytes, value: memoryview | None, size: int) -> memoryview:
+    """Return the value; ``ValueError`` where it is missing, not of ``size`` bytes, or not what was written."""
     if value is None or len(value) != size or HEADER.unpack_from(value)[0] != zlib.crc32(value[4:]):
         place, sample = np.frombuffer(key, KEY)
         problem = "is missing" if value is None else "is damaged"
         raise ValueError(f"the picture of sample {sample} in round {place} {problem}")
+    return value

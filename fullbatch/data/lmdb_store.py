@@ -200,9 +200,7 @@ class StoredPictures:
             environment = self._environment()
             with environment.lmdb.begin(buffers=True, db=environment.table) as transaction:
                 found = _cursor(transaction, keys) if self._access.access == "cursor" else _get(transaction, keys)
-                for key, value in zip(keys, found, strict=True):
-                    verify(key, value, self._size)
-                content = b"".join(found)  # type: ignore[arg-type]  # none is None
+                content = b"".join(verify(*entry, self._size) for entry in zip(keys, found, strict=True))
         records = np.frombuffer(content, np.uint8).reshape(len(keys), self._size)
         pictures = torch.from_numpy(records[:, HEADER.size :].copy())
         return pictures.view(len(keys), *self.shape)
