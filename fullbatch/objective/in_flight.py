@@ -85,11 +85,11 @@ class InFlight:
 
     def __init__(self, model: nn.Module, streams: Sequence[Stream]) -> None:
         self.model, self.streams = model, streams
-        self._norms: dict[tuple[bool, ...], MovingNorms | None] = {}
+        self._norms: dict[tuple[object, ...], MovingNorms | None] = {}
 
     def norms(self, find: Find, block: Block) -> MovingNorms | None:
         """Return what moves in the mode that the model is in, None where others do: tried on a sub-batch, once."""
-        mode = tuple(module.training for module in self.model.modules())
+        mode = tuple((module.training, getattr(module, "momentum", None)) for module in self.model.modules())
         if mode not in self._norms:
             norms = MovingNorms(self.model)
             name = self._moved(other_buffers(self.model, norms), find, block)

@@ -119,6 +119,19 @@ def test_running_statistics_move_in_the_order_of_the_sub_batches(momentum: float
         torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-14)
 
 
+def test_a_momentum_that_is_changed_between_passes_is_the_new_one() -> None:
+    def moved(streams: Sequence[Stream]) -> list[Tensor]:
+        model = normalized()
+        target = objective(model, streams=streams)
+        for momentum in (0.1, 0.5, None):
+            model[1].momentum = momentum
+            target.evaluate(update_buffers=True)
+        return list(model.buffers())
+
+    for one, other in zip(moved([Late(), Late()]), moved(()), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-14)
+
+
 def test_evaluations_leave_no_trace() -> None:
     model = normalized()
     before, tensors = trace_of(model), [*model.parameters(), *model.buffers()]
