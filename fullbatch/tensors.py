@@ -115,6 +115,20 @@ def scaled_sum(base: Tensors, direction: Tensors, factor: float | Tensor) -> lis
     return list(torch._foreach_add(list(base), steps))
 
 
+def separate(tensors: Tensors) -> list[Tensor]:
+    """Return tensors to change in place: copies stand for those in another's memory, or whose entries are one number.
+
+    Autograd gives such gradients to parameters that are only ever added to each other, or summed up.
+    """
+    places: set[int] = set()
+    separated = []
+    for tensor in tensors:
+        shared = tensor.data_ptr() in places or (not tensor.is_contiguous() and 0 in tensor.stride())
+        separated.append(tensor.clone() if shared else tensor)
+        places.add(tensor.data_ptr())
+    return separated
+
+
 def flatten(tensors: Tensors) -> Tensor:
     """Return all entries as one vector."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])

@@ -34,6 +34,23 @@ WITHOUT_BATCH_STATISTICS = {"linear": linear, "tanh": tanh_network, "convolution
 RANDOM_AND_NORMALIZED = {"dropout": dropped_out, "batchnorm": batch_normalized}
 MODELS = WITHOUT_BATCH_STATISTICS | RANDOM_AND_NORMALIZED
 
+
+class AddedParameters(nn.Module):
+    """Autograd gives its two biases one gradient in one memory, and its scale one number, expanded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = tanh_network()
+        self.biases = nn.ParameterList(torch.randn(2, CLASSES).unbind())
+        self.scale = nn.Parameter(torch.rand(3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.layers(inputs) * self.scale.sum() + (self.biases[0] + self.biases[1])
+        return outputs
+
+
+WITH_SHARED_GRADIENTS = {"added": AddedParameters}
+
 PARTITIONS = {
     "ones": [1] * SAMPLES,
     "sevens": [7, 7, 7, 7, 5],
@@ -45,7 +62,7 @@ PARTITIONS = {
 
 def build(name: str, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return MODELS[name]().double()
+    return (MODELS | WITH_SHARED_GRADIENTS)[name]().double()
 
 
 def samples(num: int = SAMPLES, seed: int = 1) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from fullbatch.objective.hessian_products import Forward, SubBatchLoss, implementation_named
 from fullbatch.randomness import preserved_rng, rng_states, set_rng_states
-from fullbatch.tensors import add_, device_of, scaled, scaled_sum
+from fullbatch.tensors import add_, device_of, scaled, scaled_sum, separate
 from fullbatch.typing import LossFunction, Tensors
 
 Gradients = TypeVar("Gradients", list[Tensor], tuple[Tensor, ...])
@@ -117,12 +117,14 @@ class GradRegularizer:
     def __call__(self, grads: Gradients, inputs: Tensor, labels: Tensor, pre_grads: Tensors | None = None) -> Gradients:
         """Regularize ``grads`` of the sub-batch (inputs [B, ...], labels [B]) in place and return them.
 
-        Where they carry a graph, the same memory is returned without it.
+        Where they carry a graph, the same memory is returned without it. Where two are one memory (autograd does so for
+        parameters that are only ever added to each other), what is returned has a copy for the second.
         """
         if self.create_graph and not any(grad.requires_grad for grad in grads):
             raise ValueError("this implementation differentiates the gradients: compute them with create_graph=True")
         if self.active and self.acc_strength != 0 and pre_grads is None:
             raise ValueError("acc_strength needs pre_grads, the gradient of the whole data set")
+        grads = type(grads)(separate(grads))
         if self.active:
             point = SubBatchLoss(self.model, lambda forward: self._loss(forward, inputs, labels))
             with preserved_rng(device_of(self.model)):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
-from fullbatch.tensors import add_, global_norm, parameters_at, preserved, scale_, scaled_sum, trainable
+from fullbatch.tensors import add_, global_norm, parameters_at, preserved, scale_, scaled_sum, separate, trainable
 from fullbatch.typing import Tensors
 
 Forward = Callable[[Tensor], Tensor]
@@ -33,15 +33,20 @@ class SubBatchLoss:
     model: nn.Module
     loss: Callable[[Forward], Tensor]
 
-    def gradient(self, create_graph: bool = False) -> tuple[Tensor, ...]:
+    def gradient(self, create_graph: bool = False) -> list[Tensor]:
         """Return g where the parameters stand now; a parameter that the loss does not use gets zeros."""
         return gradient_of(self.loss(self.model), self.model, create_graph)
 
 
-def gradient_of(loss: Tensor, model: nn.Module, create_graph: bool = False) -> tuple[Tensor, ...]:
-    """Return the gradient of ``loss`` with respect to the trainable parameters, zeros where they are not used."""
-    return torch.autograd.grad(
-        loss, trainable(model), create_graph=create_graph, allow_unused=True, materialize_grads=True
+def gradient_of(loss: Tensor, model: nn.Module, create_graph: bool = False) -> list[Tensor]:
+    """Return the gradient of ``loss`` with respect to the trainable parameters, zeros where they are not used.
+
+    Each has memory of its own, so that it can be changed in place.
+    """
+    return separate(
+        torch.autograd.grad(
+            loss, trainable(model), create_graph=create_graph, allow_unused=True, materialize_grads=True
+        )
     )
 
 
@@ -161,4 +166,4 @@ def _step_size(v: Tensors, eps: float) -> Tensor:
 
 def _gradient_at(point: SubBatchLoss, v: Direction, h: Tensor) -> list[Tensor]:
     with torch.enable_grad(), parameters_at(point.model, scaled_sum(trainable(point.model), v(), h)):
-        return list(point.gradient())
+        return point.gradient()

@@ -4,7 +4,16 @@ import itertools
 
 import pytest
 import torch
-from cases import MODELS, PARTITIONS, SAMPLES, WITHOUT_BATCH_STATISTICS, build, cut, samples
+from cases import (
+    MODELS,
+    PARTITIONS,
+    SAMPLES,
+    WITH_SHARED_GRADIENTS,
+    WITHOUT_BATCH_STATISTICS,
+    build,
+    cut,
+    samples,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import assert_no_trace, dense_hessian, loss_and_gradient, trace_of, vector
@@ -221,8 +230,9 @@ def test_unused_and_frozen_parameters() -> None:
     assert not found.gradient[0].any()
 
 
-def test_batch_clip_acts_on_each_regularized_sub_batch_gradient() -> None:
-    model, blocks = build("tanh"), cut(*samples(), [20, 13])
+@pytest.mark.parametrize("name", ["tanh", *WITH_SHARED_GRADIENTS])
+def test_batch_clip_acts_on_each_regularized_sub_batch_gradient(name: str) -> None:
+    model, blocks = build(name), cut(*samples(), [20, 13])
     regularizer = GradRegularizer(
         model, torch.optim.SGD(model.parameters(), 0.5), F.cross_entropy, block_strength=0.7, implementation="autograd"
     )

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from cases import MODELS, PARTITIONS, SAMPLES, build, cut, samples
+from cases import MODELS, PARTITIONS, SAMPLES, WITH_SHARED_GRADIENTS, build, cut, samples
 from references import assert_no_trace, dense_hessian, trace_of, vector
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,18 +38,18 @@ def added_product(name: str, implementation: str, eps: float = 1e-2) -> tuple[Te
     hessian = dense_hessian(model, F.cross_entropy, inputs, labels)
     grads = gradients(model, regularizer, inputs, labels)
     plain = vector(grads)
-    regularizer(grads, inputs, labels, pre_grads=mean_grad)
-    return vector(grads) - plain, ETA / 4 * hessian @ (ALPHA * plain + BETA * vector(mean_grad))
+    regularized = regularizer(grads, inputs, labels, pre_grads=mean_grad)
+    return vector(regularized) - plain, ETA / 4 * hessian @ (ALPHA * plain + BETA * vector(mean_grad))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *WITH_SHARED_GRADIENTS])
 @pytest.mark.parametrize("implementation", EXACT)
 def test_exact_implementations_equal_the_dense_hessian(name: str, implementation: str) -> None:
     found, expected = added_product(name, implementation)
     assert (found - expected).norm() <= 1e-10 * expected.norm()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *WITH_SHARED_GRADIENTS])
 @pytest.mark.parametrize(
     ("implementation", "order"),
     [("forward-differences", 1), ("finite_diff", 1), ("forward-differences-legacy", 1), ("central-differences", 2)],
