@@ -19,7 +19,7 @@ from fullbatch.training.cost import speed
 from fullbatch.training.loggers import Described, recording
 from fullbatch.training.state import TrainState
 from fullbatch.training.steps import DivergedError
-from fullbatch.training.summary import summarize
+from fullbatch.training.summary import CLOSING, summarize
 from fullbatch.training.trainer import Observer, Trainer
 
 log = logging.getLogger(__name__)
@@ -113,6 +113,7 @@ def run_row(job: Job, diverged: DivergedError | None) -> dict[str, Any]:
         "optimizer": run.hyp.optim.name,
         "stoch": run.hyp.train_stochastic,
         "augmentations": bool(run.data.augmentations_train),
+        **dict.fromkeys(CLOSING, ""),  # a run that diverged early has some columns alone; tables have them all
         **summary(job),
         "size": run.data.size,
         "batch_size": run.data.batch_size,

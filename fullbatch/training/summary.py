@@ -4,15 +4,14 @@ from collections.abc import Sequence
 
 from fullbatch.training.state import Row
 
+CLOSING = ("valid_acc", "train_acc", "valid_loss", "train_loss", "full_loss", "grad_norm", "param_norm")
+"""Values of the last step, where it was measured."""
+
 
 def summarize(rows: Sequence[Row], *, warmup: int, window: int) -> dict[str, float]:
-    """Return the closing values of a run and the accuracies that the table of runs asks for."""
-    last, validated = rows[-1], [row for row in rows if "valid_acc" in row]
-    closing: dict[str, float] = {
-        name: last[name]
-        for name in ("valid_acc", "train_acc", "valid_loss", "train_loss", "full_loss", "grad_norm", "param_norm")
-        if name in last
-    }
+    """Return the closing values of a run and the accuracies that the table of runs asks for; few without a step."""
+    last, validated = rows[-1] if rows else {}, [row for row in rows if "valid_acc" in row]
+    closing: dict[str, float] = {name: last[name] for name in CLOSING if name in last}
     timed = [row["train_time"] for row in rows if "train_time" in row]  # steps of another program have no times
     train_time = sum(timed)
     return {

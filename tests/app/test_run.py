@@ -9,6 +9,7 @@ import pytest
 import torch
 from running import SMALL, Script, rows_of, run_in_process, signal_when, start
 
+from fullbatch import report
 from fullbatch.training.checkpoint import load_checkpoint
 
 
@@ -118,6 +119,18 @@ def test_divergence_ends_with_status_3_and_a_row(
     assert run["status"].startswith("diverged: step ")
     rows = load_checkpoint(tmp_path / "checkpoints" / "mine.pth")["state"]["rows"]
     assert 1 <= len(rows) < 4
+
+
+def test_divergence_of_the_first_step_is_told_and_recorded(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script("hyp.optim.lr=1e38", "hyp.warmup=0", "hyp.grad_clip=", "hyp.grad_reg.block_strength=0") == 3
+    assert "the last good checkpoint is none, the first step diverged" in capsys.readouterr().err
+    (run,) = rows_of(tmp_path / "tables" / "table_fb_digits_runs.csv")
+    assert run["status"].startswith("diverged: step 1 is not finite")
+    assert run["steps_taken"] == "0"
+    assert report.main([str(tmp_path)]) == 0
+    assert "diverged" in capsys.readouterr().out
 
 
 @pytest.mark.slow
