@@ -1,18 +1,19 @@
-"""What bfloat16 does to the full gradient, and whether training notices.
+"""What bfloat16 and float16 do to the full gradient, and whether training notices.
 
     python benchmarks/low_precision.py [--data ~/cifar10] [--samples 2000] [--model resnet20] [--steps 10] [--lr 0.1]
     python benchmarks/low_precision.py --only accuracy [--data digits] [--seeds 3] [--accuracy-steps 60]
-                                       [--threads 1] [--device auto] [--emulated] [--json FILE]
+                                       [--precision bfloat16] [--threads 1] [--device auto] [--emulated] [--json FILE]
 
-- gradient: ||g_low - g|| / ||g||, the full gradient under bfloat16 autocast against that in float32, at the same
-  parameters on the same blocks, batch norm in training mode: at initialization, after ``--steps`` full-batch steps in
-  float32, and after as many in bfloat16 (momentum, five steps of warm-up and weight decay, as ``hyp=fb1``). Beside it
-  the cosine between the two, and the relative differences of their norms and of the losses.
+- gradient: ||g_low - g|| / ||g||, the full gradient under autocast to ``--precision`` against that in float32, at the
+  same parameters on the same blocks, batch norm in training mode: at initialization, after ``--steps`` full-batch steps
+  in float32, and after as many in low precision (momentum, five steps of warm-up and weight decay, as ``hyp=fb1``).
+  Beside it the cosine between the two, and the relative differences of their norms and of the losses.
 - accuracy: the validation accuracy after ``--accuracy-steps`` such steps with cosine schedule and augmentation, in
-  float32 and in bfloat16, over ``--seeds`` initializations.
+  float32 and in low precision, over ``--seeds`` initializations.
 
-With ``--emulated``, bfloat16 is float32 arithmetic on rounded numbers (``rounding.py``): for processors without
-bfloat16, on which PyTorch's own takes twenty times as long as float32.
+In float16 the losses are scaled, as by ``impl.grad_scaling=True``. With ``--emulated``, low precision is float32
+arithmetic on rounded numbers (``rounding.py``): for processors without it, on which PyTorch's own takes twenty times as
+long as float32 in bfloat16, and eighty times in float16.
 
 ``--data`` is a folder of pictures (train/<class>/*, test/<class>/*) or ``digits``. Ends with status 1 where, after the
 steps, a gradient differs by more than ``--limit`` (5 %), or where the means of the accuracies differ by more than the
@@ -38,6 +39,7 @@ from timing import machine
 from torch import nn
 
 from fullbatch import FullBatchObjective, build_model, loss_function
+from fullbatch.build_speed import LOSS_SCALE
 from fullbatch.data.augmentation import Augmentation
 from fullbatch.data.blocks import BlockLoader
 from fullbatch.data.datasets import PictureData, load_pictures
@@ -48,8 +50,7 @@ from fullbatch.tensors import dot, flatten, global_norm
 from fullbatch.training.steps import Step
 from fullbatch.typing import Block
 
-LOW = torch.bfloat16
-PRECISIONS = {"float32": False, "bfloat16": LOW}
+LOW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 WARMUP = 5  # steps
 
 
@@ -84,6 +85,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.device = options, find_device(options.device)
+        self.precisions: dict[str, bool | torch.dtype] = {"float32": False, options.precision: LOW[options.precision]}
         place = {"name": "digits"} if options.data == "digits" else {"name": "imagefolder", "path": options.data}
         self.data: PictureData = load_pictures(**place, size=options.samples)
 
@@ -114,15 +116,17 @@ class Bench:
         return Step(objective, optimizer, [], self.loader(augmented=augmented))
 
     def objective(self, model: nn.Module, blocks: Sequence[Block], low: bool | torch.dtype) -> FullBatchObjective:
-        if self.options.emulated and low:
-            return FullBatchObjective(Rounded(model), loss_function(), blocks)
-        return FullBatchObjective(model, loss_function(), blocks, mixed_precision=low)
+        scale = LOSS_SCALE if low == torch.float16 else 1.0
+        if self.options.emulated and isinstance(low, torch.dtype):
+            return FullBatchObjective(Rounded(model, low), loss_function(), blocks, loss_scale=scale)
+        return FullBatchObjective(model, loss_function(), blocks, mixed_precision=low, loss_scale=scale)
 
     def differences(self) -> list[Difference]:
         """Compare the gradients at initialization, and after steps in either precision."""
         found = [self.difference("at initialization", self.model(self.options.seed))]
-        for name in self.options.trained_in:
-            low = PRECISIONS[name]
+        for name, low in self.precisions.items():
+            if name not in (self.options.trained_in or self.precisions):
+                continue
             take_step = self.step(model := self.model(self.options.seed), low)
             self.train(take_step, self.options.steps, schedule_named(None, 0, WARMUP))
             found.append(self.difference(f"after {self.options.steps} steps in {name}", model))
@@ -130,7 +134,7 @@ class Bench:
 
     def difference(self, where: str, model: nn.Module) -> Difference:
         blocks = self.loader().blocks(0)
-        exact, low = (self.objective(model, blocks, precision).evaluate() for precision in PRECISIONS.values())
+        exact, low = (self.objective(model, blocks, precision).evaluate() for precision in self.precisions.values())
         g, g_low = exact.gradient, low.gradient
         norm, loss = global_norm(g), float(exact.loss)
         relative = (flatten(g_low) - flatten(g)).norm() / norm
@@ -148,7 +152,7 @@ class Bench:
         """Train every seed in both precisions."""
         return [
             Accuracies(name, [self.accuracy(seed, low) for seed in range(self.options.seeds)])
-            for name, low in PRECISIONS.items()
+            for name, low in self.precisions.items()
         ]
 
     def accuracy(self, seed: int, low: bool | torch.dtype) -> float:
@@ -159,8 +163,8 @@ class Bench:
         return float(self.objective(model.eval(), blocks, low).loss().accuracy)
 
 
-def show_differences(found: Sequence[Difference], console: Console) -> None:
-    table = Table("full gradient in bfloat16", "relative difference", "cosine", "of norms", "loss", "of losses")
+def show_differences(found: Sequence[Difference], precision: str, console: Console) -> None:
+    table = Table(f"full gradient in {precision}", "relative difference", "cosine", "of norms", "loss", "of losses")
     for row in found:
         numbers = (f"{row.relative:.2%}", f"{row.cosine:.5f}", f"{row.norm_difference:+.2%}", f"{row.loss:.4f}")
         numbers = (*numbers, f"{row.loss_difference:+.1e}")
@@ -189,7 +193,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--trained-in", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="for the steps")
+    parser.add_argument("--trained-in", nargs="+", choices=["float32", *LOW], help="the steps; else in both")
     parser.add_argument("--limit", type=float, default=0.05, help="of the relative difference after the steps")
     parser.add_argument("--seed", type=int, default=0, help="of the model whose gradients are compared")
     parser.add_argument("--seeds", type=int, default=3)
@@ -197,7 +201,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=["gradient", "accuracy"], default=["gradient", "accuracy"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--emulated", action="store_true", help="round float32 to bfloat16")
+    parser.add_argument("--precision", choices=LOW, default="bfloat16")
+    parser.add_argument("--emulated", action="store_true", help="round float32")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
@@ -215,7 +220,7 @@ def main() -> int:
     kept = True
     if "gradient" in options.only:
         differences = bench.differences()
-        show_differences(differences, console)
+        show_differences(differences, options.precision, console)
         content["gradient"] = [row._asdict() for row in differences]
         kept &= all(row.relative <= options.limit for row in differences[1:])
         console.print(f"limit after the steps: {options.limit:.0%}")

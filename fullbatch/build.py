@@ -13,11 +13,13 @@ from fullbatch.build_data import Stream, about, build_data, build_loader, build_
 from fullbatch.build_optimizer import build_optimizer
 from fullbatch.build_speed import (
     build_compiled,
+    build_loss_scale,
     build_precision,
     build_recorder,
     build_streams,
     regularized,
     subtracts_gradients,
+    warn_of_rounding,
 )
 from fullbatch.data.datasets import PictureData
 from fullbatch.models.registry import build_model as model_named
@@ -136,18 +138,20 @@ def build_step(run: Run, data: PictureData, model: nn.Module, optimizer: Optimiz
 
 def build_objective(run: Run, model: nn.Module, optimizer: Optimizer, blocks: Blocks) -> FullBatchObjective:
     """Build the training objective with its regularizer."""
-    hyp, low_precision = run.hyp, build_precision(run, device_of(model))
+    hyp, low_precision, loss_scale = run.hyp, build_precision(run, device_of(model)), build_loss_scale(run)
     loss_fn = build_loss(hyp)
     regularizer = None
+    warn_of_rounding(run, low_precision)
     with about("hyp.grad_reg"):
         implementation_named(hyp.grad_reg.implementation)  # a wrong name is refused in any case
         if regularized(hyp):
-            if low_precision and subtracts_gradients(hyp):
-                log.warning(
-                    "hyp.grad_reg: differences of bfloat16 gradients are mostly rounding; see docs/regularizer.md"
-                )
             regularizer = GradRegularizer(
-                model, optimizer, loss_fn, mixed_precision=low_precision, **dataclasses.asdict(hyp.grad_reg)
+                model,
+                optimizer,
+                loss_fn,
+                mixed_precision=low_precision,
+                loss_scale=loss_scale,
+                **dataclasses.asdict(hyp.grad_reg),
             )
     return FullBatchObjective(
         model,
@@ -159,6 +163,7 @@ def build_objective(run: Run, model: nn.Module, optimizer: Optimizer, blocks: Bl
         batch_clip=hyp.batch_clip,
         batch_clip_norm=norm_order(hyp),
         mixed_precision=low_precision,
+        loss_scale=loss_scale,
         accumulation_dtype=DTYPES[run.impl.accumulation_dtype],
         gradient_average=hyp.gradient_average,
         recorder=build_recorder(run, device_of(model)),

@@ -1,5 +1,6 @@
 """From settings to what makes evaluations fast: low precision, compiled code, recorded work."""
 
+import logging
 from collections.abc import Sequence
 from typing import Literal
 
@@ -16,17 +17,49 @@ from fullbatch.settings import Hyp, Run
 from fullbatch.tensors import device_of
 from fullbatch.training.steps import Step
 
+log = logging.getLogger(__name__)
+
+LOSS_SCALE = 2.0**10
+"""That of ``impl.grad_scaling=True``."""
+
 
 def build_precision(run: Run, device: torch.device) -> Literal[False] | torch.dtype:
     """Return the low precision of forward passes, False for none.
 
-    ``auto`` is bfloat16 where the device has it, unless gradients are subtracted from each other: that leaves rounding.
+    True is bfloat16, and so is ``auto`` where the device has it, unless gradients are subtracted from each other: that
+    leaves rounding.
     """
     wanted = run.impl.mixed_precision
+    if wanted == "float16":
+        return torch.float16
     if wanted == "auto":
         single = DTYPES[run.impl.dtype] == torch.float32
         wanted = single and has_fast_bfloat16(device) and not subtracts_gradients(run.hyp)
     return torch.bfloat16 if wanted else False
+
+
+def build_loss_scale(run: Run) -> float:
+    """Return by what losses are multiplied before backward passes."""
+    scaling = run.impl.grad_scaling
+    if isinstance(scaling, bool):
+        return LOSS_SCALE if scaling else 1.0
+    return scaling
+
+
+def warn_of_rounding(run: Run, low_precision: Literal[False] | torch.dtype) -> None:
+    """Say what low precision does to the gradients of such a run, where it is much."""
+    if low_precision == torch.float16 and run.impl.grad_scaling is False:
+        log.warning("impl.mixed_precision=float16: gradients below 6e-8 become 0; impl.grad_scaling=True keeps them")
+    if low_precision and subtracts_gradients(run.hyp):
+        name = str(low_precision).removeprefix("torch.")
+        log.warning("hyp.grad_reg: differences of %s gradients magnify its rounding; see docs/regularizer.md", name)
+
+
+def range_told(run: Run) -> str:
+    """Return what to say of a run that diverged about the numbers that its gradients could not have; often nothing."""
+    if run.impl.mixed_precision != "float16":
+        return ""
+    return " (gradients in float16 end at 65504: try a smaller impl.grad_scaling, or impl.mixed_precision=bfloat16)"
 
 
 def build_recorder(run: Run, device: torch.device) -> Recorder | None:

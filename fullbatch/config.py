@@ -26,11 +26,6 @@ GROUPS = (
 UNIONS = (("model",), ("data", "db"), ("hyp", "optim"), ("hyp", "optim_modification"), ("impl", "setup"))
 """Groups whose name selects their dataclass."""
 
-NOT_YET: dict[str, tuple[Any, str]] = {
-    "impl.grad_scaling": (False, "gradient scaling serves float16 only"),
-}
-"""Keys of parts that this version lacks: the one value that is accepted, and the part."""
-
 
 def parse(cfg: DictConfig) -> Run:
     """Turn blanks into None and build the settings; see ``settings_of``."""
@@ -43,7 +38,7 @@ def settings_of(tree: dict[str, Any]) -> Run:
     Raises ``ValueError`` that names every wrong key, what was wrong and what would be accepted.
     """
     _refuse_values_for_groups(tree)
-    _refuse_what_is_missing(tree)
+    _refuse_torchscript(tree)
     try:
         run: Run = TypeAdapter(Run).validate_python(tree)
     except ValidationError as error:
@@ -138,12 +133,7 @@ def _refuse_values_for_groups(tree: dict[str, Any]) -> None:
             raise ValueError(f"{key}={value}: {key} is a group of settings, chosen with a slash: {slashed}={value}")
 
 
-def _refuse_what_is_missing(tree: dict[str, Any]) -> None:
-    for key, (accepted, part) in NOT_YET.items():
-        value = _lookup(tree, key)
-        if value != accepted and not (accepted is None and str(value).lower() == "none"):
-            shown = "a blank" if accepted is None else accepted
-            raise ValueError(f"{key}={value}: not part of this version yet ({part}); accepted: {shown}")
+def _refuse_torchscript(tree: dict[str, Any]) -> None:
     if _lookup(tree, "impl.JIT") is not None:
         raise ValueError("impl.JIT: TorchScript is refused (PyTorch has deprecated it); accepted: a blank")
 
@@ -184,8 +174,11 @@ def _contradictions(run: Run) -> Iterator[str]:
         "hyp.optim.nesterov=True: needs hyp.optim.dampening=0": lambda: (
             isinstance(hyp.optim, Momentum) and hyp.optim.nesterov and hyp.optim.dampening != 0
         ),
-        "impl.mixed_precision=True: needs impl.dtype=float": lambda: (
-            run.impl.mixed_precision is True and run.impl.dtype in ("double", "float64")
+        f"impl.mixed_precision={run.impl.mixed_precision}: needs impl.dtype=float": lambda: (
+            run.impl.mixed_precision in (True, "float16") and run.impl.dtype in ("double", "float64")
+        ),
+        f"impl.grad_scaling={run.impl.grad_scaling}: needs impl.mixed_precision=float16": lambda: (
+            run.impl.grad_scaling is not False and run.impl.mixed_precision != "float16"
         ),
         "hyp.train_semi_stochastic=True: goes through the rounds of a data base, so it needs data/db=LMDB": lambda: (
             hyp.train_semi_stochastic and not isinstance(run.data.db, LMDB)

@@ -51,7 +51,7 @@ def configuration_hash(run: Run, identity: Mapping[str, Mapping[str, Any]]) -> s
     if isinstance(data.get("db"), Mapping):
         data["db"] = {key: value for key, value in data["db"].items() if key not in OF_THE_FILE}
     dtypes = [str(DTYPES[name]) for name in (run.impl.dtype, run.impl.accumulation_dtype)]
-    arithmetic = [*dtypes, run.impl.mixed_precision]
+    arithmetic = [*dtypes, run.impl.mixed_precision, *([run.impl.grad_scaling] if run.impl.grad_scaling else [])]
     return content_hash([{**identity, "data": data}, run.hyp.steps, vars(run.analysis), arithmetic])
 
 

@@ -17,6 +17,7 @@ from fullbatch.analysis.figure import draw_edge_of_stability
 from fullbatch.build import build_trainer, check_determinism, set_up_machine
 from fullbatch.build_analysis import build_probes
 from fullbatch.build_data import Stream, about
+from fullbatch.build_speed import range_told
 from fullbatch.command_line import typed
 from fullbatch.config import plain, settings_of
 from fullbatch.data.reading import workers_told
@@ -209,7 +210,8 @@ def execute(job: Job, entry: Entry, wishes: Wishes, console: Console) -> int:
     add_run(job.places.table, run_row(job, diverged))
     if diverged is not None:
         kept = find_checkpoint(job.places.checkpoint)
-        log.error("%s; the last good checkpoint is %s", diverged, kept or "none, the first step diverged")
+        where_from = kept or "none, the first step diverged"
+        log.error("%s%s; the last good checkpoint is %s", diverged, range_told(job.run), where_from)
         entry.end(State.DIVERGED, str(diverged))
         return DIVERGED
     log.info("done: %s", how_it_ended(job))

@@ -108,6 +108,11 @@ def scaled(tensors: Tensors, factor: float | Tensor) -> list[Tensor]:
     return list(torch._foreach_mul(list(tensors), factor))
 
 
+def products(tensors: Tensors, factor: float) -> list[Tensor]:
+    """Return ``factor * tensors`` with their graph; for the factor 1 the tensors themselves."""
+    return list(tensors) if factor == 1.0 else list(torch._foreach_mul(list(tensors), factor))
+
+
 @torch.no_grad()
 def scaled_sum(base: Tensors, direction: Tensors, factor: float | Tensor) -> list[Tensor]:
     """Return detached ``base + factor * direction`` as new tensors of the dtypes of ``base``."""

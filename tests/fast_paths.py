@@ -36,7 +36,8 @@ class FastPath:
     eps: float = torch.finfo(torch.float32).eps
     device: str = "cpu"
     memory_format: torch.memory_format = torch.contiguous_format
-    mixed_precision: bool = False
+    mixed_precision: bool | torch.dtype = False
+    loss_scale: float = 1.0
     tf32: bool = False
     compiled: bool = False
     replayed: bool = False
@@ -67,7 +68,8 @@ class FastPath:
         cuda = self.device == "cuda"
         recorder = (CudaGraphs(torch.device("cuda")) if cuda else Tape()) if self.replayed else None
         streams = streams_on(torch.device("cuda"), self.in_flight) if cuda else [Late() for _ in range(self.in_flight)]
-        options = {"mixed_precision": self.mixed_precision, "recorder": recorder, "streams": streams, **options}
+        arithmetic = {"mixed_precision": self.mixed_precision, "loss_scale": self.loss_scale}
+        options = {**arithmetic, "recorder": recorder, "streams": streams, **options}
         objective = FullBatchObjective(model, F.cross_entropy, self.blocks(batch_size), **options)
         if self.compiled and not compile_model(model, objective.evaluate):
             pytest.skip("no compiler here")
@@ -83,6 +85,7 @@ class FastPath:
             eps=eps or self.perturbation,
             implementation=implementation,
             mixed_precision=self.mixed_precision,
+            loss_scale=self.loss_scale,
         )
 
     @contextmanager
@@ -134,10 +137,12 @@ FLOAT32_WAYS = {"float32": {}, "channels_last": {"memory_format": torch.channels
 BFLOAT16_WAYS = {
     f"bfloat16 {name}": {"eps": BFLOAT16, "mixed_precision": True, **options} for name, options in FLOAT32_WAYS.items()
 }
+FLOAT16 = {"eps": torch.finfo(torch.float16).eps, "mixed_precision": torch.float16, "loss_scale": 2.0**10}
 PRECISE = [FastPath(name, **options) for name, options in FLOAT32_WAYS.items()]
 EAGER = [
     *PRECISE,
     *(FastPath(name, **options) for name, options in BFLOAT16_WAYS.items()),
+    FastPath("float16", **FLOAT16),
     FastPath("replayed", replayed=True),
     FastPath("in flight", in_flight=2),
     FastPath("replayed in flight", replayed=True, in_flight=3),

@@ -49,9 +49,17 @@ class BlockObjective:
         regularizer: GradRegularizer | None = None,
         clip: Clip | None = None,
         mixed_precision: bool | torch.dtype = False,
+        loss_scale: float = 1.0,
     ) -> None:
         self.model, self.loss_fn = model, loss_fn
-        self.regularizer, self.clip, self.mixed_precision = regularizer, clip, mixed_precision
+        self.regularizer, self.clip = regularizer, clip
+        self.mixed_precision, self.loss_scale = mixed_precision, loss_scale
+
+    def plain(self) -> "BlockObjective":
+        """Return the same without regularizer and clip."""
+        return BlockObjective(
+            self.model, self.loss_fn, mixed_precision=self.mixed_precision, loss_scale=self.loss_scale
+        )
 
     def loss(self, block: Block) -> BlockLoss:
         """Return the loss without a gradient."""
@@ -63,7 +71,8 @@ class BlockObjective:
         """Return loss and gradient; ``mean_gradient`` is gbar; ``plain`` leaves out regularizer and clip."""
         regularizer = None if plain else self.regularizer
         outputs, loss = self._evaluate(block, self.model)
-        gradient = gradient_of(loss, self.model, create_graph=regularizer is not None and regularizer.create_graph)
+        create_graph = regularizer is not None and regularizer.create_graph
+        gradient = gradient_of(loss, self.model, create_graph, self.loss_scale)
         with torch.no_grad():
             squared_norm = global_norm(gradient).square()
         if regularizer is not None:
@@ -73,7 +82,7 @@ class BlockObjective:
 
     def point(self, block: Block) -> SubBatchLoss:
         """Return the block's loss as a function of the parameters."""
-        return SubBatchLoss(self.model, lambda forward: self._evaluate(block, forward)[1])
+        return SubBatchLoss(self.model, lambda forward: self._evaluate(block, forward)[1], self.loss_scale)
 
     def _evaluate(self, block: Block, forward: Forward) -> tuple[Tensor, Tensor]:
         device = device_of(self.model)

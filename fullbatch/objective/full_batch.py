@@ -50,6 +50,9 @@ class FullBatchObjective:
         batch_clip: clip each (regularized) sub-batch gradient to this norm before averaging.
         batch_clip_norm: the order of that norm, 2 or ``math.inf``.
         mixed_precision: evaluate under autocast; True for the device's default dtype, or a dtype.
+        loss_scale: backward passes are of so many times the loss, and what they find is divided by it: a power of two
+            that keeps gradients of float16 (6e-8 to 65504) from becoming 0 or infinite, and else changes nothing. The
+            regularizer has its own.
         accumulation_dtype: sums are kept in this dtype, or in the parameters' own where that is more precise.
         gradient_average: ``exact``, or ``moving`` for the average that the paper's code first released.
         all_reduce: adds a list of tensors up over all processes in place, where each has its own part of the data;
@@ -76,6 +79,7 @@ class FullBatchObjective:
         batch_clip: float | None = None,
         batch_clip_norm: float = 2.0,
         mixed_precision: bool | torch.dtype = False,
+        loss_scale: float = 1.0,
         accumulation_dtype: torch.dtype = torch.float32,
         gradient_average: str = "exact",
         all_reduce: Callable[[Tensors], None] | None = None,
@@ -99,6 +103,7 @@ class FullBatchObjective:
             regularizer=regularizer,
             clip=None if batch_clip is None else lambda grads: clip_by_norm_(grads, batch_clip, batch_clip_norm)[1],
             mixed_precision=mixed_precision,
+            loss_scale=loss_scale,
         )
 
     def over(self, data: Data, passes: Passes | None = None) -> "FullBatchObjective":
@@ -109,10 +114,10 @@ class FullBatchObjective:
 
     def plain(self, sub_batch: int | None = None) -> "FullBatchObjective":
         """Return L itself on the same data: no regularizer, no clip, the exact mean; in parts of ``sub_batch``."""
-        other, inner = copy.copy(self), self.block_objective
+        other = copy.copy(self)
         other.regularizer, other.gradient_average = None, "exact"
         other.sub_batch = sub_batch or self.sub_batch
-        other.block_objective = BlockObjective(self.model, inner.loss_fn, mixed_precision=inner.mixed_precision)
+        other.block_objective = self.block_objective.plain()
         return other
 
     def loss(self) -> LossEvaluation:

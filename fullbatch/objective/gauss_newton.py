@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fullbatch.objective.hessian_products import SubBatchLoss
-from fullbatch.tensors import trainable
+from fullbatch.tensors import products, trainable
 from fullbatch.typing import Tensors
 
 
@@ -22,7 +22,7 @@ def gauss_newton_product(point: SubBatchLoss, v: Tensors) -> list[Tensor]:
         return outputs[-1]
 
     with torch.enable_grad():
-        loss = point.loss(forward)
+        loss = point.loss(forward) * point.loss_scale
         (z,), parameters = outputs, trainable(point.model)
         (slope,) = torch.autograd.grad(loss, z, create_graph=True)
         weights = torch.zeros_like(z, requires_grad=True)
@@ -34,4 +34,4 @@ def gauss_newton_product(point: SubBatchLoss, v: Tensors) -> list[Tensor]:
         )
         (curved,) = torch.autograd.grad(slope, z, along, retain_graph=True, allow_unused=True, materialize_grads=True)
         product = torch.autograd.grad(z, parameters, curved, allow_unused=True, materialize_grads=True)
-    return [p.detach() for p in product]
+    return products([p.detach() for p in product], 1 / point.loss_scale)

@@ -66,6 +66,7 @@ class GradRegularizer:
         eps: the length of the finite-difference perturbation, h = eps / ||v||.
         implementation: a name from ``fullbatch.objective.hessian_products.IMPLEMENTATIONS``.
         mixed_precision: evaluate under autocast; True for the device's default dtype, or a dtype.
+        loss_scale: backward passes are of so many times the loss, see ``FullBatchObjective``.
 
     Raises:
         ValueError: for a norm other than 2, an unknown implementation, or ``complex-step``; in a call, for missing
@@ -83,12 +84,13 @@ class GradRegularizer:
         eps: float = 1e-2,
         implementation: str = "finite_diff",
         mixed_precision: bool | torch.dtype = False,
+        loss_scale: float = 1.0,
     ) -> None:
         if norm != 2:
             raise ValueError(f"norm={norm}: the regularizer penalizes the 2-norm only; accepted: 2")
         self.model, self.optimizer, self.loss_fn = model, optimizer, loss_fn
         self.block_strength, self.acc_strength, self.eps = block_strength, acc_strength, eps
-        self.mixed_precision = mixed_precision
+        self.mixed_precision, self.loss_scale = mixed_precision, loss_scale
         self._implementation = implementation_named(implementation)
         # The last forward pass before a call is the sub-batch's own; a perturbed one starts from the same states.
         self._random = _RandomStates()
@@ -126,7 +128,7 @@ class GradRegularizer:
             raise ValueError("acc_strength needs pre_grads, the gradient of the whole data set")
         grads = type(grads)(separate(grads))
         if self.active:
-            point = SubBatchLoss(self.model, lambda forward: self._loss(forward, inputs, labels))
+            point = SubBatchLoss(self.model, lambda forward: self._loss(forward, inputs, labels), self.loss_scale)
             with preserved_rng(device_of(self.model)):
                 product = self._implementation.product(
                     point, grads, lambda: self._direction(grads, pre_grads), self.eps

@@ -15,7 +15,17 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
-from fullbatch.tensors import add_, global_norm, parameters_at, preserved, scale_, scaled_sum, separate, trainable
+from fullbatch.tensors import (
+    add_,
+    global_norm,
+    parameters_at,
+    preserved,
+    products,
+    scale_,
+    scaled_sum,
+    separate,
+    trainable,
+)
 from fullbatch.typing import Tensors
 
 Forward = Callable[[Tensor], Tensor]
@@ -28,26 +38,33 @@ class SubBatchLoss:
     """The loss of one sub-batch as a function of the parameters of ``model``.
 
     ``loss(forward)`` evaluates it with ``forward`` in the place of the model, repeating the sub-batch's dropout masks.
+    Backward passes are of ``loss_scale`` times the loss, what they find is divided by it: a power of two changes
+    nothing but which numbers are too small or too large for float16.
     """
 
     model: nn.Module
     loss: Callable[[Forward], Tensor]
+    loss_scale: float = 1.0
 
     def gradient(self, create_graph: bool = False) -> list[Tensor]:
         """Return g where the parameters stand now; a parameter that the loss does not use gets zeros."""
-        return gradient_of(self.loss(self.model), self.model, create_graph)
+        return gradient_of(self.loss(self.model), self.model, create_graph, self.loss_scale)
 
 
-def gradient_of(loss: Tensor, model: nn.Module, create_graph: bool = False) -> list[Tensor]:
+def gradient_of(loss: Tensor, model: nn.Module, create_graph: bool = False, loss_scale: float = 1.0) -> list[Tensor]:
     """Return the gradient of ``loss`` with respect to the trainable parameters, zeros where they are not used.
 
-    Each has memory of its own, so that it can be changed in place.
+    Each has memory of its own, so that it can be changed in place. ``loss_scale`` as of ``SubBatchLoss``.
     """
-    return separate(
-        torch.autograd.grad(
-            loss, trainable(model), create_graph=create_graph, allow_unused=True, materialize_grads=True
-        )
+    gradient = torch.autograd.grad(
+        loss,
+        trainable(model),
+        torch.full_like(loss, loss_scale),
+        create_graph=create_graph,
+        allow_unused=True,
+        materialize_grads=True,
     )
+    return products(separate(gradient), 1 / loss_scale)
 
 
 def forward_differences(point: SubBatchLoss, gradient: Tensors, v: Direction, eps: float) -> list[Tensor]:
@@ -75,14 +92,14 @@ def reverse_over_reverse(point: SubBatchLoss, gradient: Tensors, v: Direction, e
     if not carried:
         raise ValueError("the gradients carry no graph: compute them with create_graph=True")
     outputs, directions = zip(*carried, strict=True)
-    products = torch.autograd.grad(
+    found = torch.autograd.grad(
         outputs,
         trainable(point.model),
-        [x.detach() for x in directions],
+        products([x.detach() for x in directions], point.loss_scale),  # g is a quotient: v itself goes on backward
         allow_unused=True,
         materialize_grads=True,
     )
-    return list(products)
+    return products(found, 1 / point.loss_scale)
 
 
 def forward_over_reverse(point: SubBatchLoss, gradient: Tensors, v: Direction, eps: float = 0.0) -> list[Tensor]:
@@ -112,13 +129,18 @@ def _derivative_of_gradient(point: SubBatchLoss, v: Tensors, create_graph: bool)
         }
         loss = point.loss(lambda inputs: functional_call(model, duals, (inputs,)))
         gradient = torch.autograd.grad(
-            loss, list(duals.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True
+            loss * point.loss_scale,
+            list(duals.values()),
+            create_graph=create_graph,
+            allow_unused=True,
+            materialize_grads=True,
         )
         tangents = [forward_ad.unpack_dual(g).tangent for g in gradient]
-    return [
+    found = [
         torch.zeros_like(p) if tangent is None else tangent.detach()
         for p, tangent in zip(named.values(), tangents, strict=True)
     ]
+    return products(found, 1 / point.loss_scale)
 
 
 @dataclass(frozen=True)

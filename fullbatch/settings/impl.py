@@ -1,5 +1,6 @@
 """Settings of the machine: `impl`."""
 
+import math
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
@@ -31,6 +32,21 @@ def _names(value: Any) -> Any:
     several = value if isinstance(value, list | tuple) else [value]
     names = [none_as_blank(name) for name in several]
     return tuple(name for at, name in enumerate(names) if name is not None and name not in names[:at])
+
+
+def _true_for_bfloat16(value: Any) -> Any:
+    """Return True for 'bfloat16', which it stands for, else the name in lower case."""
+    name = value.lower() if isinstance(value, str) else value
+    return True if name == "bfloat16" else name
+
+
+def _scale(value: Any) -> bool | float:
+    """Return a truth value as it is, and a power of two as a number."""
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, int | float) or not 0 < value < 2.0**128 or math.frexp(value)[0] != 0.5:
+        raise ValueError("should be True, False or a power of two")
+    return float(value)
 
 
 def _positive_or_minus_one(value: int) -> int:
@@ -92,9 +108,9 @@ class Impl:
     pin_memory: bool
     threads: Count
     persistent_workers: bool
-    mixed_precision: Annotated[Literal[True, False, "auto"], Name]
+    mixed_precision: Annotated[Literal[True, False, "auto", "float16"], BeforeValidator(_true_for_bfloat16)]
     tf32: Annotated[Literal[True, False, "auto"], Name]
-    grad_scaling: bool
+    grad_scaling: Annotated[bool | float, BeforeValidator(_scale)]
     JIT: str | None
     accumulation_dtype: Annotated[Literal["float", "float32", "double", "float64"], Name]
     validate_every_nth_step: Count

@@ -87,7 +87,10 @@ def test_the_figure_of_all_optimizers(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["gradient", "gradient --emulated", "accuracy", "accuracy --emulated"])
+@pytest.mark.parametrize(
+    "part",
+    ["gradient", "gradient --emulated", "accuracy", "accuracy --emulated", "accuracy --emulated --precision float16"],
+)
 def test_low_precision_is_compared_and_promises_are_checked(tmp_path: Path, part: str) -> None:
     """Too short for the promises: status 1 says when they do not hold, and when not is read off the numbers."""
     command = [sys.executable, str(ROOT / "benchmarks" / "low_precision.py"), "--samples", "40"]
@@ -104,31 +107,42 @@ def test_low_precision_is_compared_and_promises_are_checked(tmp_path: Path, part
         assert all(0 < difference < 1 for difference in differences)  # bfloat16, and the same gradient
         kept = max(differences[1:]) <= 0.05
     else:
-        single, low, spread = (found["accuracy"][name] for name in ("float32", "bfloat16", "spread"))
+        single, low, spread = (
+            found["accuracy"][name] for name in ("float32", "float16" if "float16" in part else "bfloat16", "spread")
+        )
         assert spread == max(max(single) - min(single), 1 / 360)
         kept = abs(sum(low) / 2 - sum(single) / 2) <= spread
     assert ended.returncode == (0 if kept else 1)
 
 
-def test_emulated_products_are_exact_ones_of_rounded_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+LOW_PRECISIONS = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+
+
+@LOW_PRECISIONS
+def test_emulated_products_are_exact_ones_of_rounded_numbers(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     emulated_in = importlib.import_module("rounding").Rounded
     torch.manual_seed(0)
     layer, inputs, back = nn.Conv2d(4, 8, 3), torch.randn(16, 4, 9, 9), torch.randn(16, 8, 7, 7)
-    reference = copy.deepcopy(layer).bfloat16().double()
+    reference = copy.deepcopy(layer).to(dtype).double()
 
     def product(some: nn.Module, inputs: Tensor, back: Tensor) -> list[Tensor]:
         outputs = some(inputs)
         return [outputs.detach(), *torch.autograd.grad(outputs, list(some.parameters()), back)]
 
-    ours = product(emulated_in(layer), inputs, back)
-    for our, exact in zip(ours, product(reference, *(x.bfloat16().double() for x in (inputs, back))), strict=True):
-        expected = exact.bfloat16()
+    ours = product(emulated_in(layer, dtype), inputs, back)
+    for our, exact in zip(ours, product(reference, *(x.to(dtype).double() for x in (inputs, back))), strict=True):
+        expected = exact.to(dtype)
         assert (our == expected).float().mean() > 0.99  # some lie in the middle of two numbers
-        torch.testing.assert_close(our, expected.float(), rtol=2**-7, atol=1e-5)
+        torch.testing.assert_close(our, expected.float(), rtol=torch.finfo(dtype).eps, atol=1e-5)
 
 
-def test_emulated_bfloat16_is_as_far_from_float32_as_that_of_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+@LOW_PRECISIONS
+def test_emulated_low_precision_is_as_far_from_float32_as_that_of_autocast(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
     """Not the same bits: the order of sums in a product is the processor's, and the precision of sums on some."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     emulated_in = importlib.import_module("rounding").Rounded
@@ -140,10 +154,10 @@ def test_emulated_bfloat16_is_as_far_from_float32_as_that_of_autocast(monkeypatc
     data = [(torch.randn(64, 2, 9, 9), torch.randint(3, (64,)))]
     exact, low, emulated = (
         flatten(FullBatchObjective(some, F.cross_entropy, data, mixed_precision=precision).evaluate().gradient)
-        for some, precision in ((model, False), (model, torch.bfloat16), (emulated_in(model), False))
+        for some, precision in ((model, False), (model, dtype), (emulated_in(model, dtype), False))
     )
     error, of_emulated = float((low - exact).norm()), float((emulated - exact).norm())
-    assert error > 1e-3 * exact.norm()  # of numbers with 8 bits
+    assert error > torch.finfo(dtype).eps / 8 * exact.norm()  # of numbers with 8 or 11 bits
     assert 0.4 * error < of_emulated < 1.2 * error
 
 

@@ -29,6 +29,8 @@ EXACT = "hyp.grad_reg.implementation=forward-over-reverse"
         (["impl=fast", "hyp=gradreg", EXACT], True, torch.bfloat16),
         (["impl=fast", "impl.mixed_precision=True", "hyp=gradreg"], False, torch.bfloat16),  # as told
         ([], True, False),
+        (["impl.mixed_precision=BFloat16"], False, torch.bfloat16),
+        (["impl.mixed_precision=float16", "hyp=gradreg"], False, torch.float16),
     ],
 )
 def test_bfloat16_is_used_where_it_is_fast_and_subtracts_nothing(
@@ -73,6 +75,38 @@ def test_compiled_gradients_have_no_derivative(
 ) -> None:
     assert run_in_process(monkeypatch, tmp_path, *SMALL, "impl.compile=True", EXACT) == 2
     assert "impl.compile=True: not with hyp.grad_reg.implementation=forward-over-reverse" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("scaling", "expected"), [("False", 1.0), ("True", 1024.0), ("256", 256.0), ("1", 1.0), ("0.5", 0.5)]
+)
+def test_losses_are_scaled_as_told(scaling: str, expected: float) -> None:
+    """In the objective and in its regularizer."""
+    run = parse(composed(*SMALL, "hyp=gradreg", "impl.mixed_precision=float16", f"impl.grad_scaling={scaling}"))
+    objective = build.build_trainer(run, seed=0).take_step.objective
+    assert objective.regularizer is not None
+    for part in (objective.block_objective, objective.regularizer):
+        assert (part.mixed_precision, part.loss_scale) == (torch.float16, expected)
+
+
+def test_training_in_float16(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside float32 it learns the same; what its numbers cannot hold is told."""
+    float16 = ["impl.mixed_precision=float16", "impl.grad_scaling=True"]
+    for options in ([], float16):
+        assert run_in_process(monkeypatch, tmp_path, *SMALL, "hyp=fb1", "hyp.steps=2", *options) == 0
+    single, half = (float(row["train_loss"]) for row in rows_of(tmp_path / "tables" / "table_fb_digits_runs.csv"))
+    assert half != single
+    assert half == pytest.approx(single, rel=1e-2)
+    assert "float16" not in capsys.readouterr().err
+    status = run_in_process(monkeypatch, tmp_path, *SMALL, "hyp=fb1", *float16, f"impl.grad_scaling={2**60}")
+    assert status == 3
+    assert "gradients in float16 end at 65504: try a smaller impl.grad_scaling" in capsys.readouterr().err
+    assert run_in_process(monkeypatch, tmp_path, *SMALL, "hyp=gradreg", float16[0], "dryrun=True") == 0
+    shown = capsys.readouterr().err
+    assert "gradients below 6e-8 become 0; impl.grad_scaling=True keeps them" in shown
+    assert "differences of float16 gradients magnify its rounding" in shown
 
 
 @pytest.mark.slow

@@ -261,6 +261,7 @@ def test_forgotten_jobs_run_again(script: Script, tmp_path: Path, capsys: pytest
         ("hyp.optim.lr=1e-1", True),
         ("impl.dtype=double", False),
         ("impl.mixed_precision=True", False),
+        ("impl.mixed_precision=float16", False),
         ("name=another", False),
         ("seed=2", False),
         ("seed=", False),
@@ -276,6 +277,11 @@ def test_what_makes_another_job(change: str, same: bool) -> None:
         return describe_job(parse(cfg), identity(plain(cfg)), overrides, None).job
 
     assert (job(*([change] if change else [])) == job()) is same
+
+
+def test_scaled_losses_make_another_job() -> None:
+    cfgs = [composed(*TINY, "impl.mixed_precision=float16", f"impl.grad_scaling={on}") for on in (True, False, 8)]
+    assert len({describe_job(parse(cfg), identity(plain(cfg)), (), None).job for cfg in cfgs}) == 3
 
 
 def test_the_jobs_of_a_command_line() -> None:
