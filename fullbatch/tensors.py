@@ -174,3 +174,18 @@ def parameters_at(module: nn.Module, values: Tensors) -> Iterator[None]:
         torch.clear_autocast_cache()
         del values  # a copy of the parameters that nobody needs meanwhile
         yield
+
+
+def in_places(module: nn.Module, values: Tensors) -> dict[str, Tensor]:
+    """Return ``values`` of the trainable parameters by the names that ``functional_call(tie_weights=False)`` takes.
+
+    Each place has one name: a parameter of several modules is named in each of them, a module that is registered
+    several times by the first of its names (by all, it would not get back what it had).
+    """
+    value_of = dict(zip(map(id, trainable(module)), values, strict=True))
+    return {
+        name: value_of[id(parameter)]
+        for prefix, part in module.named_modules()
+        for name, parameter in part.named_parameters(prefix, recurse=False, remove_duplicate=False)
+        if id(parameter) in value_of
+    }

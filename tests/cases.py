@@ -49,7 +49,26 @@ class AddedParameters(nn.Module):
         return outputs
 
 
-WITH_SHARED_GRADIENTS = {"added": AddedParameters}
+class TiedParameters(nn.Module):
+    """Goes through one module twice, which is registered twice, and has one parameter in two other modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(32, 4)
+        self.again = self.twice = nn.Linear(4, 4)
+        self.tied = nn.Linear(4, 4)
+        self.tied.weight = self.twice.weight
+        self.last = nn.Linear(4, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.first(inputs.flatten(1))
+        for layer in (self.twice, self.again, self.tied, self.last):
+            outputs = layer(outputs.tanh())
+        return outputs
+
+
+SHARING = {"added": AddedParameters, "tied": TiedParameters}
+"""Models of which gradients, parameters or modules are shared."""
 
 PARTITIONS = {
     "ones": [1] * SAMPLES,
@@ -62,7 +81,7 @@ PARTITIONS = {
 
 def build(name: str, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return (MODELS | WITH_SHARED_GRADIENTS)[name]().double()
+    return (MODELS | SHARING)[name]().double()
 
 
 def samples(num: int = SAMPLES, seed: int = 1) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -21,19 +20,20 @@ def vector(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def dense_hessian(model: nn.Module, loss_fn: LossFunction, inputs: Tensor, labels: Tensor, seed: int = 0) -> Tensor:
-    """The Hessian with respect to all parameters as one matrix; ``seed`` fixes the dropout masks."""
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    shapes = [parameter.shape for parameter in parameters]
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-
-    def loss(flat: Tensor) -> Tensor:
-        torch.manual_seed(seed)
-        pieces = flat.split([shape.numel() for shape in shapes])
-        values = {name: piece.view(shape) for name, piece, shape in zip(names, pieces, shapes, strict=True)}
-        scratch = {name: buffer.clone() for name, buffer in buffers.items()}
-        return loss_fn(functional_call(model, values | scratch, (inputs,)), labels)
-
-    return torch.autograd.functional.hessian(loss, vector(parameters))
+    """The Hessian with respect to all parameters as one matrix, row by row; ``seed`` fixes the dropout masks."""
+    parameters = list(model.parameters())
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    torch.manual_seed(seed)
+    loss = loss_fn(model(inputs), labels)
+    gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, parameters, create_graph=True)])
+    rows = [
+        vector(torch.autograd.grad(slope, parameters, retain_graph=True, allow_unused=True, materialize_grads=True))
+        for slope in gradient
+    ]
+    with torch.no_grad():
+        for buffer, before in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+    return torch.stack(rows)
 
 
 def trace_of(model: nn.Module) -> list[Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.running_mean import Welford
-from fullbatch.tensors import dot, flatten, global_norm, preserved, trainable
+from fullbatch.tensors import dot, flatten, global_norm, in_places, preserved, trainable
 from fullbatch.typing import Block, Tensors
 
 
@@ -148,18 +148,18 @@ def _norms_of_samples(objective: FullBatchObjective, block: Block, chunk: int) -
     from torch.func import functional_call, grad, vmap  # noqa: PLC0415 (slow to import)
 
     model, evaluate = objective.model, objective.block_objective
-    named = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    values, scale = [p.detach() for p in trainable(model)], evaluate.loss_scale
     parts = [rows.unflatten(0, (-1, objective.copies)) for rows in (block.inputs, block.labels)]
 
-    def loss(values: dict[str, Tensor], inputs: Tensor, labels: Tensor) -> Tensor:
-        sample = Block(inputs, labels, block.key)
-        return evaluate.point(sample).loss(lambda some: functional_call(model, values, (some,)))
+    def loss(values: list[Tensor], inputs: Tensor, labels: Tensor) -> Tensor:
+        named, point = in_places(model, values), evaluate.point(Block(inputs, labels, block.key))
+        return scale * point.loss(lambda some: functional_call(model, named, (some,), tie_weights=False))
 
     def squared_norm(inputs: Tensor, labels: Tensor) -> Tensor:
-        return flatten(list(grad(loss)(named, inputs, labels).values())).square().sum()
+        return flatten(grad(loss)(values, inputs, labels)).square().sum()
 
     try:
-        return vmap(squared_norm, randomness="different", chunk_size=chunk)(*parts).detach().sqrt()
+        return vmap(squared_norm, randomness="different", chunk_size=chunk)(*parts).detach().sqrt() / scale
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from fullbatch.tensors import (
     add_,
     global_norm,
+    in_places,
     parameters_at,
     preserved,
     products,
@@ -88,6 +91,7 @@ def central_differences(point: SubBatchLoss, gradient: Tensors, v: Direction, ep
 
 def reverse_over_reverse(point: SubBatchLoss, gradient: Tensors, v: Direction, eps: float = 0.0) -> list[Tensor]:
     """Return H v exactly by differentiating <g, v> (double backward); ``gradient`` must carry its graph."""
+    _require_right_second_derivatives(point.model)
     carried = [(g, x) for g, x in zip(gradient, v(), strict=True) if g.requires_grad]
     if not carried:
         raise ValueError("the gradients carry no graph: compute them with create_graph=True")
@@ -104,6 +108,7 @@ def reverse_over_reverse(point: SubBatchLoss, gradient: Tensors, v: Direction, e
 
 def forward_over_reverse(point: SubBatchLoss, gradient: Tensors, v: Direction, eps: float = 0.0) -> list[Tensor]:
     """Return H v exactly as the derivative of g along v, forward mode through the backward pass (Pearlmutter, 1994)."""
+    _require_right_second_derivatives(point.model)
     if point.model not in _NEEDS_GRAPH:
         try:
             return _derivative_of_gradient(point, v(), create_graph=False)
@@ -114,31 +119,38 @@ def forward_over_reverse(point: SubBatchLoss, gradient: Tensors, v: Direction, e
     return _derivative_of_gradient(point, v(), create_graph=True)
 
 
+def _require_right_second_derivatives(model: nn.Module) -> None:
+    """Raise ``ValueError`` for a module whose backward pass PyTorch differentiates as if norms were constants."""
+    for name, module in model.named_modules():
+        hooked = any(isinstance(hook, WeightNorm) for hook in module._forward_pre_hooks.values())
+        if hooked or isinstance(module, _WeightNorm):
+            raise ValueError(
+                f"weight_norm ({name}): its second derivatives are wrong in PyTorch, so there is no exact H v; "
+                "accepted: forward-differences, central-differences"
+            )
+
+
 _NEEDS_GRAPH: "WeakSet[nn.Module]" = WeakSet()
 
 
 def _derivative_of_gradient(point: SubBatchLoss, v: Tensors, create_graph: bool) -> list[Tensor]:
-    model = point.model
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    model, parameters = point.model, trainable(point.model)
     with preserved(list(model.buffers())), forward_ad.dual_level(), torch.enable_grad(), warnings.catch_warnings():
         # PyTorch scripts its own forward-mode formulas when they are first used, and warns of its own doing
         warnings.filterwarnings("ignore", message="`torch.jit.script", category=FutureWarning)
-        duals = {
-            name: forward_ad.make_dual(parameter.detach().requires_grad_(), direction.detach().to(parameter.dtype))
-            for (name, parameter), direction in zip(named.items(), v, strict=True)
-        }
-        loss = point.loss(lambda inputs: functional_call(model, duals, (inputs,)))
+        duals = [
+            forward_ad.make_dual(parameter.detach().requires_grad_(), direction.detach().to(parameter.dtype))
+            for parameter, direction in zip(parameters, v, strict=True)
+        ]
+        named = in_places(model, duals)
+        loss = point.loss(lambda inputs: functional_call(model, named, (inputs,), tie_weights=False))
         gradient = torch.autograd.grad(
-            loss * point.loss_scale,
-            list(duals.values()),
-            create_graph=create_graph,
-            allow_unused=True,
-            materialize_grads=True,
+            loss * point.loss_scale, duals, create_graph=create_graph, allow_unused=True, materialize_grads=True
         )
         tangents = [forward_ad.unpack_dual(g).tangent for g in gradient]
     found = [
         torch.zeros_like(p) if tangent is None else tangent.detach()
-        for p, tangent in zip(named.values(), tangents, strict=True)
+        for p, tangent in zip(parameters, tangents, strict=True)
     ]
     return products(found, 1 / point.loss_scale)
 

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from cases import MODELS, PARTITIONS, WITHOUT_BATCH_STATISTICS, build, cut, samples
+from cases import MODELS, PARTITIONS, SHARING, WITHOUT_BATCH_STATISTICS, build, cut, samples
 from references import assert_no_trace, dense_hessian, loss_and_gradient, trace_of, vector
 from torch import Tensor
+from torch.nn import functional as F
 
 from fullbatch import gradient_statistics
 from fullbatch.analysis.gradient_statistics import (
@@ -174,11 +175,23 @@ def test_batch_sharpness_is_the_mean_over_batches() -> None:
     assert found == pytest.approx(sum(exact) / len(exact))
 
 
-@pytest.mark.parametrize("name", WITHOUT_BATCH_STATISTICS)
+@pytest.mark.parametrize("name", [*WITHOUT_BATCH_STATISTICS, *SHARING])
 @pytest.mark.parametrize("max_entries", [1, 2**26])
 def test_gradients_of_samples_are_those_of_blocks_of_one(name: str, max_entries: int) -> None:
-    found = sample_gradient_norms(objective(name, SIZES), max_entries)
+    asked = objective(name, SIZES)
+    before = trace_of(asked.model)
+    found = sample_gradient_norms(asked, max_entries)
+    assert_no_trace(asked.model, before)
     assert found == pytest.approx(gradients(name, [1] * 33).norm(dim=1).tolist())
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**20])
+def test_gradients_of_samples_in_float16_need_scaled_losses(scale: float) -> None:
+    model, (inputs, labels) = build("tanh").float(), samples()
+    blocks, loss_fn = [(inputs.float(), labels)], lambda *some: 2.0**-20 * F.cross_entropy(*some)
+    exact = sample_gradient_norms(FullBatchObjective(model, loss_fn, blocks))
+    low = FullBatchObjective(model, loss_fn, blocks, mixed_precision=torch.float16, loss_scale=scale)
+    assert (sample_gradient_norms(low) == pytest.approx(exact, rel=0.02)) == (scale > 1)
 
 
 def test_copies_of_a_sample_make_one_loss() -> None:

@@ -8,7 +8,7 @@ from cases import (
     MODELS,
     PARTITIONS,
     SAMPLES,
-    WITH_SHARED_GRADIENTS,
+    SHARING,
     WITHOUT_BATCH_STATISTICS,
     build,
     cut,
@@ -230,7 +230,7 @@ def test_unused_and_frozen_parameters() -> None:
     assert not found.gradient[0].any()
 
 
-@pytest.mark.parametrize("name", ["tanh", *WITH_SHARED_GRADIENTS])
+@pytest.mark.parametrize("name", ["tanh", *SHARING])
 def test_batch_clip_acts_on_each_regularized_sub_batch_gradient(name: str) -> None:
     model, blocks = build(name), cut(*samples(), [20, 13])
     regularizer = GradRegularizer(

@@ -1,10 +1,12 @@
 """The regularizer against a dense Hessian, by order of convergence, and without a trace."""
 
 import copy
+import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
-from cases import MODELS, PARTITIONS, SAMPLES, WITH_SHARED_GRADIENTS, build, cut, samples
+from cases import MODELS, PARTITIONS, SAMPLES, SHARING, build, cut, samples
 from references import assert_no_trace, dense_hessian, trace_of, vector
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,14 +44,14 @@ def added_product(name: str, implementation: str, eps: float = 1e-2) -> tuple[Te
     return vector(regularized) - plain, ETA / 4 * hessian @ (ALPHA * plain + BETA * vector(mean_grad))
 
 
-@pytest.mark.parametrize("name", [*MODELS, *WITH_SHARED_GRADIENTS])
+@pytest.mark.parametrize("name", [*MODELS, *SHARING])
 @pytest.mark.parametrize("implementation", EXACT)
 def test_exact_implementations_equal_the_dense_hessian(name: str, implementation: str) -> None:
     found, expected = added_product(name, implementation)
     assert (found - expected).norm() <= 1e-10 * expected.norm()
 
 
-@pytest.mark.parametrize("name", [*MODELS, *WITH_SHARED_GRADIENTS])
+@pytest.mark.parametrize("name", [*MODELS, *SHARING])
 @pytest.mark.parametrize(
     ("implementation", "order"),
     [("forward-differences", 1), ("finite_diff", 1), ("forward-differences-legacy", 1), ("central-differences", 2)],
@@ -61,7 +63,7 @@ def test_differences_converge_with_their_order(name: str, implementation: str, o
     assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.1)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *SHARING])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_a_call_leaves_no_trace(name: str, implementation: str) -> None:
     model, (inputs, labels) = build(name), samples()
@@ -173,6 +175,24 @@ def test_a_copy_of_the_model_does_not_drag_the_regularizer_along() -> None:
     regularizer_of(model)
     hooks = copy.deepcopy(model)._forward_pre_hooks.values()
     assert all(hook.__self__.__class__.__name__ == "_RandomStates" for hook in hooks)
+
+
+@pytest.mark.parametrize("normalized", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+def test_weight_norm_is_regularized_by_differences_alone(normalized: Callable[[nn.Module], nn.Module]) -> None:
+    """Its second derivatives are wrong in PyTorch, and there are none in forward mode."""
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of the older of the two
+        model = nn.Sequential(nn.Flatten(), normalized(nn.Linear(32, 5)), nn.Tanh(), nn.Linear(5, 3)).double()
+    inputs, labels = samples()
+    for implementation in EXACT:
+        regularizer = regularizer_of(model, implementation)
+        with pytest.raises(
+            ValueError, match=r"weight_norm \(1.*\): .*accepted: forward-differences, central-differences"
+        ):
+            regularizer(gradients(model, regularizer, inputs, labels), inputs, labels)
+    regularizer = regularizer_of(model, "central-differences")
+    regularizer(gradients(model, regularizer, inputs, labels), inputs, labels)
 
 
 def test_mixed_precision_regularizes_in_bfloat16() -> None:
