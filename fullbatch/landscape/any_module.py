@@ -67,7 +67,13 @@ def loss_landscape(
     directions = directions or random_directions(model)
     require_plane(directions, grid)
     objective = FullBatchObjective(
-        model, loss_fn, data, sub_batch=sub_batch, regularizer=regularizer, mixed_precision=mixed_precision
+        model,
+        loss_fn,
+        data,
+        sub_batch=sub_batch,
+        regularizer=regularizer,
+        mixed_precision=mixed_precision,
+        loss_scale=1.0 if regularizer is None else regularizer.loss_scale,  # of gradients, which only it needs
     )
 
     def decay() -> Tensor:

@@ -9,6 +9,8 @@ from references import vector
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fullbatch.landscape.any_module import loss_landscape
+from fullbatch.landscape.grid import Axis
 from fullbatch.objective.block import BlockObjective
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.gauss_newton import gauss_newton_product
@@ -105,3 +107,18 @@ def test_too_large_a_scale_is_seen_in_the_gradient() -> None:
     model = build("tanh").float()
     for scale, finite in ((2.0**20, True), (2.0**60, False)):
         assert bool(gradient(model, mixed_precision=torch.float16, loss_scale=scale).isfinite().all()) == finite
+
+
+def test_the_penalty_in_a_landscape_has_the_regularizers_scale() -> None:
+    model = build("tanh").float()
+
+    def penalty(**how: object) -> float:
+        optimizer = torch.optim.SGD(model.parameters(), lr=2.0**40)
+        regularizer = GradRegularizer(model, optimizer, tiny_loss, block_strength=1.0, **how)
+        low = how.get("mixed_precision", False)
+        data, one = [block()[:2]], Axis(0, 0, 1)
+        found = loss_landscape(model, tiny_loss, data, x=one, regularizer=regularizer, mixed_precision=low)
+        return float(found.full_loss[0, 0] - found.loss[0, 0])
+
+    assert penalty(mixed_precision=torch.float16, loss_scale=1 / TINY) == pytest.approx(penalty(), rel=0.02)
+    assert penalty(mixed_precision=torch.float16) != pytest.approx(penalty(), rel=0.2)
