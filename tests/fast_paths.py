@@ -167,6 +167,8 @@ def _marks(path: FastPath) -> list[pytest.MarkDecorator]:
     marks = []
     if path.device == "cuda":
         marks += [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+    if path.mixed_precision == torch.float16:
+        marks.append(pytest.mark.slow)  # CPUs have no products of it
     if path.compiled:
         marks += [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # those of the compiler, about itself
     return marks
