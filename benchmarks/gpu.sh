@@ -4,8 +4,9 @@
 #   benchmarks/gpu.sh [--try] FOLDER MINUTES [RESULTS]
 # FOLDER holds CIFAR-10 as pictures: train/<class>/* and test/<class>/*. Each of the five runs gets MINUTES and goes on
 # when the line is given again. RESULTS (gpu_results) takes tests.log, speed_<block size>.log and .json (ResNet-18, compiled,
-# too), others_<block size>.log and .json (ResNet-20, DenseNet-121), low_precision.log and .json, full_size.log, and the
-# runs' outputs/, tables/ and checkpoints/. What fails is told at the end and keeps nothing else from being done.
+# too), others_<block size>.log and .json (ResNet-20, DenseNet-121), bfloat16 and float16.log and .json (what they do to
+# gradients), full_size.log, and the runs' outputs/, tables/ and checkpoints/. What fails is told at the end and keeps
+# nothing else from being done.
 # --try does all of it in small, on a CPU, within minutes.
 set -uo pipefail
 try=
@@ -29,8 +30,8 @@ speed() { # speed NAME BLOCK_SIZE ARGUMENTS...
     part "$1_$2" "$python" "$root/benchmarks/speed.py" --batch-sizes "$2" --json "$results/$1_$2.json" "${@:3}"
 }
 
-low_precision() { # low_precision ARGUMENTS...
-    part low_precision "$python" "$root/benchmarks/low_precision.py" --data "$folder" --json "$results/low_precision.json" "$@"
+low_precision() { # low_precision PRECISION ARGUMENTS...
+    part "$1" "$python" "$root/benchmarks/low_precision.py" --data "$folder" --precision "$1" --json "$results/$1.json" "${@:2}"
 }
 
 cd "$results" || exit 2
@@ -39,7 +40,10 @@ if [[ $try ]]; then
     part tests "$python" -m pytest "$root/tests" --rootdir="$root" -c "$root/pyproject.toml" -m gpu --collect-only -q
     speed speed 4 --models resnet20 --samples 8 --turns 1 --short-turns 1 --device cpu --threads 1 --workers 1 \
         --only limits data gradient regularized allocator products overhead memory scaling
-    low_precision --model resnet20 --samples 16 --steps 1 --seeds 1 --accuracy-steps 1 --limit 1 --device cpu --threads 1
+    for precision in bfloat16 float16; do
+        low_precision "$precision" --model resnet20 --samples 16 --steps 1 --seeds 1 --accuracy-steps 1 --limit 1 \
+            --emulated --device cpu --threads 1
+    done
     part full_size "$root/benchmarks/full_size.sh" "$folder" "$minutes" dryrun=True data.size=16 data.batch_size=8 \
         model=resnet20 impl.device=cpu impl.threads=1
 else
@@ -51,7 +55,9 @@ else
     for size in 128 32 512; do
         speed others "$size" --models resnet20 densenet121 --only gradient regularized products overhead memory "${many[@]}"
     done
-    low_precision --model resnet18 --samples 5000 --device cuda
+    for precision in bfloat16 float16; do
+        low_precision "$precision" --model resnet18 --lr 0.02 --samples 10000 --device cuda
+    done
     part full_size "$root/benchmarks/full_size.sh" "$folder" "$minutes"
 fi
 [[ ${#failed[@]} == 0 ]] && echo "all of it is in $results" && exit

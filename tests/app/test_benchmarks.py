@@ -352,7 +352,7 @@ def test_all_for_a_gpu_is_tried_in_small(tmp_path: Path) -> None:
     written = json.loads((results / "speed_4.json").read_text(encoding="utf-8"))
     groups = {row["group"] for row in written["timings"]}
     assert groups >= {"gradient", "regularized gradient", "allocator", "products", "data", "overhead", "scaling"}
-    assert (results / "low_precision.json").exists()
+    assert all((results / f"{precision}.json").exists() for precision in ("bfloat16", "float16"))
     log = (results / "full_size.log").read_text(encoding="utf-8")
     assert all(name in log for name in RUNS)
 
@@ -377,7 +377,7 @@ def test_a_part_for_a_gpu_that_fails_prevents_no_other(tmp_path: Path, failing: 
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     asked = {path.stem: path.read_text(encoding="utf-8") for path in (tmp_path / "results").glob("*.log")}
     tables = {f"{name}_{size}" for name in ("speed", "others") for size in (32, 128, 512)}
-    assert set(asked) == {"tests", *tables, "low_precision", "full_size"}
+    assert set(asked) == {"tests", *tables, "bfloat16", "float16", "full_size"}
     assert "-m gpu" in asked["tests"]
     assert "--models resnet18 --compile" in asked["speed_512"]
     part = {"-m gpu": "tests", "speed_128.json": "speed_128", "name=base_sgd": "full_size"}.get(failing)
