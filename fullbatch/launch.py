@@ -210,8 +210,8 @@ def execute(job: Job, entry: Entry, wishes: Wishes, console: Console) -> int:
     add_run(job.places.table, run_row(job, diverged))
     if diverged is not None:
         kept = find_checkpoint(job.places.checkpoint)
-        where_from = kept or "none, the first step diverged"
-        log.error("%s%s; the last good checkpoint is %s", diverged, range_told(job.run), where_from)
+        last_good = kept or "none, the first step diverged"
+        log.error("%s%s; the last good checkpoint is %s", diverged, range_told(job.run), last_good)
         entry.end(State.DIVERGED, str(diverged))
         return DIVERGED
     log.info("done: %s", how_it_ended(job))
