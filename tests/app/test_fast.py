@@ -89,6 +89,7 @@ def test_losses_are_scaled_as_told(scaling: str, expected: float) -> None:
         assert (part.mixed_precision, part.loss_scale) == (torch.float16, expected)
 
 
+@pytest.mark.slow
 def test_training_in_float16(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

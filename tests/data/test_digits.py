@@ -1,12 +1,15 @@
 """The digits: one fixed stratified split, exact grey values, class-balanced subsets."""
 
 import hashlib
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
 from sklearn import datasets
 
+from fullbatch.data import digits as reader
 from fullbatch.data.datasets import PictureData, PictureSet, load_pictures
 
 
@@ -25,6 +28,23 @@ def test_the_split_is_fixed() -> None:
     digest = hashlib.sha256(digits().valid.pictures.fetch(torch.arange(360)).numpy().tobytes()).hexdigest()
     assert digest[:16] == "51ff640823ae6c89"
     assert torch.equal(digits(subset_seed=5).valid.labels, digits().valid.labels)
+
+
+def test_without_the_table_in_its_place_scikit_learn_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, asked, load = digits(), [], datasets.load_digits
+    monkeypatch.setattr(reader, "find_spec", lambda name: None)
+    monkeypatch.setattr(datasets, "load_digits", lambda **how: asked.append(how) or load(**how))
+    for ours, theirs in ((found.train, digits().train), (found.valid, digits().valid)):
+        assert torch.equal(rows(ours), rows(theirs))
+        assert torch.equal(ours.labels, theirs.labels)
+    assert asked
+
+
+def test_a_run_does_not_wait_for_scikit_learn() -> None:
+    code = "import sys; from fullbatch.data.datasets import load_pictures; load_pictures('digits'); print(*sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert {"torch", "fullbatch.data.digits"} <= set(shown)
+    assert not {"sklearn", "scipy.stats"} & set(shown)
 
 
 def test_the_split_is_stratified() -> None:
