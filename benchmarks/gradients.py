@@ -48,20 +48,20 @@ class Setting:
 
 def settings(bench: Bench) -> Iterator[Setting]:
     """Yield what the device has."""
-    cuda = bench.device.type == "cuda"
-    yield Setting(torch.contiguous_format)
+    cuda, dtypes = bench.device.type == "cuda", (torch.float32, *low_dtypes(bench.device))
     for replayed in (False, True) if cuda else (False,):
+        yield Setting(torch.contiguous_format, replayed=replayed)
         yield Setting(replayed=replayed)
         if cuda:
             yield Setting(rounded=True, replayed=replayed)
         for dtype in low_dtypes(bench.device):
             yield Setting(dtype=dtype, replayed=replayed)
     for number in (2, 4) if cuda else ():
-        for dtype in (torch.float32, *low_dtypes(bench.device)):
+        for dtype in dtypes:
             yield Setting(dtype=dtype, replayed=True, in_flight=number)
-    if bench.options.compile:  # takes minutes: only as it is best run
-        for dtype in (torch.float32, *low_dtypes(bench.device)):
-            yield Setting(dtype=dtype, compiled=True, replayed=cuda)
+    for number in (1, 2, 4) if cuda else (1,):
+        for dtype in dtypes if bench.options.compile else ():  # takes minutes: only as it is best run
+            yield Setting(dtype=dtype, compiled=True, replayed=cuda, in_flight=number)
 
 
 def objective(bench: Bench, name: str, batch_size: int, setting: Setting, **options: Any) -> FullBatchObjective:

@@ -43,7 +43,10 @@ def run_in_process(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: st
     try:
         runpy.run_path(str(script), run_name="__main__")
     except SystemExit as ended:
-        return int(ended.code or 0)
+        if isinstance(ended.code, str):  # as Python ends
+            sys.stderr.write(f"{ended.code}\n")
+            return 1
+        return ended.code or 0
     finally:
         GlobalHydra.instance().clear()
     return 0

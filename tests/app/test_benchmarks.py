@@ -9,15 +9,17 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from composing import ROOT
 from PIL import Image
+from running import run_in_process
 from streams import Late
 from tape import Tape
 from torch import Tensor, nn
@@ -30,54 +32,73 @@ from fullbatch.landscape.surface import Surface
 from fullbatch.tensors import flatten
 
 
-def data_benchmark(tmp_path: Path, *arguments: str) -> str:
-    """What the benchmark of the data says about 40 pictures."""
+class Ended(NamedTuple):
+    """How a script has ended, and what it printed."""
+
+    status: int
+    shown: str
+    errors: str
+
+
+Benchmark = Callable[..., Ended]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Benchmark:
+    """Runs a script of benchmarks/ by name with ``tmp_path`` as the current folder."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of processes that it starts
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def to_its_end(name: str, *arguments: str) -> Ended:
+        status = run_in_process(monkeypatch, tmp_path, *arguments, script=ROOT / "benchmarks" / f"{name}.py")
+        return Ended(status, *capsys.readouterr())
+
+    return to_its_end
+
+
+@pytest.fixture
+def forty_pictures(tmp_path: Path) -> list[str]:
+    """What tells the benchmark of the data where they are."""
     for place in (tmp_path / split / name for split in ("train", "val") for name in "ab"):
         place.mkdir(parents=True)
         for number in range(20):
             pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(place / f"{number}.jpg")
-    command = [sys.executable, str(ROOT / "benchmarks" / "data.py"), "--path", str(tmp_path), "--samples", "40"]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
-    command += arguments
-    return subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True, env=environment).stdout
+    return ["--path", str(tmp_path), "--samples", "40"]
 
 
 @pytest.mark.slow
-def test_pictures_come_faster_from_a_data_base(tmp_path: Path) -> None:
-    (ratio,) = re.findall(r"the data base is ([\d.]+) times as fast", data_benchmark(tmp_path))
+def test_pictures_come_faster_from_a_data_base(run: Benchmark, forty_pictures: list[str]) -> None:
+    (ratio,) = re.findall(r"the data base is ([\d.]+) times as fast", run("data", *forty_pictures).shown)
     assert float(ratio) > 2
 
 
 @pytest.mark.slow
-def test_the_memory_of_each_way_is_shown(tmp_path: Path) -> None:
-    shown = data_benchmark(tmp_path, "--memory", "--crop", "--workers", "1")
+def test_the_memory_of_each_way_is_shown(run: Benchmark, forty_pictures: list[str]) -> None:
+    shown = run("data", *forty_pictures, "--memory", "--crop", "--workers", "1").shown
     assert re.findall(r"(cached|streamed|whole) +│ +[\d,]+ +│ +[\d,]+", shown) == ["cached", "streamed", "whole"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["edge_of_stability", "sharpness"])
-def test_the_sharpness_is_measured(tmp_path: Path, script: str) -> None:
+def test_the_sharpness_is_measured(run: Benchmark, tmp_path: Path, script: str) -> None:
     """Too short to be at the edge: that, or a cost above the limit, is what status 1 says."""
-    command = [sys.executable, str(ROOT / "benchmarks" / f"{script}.py"), "--samples", "100", "--steps", "60"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(
-        [*command, "--every", "20"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert ended.returncode in (0, 1), ended.stderr
-    assert not ended.stderr
+    ended = run(script, "--samples", "100", "--steps", "60", "--every", "20")
+    assert ended.status in (0, 1)
+    assert not ended.errors
     if script == "sharpness":
-        (error,) = re.findall(r"largest\s+error\s+([\d.]+)%", ended.stdout)
+        (error,) = re.findall(r"largest\s+error\s+([\d.]+)%", ended.shown)
         assert float(error) <= 1
     else:
-        assert len(re.findall(r"median of lr sharpness/2", ended.stdout)) == 2
+        assert len(re.findall(r"median of lr sharpness/2", ended.shown)) == 2
         assert (tmp_path / "edge_of_stability.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
-def test_the_figure_of_all_optimizers(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "optimizers.py"), "--data", "digits", "--samples", "50"]
-    subprocess.run([*command, "--evaluations", "4", "--output", str(tmp_path / "figure")], check=True, cwd=ROOT)
+def test_the_figure_of_all_optimizers(run: Benchmark, tmp_path: Path) -> None:
+    run("optimizers", *"--data digits --samples 50 --evaluations 4 --output figure".split())
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     with (tmp_path / "figure.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -91,14 +112,11 @@ def test_the_figure_of_all_optimizers(tmp_path: Path) -> None:
     "part",
     ["gradient", "gradient --emulated", "accuracy", "accuracy --emulated", "accuracy --emulated --precision float16"],
 )
-def test_low_precision_is_compared_and_promises_are_checked(tmp_path: Path, part: str) -> None:
+def test_low_precision_is_compared_and_promises_are_checked(run: Benchmark, tmp_path: Path, part: str) -> None:
     """Too short for the promises: status 1 says when they do not hold, and when not is read off the numbers."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "low_precision.py"), "--samples", "40"]
-    command += ["--only", *part.split()]
-    options = ["--seeds", "2", "--steps", "1", "--accuracy-steps", "2", "--json", str(tmp_path / "found.json")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=False)
-    assert not ended.stderr
+    options = "--samples 40 --seeds 2 --steps 1 --accuracy-steps 2 --json found.json".split()
+    ended = run("low_precision", "--only", *part.split(), *options)
+    assert not ended.errors
     found = json.loads((tmp_path / "found.json").read_text())
     assert "PyTorch" in found["machine"]
     if part.startswith("gradient"):
@@ -112,7 +130,7 @@ def test_low_precision_is_compared_and_promises_are_checked(tmp_path: Path, part
         )
         assert spread == max(max(single) - min(single), 1 / 360)
         kept = abs(sum(low) / 2 - sum(single) / 2) <= spread
-    assert ended.returncode == (0 if kept else 1)
+    assert ended.status == (0 if kept else 1)
 
 
 LOW_PRECISIONS = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -163,41 +181,30 @@ def test_emulated_low_precision_is_as_far_from_float32_as_that_of_autocast(
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_two_processes_are_measured_beside_one() -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "distributed.py"), "--model", "resnet20", "--samples", "8"]
-    small = ["--batch-size", "4", "--repetitions", "1"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run([*command, *small], check=True, capture_output=True, text=True, env=environment)
-    assert re.search(r"two processes have [\d.]+ times the throughput of one", ended.stdout)
+def test_two_processes_are_measured_beside_one(run: Benchmark) -> None:
+    ended = run("distributed", *"--model resnet20 --samples 8 --batch-size 4 --repetitions 1".split())
+    assert re.search(r"two processes have [\d.]+ times the throughput of one", ended.shown)
 
 
-@pytest.mark.slow
-def test_landscapes_side_by_side(tmp_path: Path) -> None:
+def test_landscapes_side_by_side(run: Benchmark, tmp_path: Path) -> None:
     for number, name in enumerate(("flat", "sharp")):
         xs = np.linspace(-1, 1, 21)[:, None]
         loss = 20.0**number * xs**2  # below 0.1 where |x| < 0.316 and where |x| < 0.071
         (tmp_path / "outputs" / name).mkdir(parents=True)
         surface = Surface(Grid(Axis(-1, 1, 21), POINT), loss, 1 - loss / 100, loss + 1)
         write_csv(surface, tmp_path / "outputs" / name / f"landscape_{name}.csv")
-    command = [sys.executable, str(ROOT / "benchmarks" / "compare_landscapes.py"), "flat", "sharp"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    ended = subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True, env=environment)
-    widths = [float(re.findall(rf"{name}.* ([\d.]+) +│$", ended.stdout, re.MULTILINE)[0]) for name in ("flat", "sharp")]
+    shown = run("compare_landscapes", "flat", "sharp").shown
+    widths = [float(re.findall(rf"{name}.* ([\d.]+) +│$", shown, re.MULTILINE)[0]) for name in ("flat", "sharp")]
     assert widths == [0.6, 0.0]
     assert (tmp_path / "landscapes.png").read_bytes().startswith(b"\x89PNG")
-    ended = subprocess.run(
-        [*command, "steep"], check=False, cwd=tmp_path, capture_output=True, text=True, env=environment
-    )
-    assert ended.stderr == "steep: no landscape_steep.csv below outputs/; run crunch_loss_landscape.py first\n"
+    ended = run("compare_landscapes", "flat", "sharp", "steep")
+    assert ended.errors == "steep: no landscape_steep.csv below outputs/; run crunch_loss_landscape.py first\n"
 
 
 @pytest.mark.slow
-def test_a_point_costs_about_a_loss() -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "landscape.py"), "--model", "resnet20", "--samples", "64"]
-    options = ["--repetitions", "3", "--threads", "1", "--device", "cpu"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run([*command, *options], check=True, capture_output=True, text=True, env=environment)
-    (ratio,) = re.findall(r"a point takes ([\d.]+) times as long as one evaluation of the loss", ended.stdout)
+def test_a_point_costs_about_a_loss(run: Benchmark) -> None:
+    ended = run("landscape", *"--model resnet20 --samples 64 --repetitions 3 --threads 1 --device cpu".split())
+    (ratio,) = re.findall(r"a point takes ([\d.]+) times as long as one evaluation of the loss", ended.shown)
     assert 0.5 < float(ratio) < 2  # on few samples of small pictures, on a machine that is perhaps busy
 
 
@@ -240,29 +247,28 @@ def test_a_plain_loop_that_cannot_run_ends_the_benchmark() -> None:
     assert "the process of the plain loop has ended with status 1" in ended.stderr
 
 
-def speed(path: Path, *arguments: str) -> dict[str, Any]:
-    """What the benchmark of the speed writes."""
-    command = [
-        sys.executable,
-        str(ROOT / "benchmarks" / "speed.py"),
-        "--json",
-        str(path / "speed.json"),
-        "--turns",
-        "1",
-    ]
-    options = ["--short-turns", "1", "--many-turns", "1", "--threads", "1", "--workers", "1", "--device", "cpu"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "150"}
-    subprocess.run([*command, *options, *arguments], check=True, capture_output=True, text=True, env=environment)
-    found: dict[str, Any] = json.loads((path / "speed.json").read_text(encoding="utf-8"))
+Speed = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def speed(run: Benchmark, tmp_path: Path) -> Speed:
+    """Runs the benchmark of the speed as briefly as it can be; returns what it writes."""
+
+    def found(*arguments: str) -> dict[str, Any]:
+        options = "--turns 1 --short-turns 1 --many-turns 1 --threads 1 --workers 1 --device cpu --json speed.json"
+        run("speed", *options.split(), *arguments)
+        written: dict[str, Any] = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
+        return written
+
     return found
 
 
 @pytest.mark.slow
-def test_speed_is_measured_for_all_models_and_blocks(tmp_path: Path) -> None:
+def test_speed_is_measured_for_all_models_and_blocks(speed: Speed) -> None:
     sizes, models = [4, 8], ["linear", "resnet20"]
     groups = ["gradient", "products", "data", "overhead", "memory", "limits"]
     arguments = ["--models", *models, "--batch-sizes", *map(str, sizes), "--samples", "8", "--only", *groups]
-    found = speed(tmp_path, *arguments)
+    found = speed(*arguments)
     tables: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for row in found["timings"]:
         tables.setdefault((row["group"], row["model"], row["batch_size"]), []).append(row)
@@ -352,7 +358,7 @@ def test_all_for_a_gpu_is_tried_in_small(tmp_path: Path) -> None:
     written = json.loads((results / "speed_4.json").read_text(encoding="utf-8"))
     groups = {row["group"] for row in written["timings"]}
     assert groups >= {"gradient", "regularized gradient", "allocator", "products", "data", "overhead", "scaling"}
-    assert all((results / f"{precision}.json").exists() for precision in ("bfloat16", "float16"))
+    assert all((results / f"{precision}_0.json").exists() for precision in ("bfloat16", "float16"))
     log = (results / "full_size.log").read_text(encoding="utf-8")
     assert all(name in log for name in RUNS)
 
@@ -364,24 +370,54 @@ case "$*" in *"$FAILING"*) exit 1 ;; esac
 """
 
 
-@pytest.mark.parametrize("failing", ["-m gpu", "speed_128.json", "name=base_sgd", "no part"])
-def test_a_part_for_a_gpu_that_fails_prevents_no_other(tmp_path: Path, failing: str) -> None:
+@pytest.fixture
+def gpu_script(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Runs the script for a GPU with a command that prints what it is asked for in the place of Python."""
     for name in ("gpu.sh", "full_size.sh"):
         (tmp_path / "benchmarks").mkdir(exist_ok=True)
         shutil.copy(ROOT / "benchmarks" / name, tmp_path / "benchmarks")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").write_text(STANDS_IN, encoding="utf-8")
     (tmp_path / "bin" / "python").chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}", "FAILING": failing}
-    command = [str(tmp_path / "benchmarks" / "gpu.sh"), str(tmp_path), "5", "results"]
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    asked = {path.stem: path.read_text(encoding="utf-8") for path in (tmp_path / "results").glob("*.log")}
+
+    def run(*parts: str, failing: str = "nothing") -> "subprocess.CompletedProcess[str]":
+        path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path, "FAILING": failing}
+        command = [str(tmp_path / "benchmarks" / "gpu.sh"), str(tmp_path), "0.5", "results", *parts]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def asked_for(folder: Path) -> dict[str, str]:
+    return {path.stem: path.read_text(encoding="utf-8") for path in (folder / "results").glob("*.log")}
+
+
+@pytest.mark.parametrize("failing", ["-m gpu", "speed_128.json", "name=base_sgd", "no part"])
+def test_a_part_for_a_gpu_that_fails_prevents_no_other(
+    gpu_script: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path, failing: str
+) -> None:
+    ended, asked = gpu_script(failing=failing), asked_for(tmp_path)
     tables = {f"{name}_{size}" for name in ("speed", "others") for size in (32, 128, 512)}
-    assert set(asked) == {"tests", *tables, "bfloat16", "float16", "full_size"}
+    low = {f"{name}_{seed}" for name in ("bfloat16", "float16") for seed in range(3)}
+    assert set(asked) == {"tests", *tables, "cost", *low, "accuracy", "full_size"}
     assert "-m gpu" in asked["tests"]
-    assert "--models resnet18 --compile" in asked["speed_512"]
+    assert "--compile" in asked["speed_512"]
+    assert "--precision float16 --only gradient" in asked["float16_2"]
+    assert "--seed 2" in asked["float16_2"]
     part = {"-m gpu": "tests", "speed_128.json": "speed_128", "name=base_sgd": "full_size"}.get(failing)
     assert ended.returncode == (0 if part is None else 1)
     told = [line for line in ended.stderr.splitlines() if line.startswith("not everything went well")]
     assert told == ([] if part is None else [f"not everything went well: {part}; see {tmp_path / 'results'}"])
     assert [name for name in RUNS if f"name={name} " in asked["full_size"]] == list(RUNS)
+
+
+def test_parts_for_a_gpu_are_chosen(
+    gpu_script: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
+) -> None:
+    assert gpu_script("full_size", "tests").returncode == 0
+    assert set(asked_for(tmp_path)) == {"full_size", "tests"}
+    ended = gpu_script("speed", "sped")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("sped: no such part; usage: gpu.sh")
+    assert set(asked_for(tmp_path)) == {"full_size", "tests"}

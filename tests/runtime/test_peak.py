@@ -23,3 +23,18 @@ def test_it_is_a_rate_that_products_reach() -> None:
     found = peak.matmul_peak(device, torch.float32)
     left = torch.ones(64, 64)
     assert found > 2 * 64**3 / peak._seconds(left, left) / 10
+
+
+def test_products_are_of_numbers_that_differ_and_come_from_a_generator_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    factors: list[torch.Tensor] = []
+    monkeypatch.setattr(peak, "_seconds", lambda *both: factors.extend(both) or 1.0)
+    state = torch.get_rng_state()
+    peak._matmul_peak.cache_clear()
+    try:
+        peak.matmul_peak(torch.device("cpu"), torch.float32)
+    finally:
+        peak._matmul_peak.cache_clear()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(len(factor.unique()) > factor.numel() / 2 for factor in factors)
