@@ -7,9 +7,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -208,43 +210,60 @@ def test_a_point_costs_about_a_loss(run: Benchmark) -> None:
     assert 0.5 < float(ratio) < 2  # on few samples of small pictures, on a machine that is perhaps busy
 
 
-PLAIN_LOOP = """
+def plain_loop(monkeypatch: pytest.MonkeyPatch, model: str) -> Any:
+    """The process of the plain loop, not yet asked for anything."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    baseline = importlib.import_module("baseline")
+    return baseline.PlainLoop(baseline.Loop(model, batch_size=4, samples=8, device="cpu", threads=1, workers=1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_plain_loop_ends_with_its_context(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    with (
+        pytest.raises(ValueError, match="failed") if fails else nullcontext(),
+        plain_loop(monkeypatch, "linear") as loop,
+    ):
+        loop()
+        assert loop._process.poll() is None
+        if fails:
+            raise ValueError("failed")
+        loop()
+    assert loop._process.returncode == (-signal.SIGTERM if fails else 0)
+
+
+@pytest.mark.slow
+def test_a_plain_loop_that_cannot_run_ends_the_benchmark(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    told = "the process of the plain loop has ended with status 1"
+    with pytest.raises(RuntimeError, match=told), plain_loop(monkeypatch, "resnet0") as loop:
+        loop()
+    assert "depth=0: unknown" in capfd.readouterr().err
+
+
+PARENT = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from baseline import Loop, PlainLoop
 
-with PlainLoop(Loop(sys.argv[2], batch_size=4, samples=8, device="cpu", threads=1, workers=1)) as loop:
+with PlainLoop(Loop("linear", batch_size=4, samples=8, device="cpu", threads=1, workers=1)) as loop:
     loop()
     print("computed", flush=True)
-    if sys.argv[3] == "fails":
-        raise SystemExit("failed")
-    if sys.argv[3] == "is killed":
-        time.sleep(1000)
-    loop()
+    time.sleep(1000)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parent", ["is through", "fails", "is killed"])
-def test_the_plain_loop_ends_with_its_parent(parent: str) -> None:
-    command = [sys.executable, "-c", PLAIN_LOOP, str(ROOT / "benchmarks"), "resnet20", parent]
+def test_the_plain_loop_ends_when_its_parent_is_killed() -> None:
+    command = [sys.executable, "-c", PARENT, str(ROOT / "benchmarks")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     assert process.stdout.readline() == "computed\n"
-    if parent == "is killed":
-        process.kill()
-    _, errors = process.communicate(timeout=120)  # until the last process that could write has ended
-    assert errors == ("failed\n" if parent == "fails" else "")
-
-
-@pytest.mark.slow
-def test_a_plain_loop_that_cannot_run_ends_the_benchmark() -> None:
-    command = [sys.executable, "-c", PLAIN_LOOP, str(ROOT / "benchmarks"), "resnet0", "is through"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, env=environment)
-    assert ended.returncode == 1
-    assert "the process of the plain loop has ended with status 1" in ended.stderr
+    process.kill()
+    assert process.communicate(timeout=120) == ("", "")  # until the last process that could write has ended
 
 
 Speed = Callable[..., dict[str, Any]]
