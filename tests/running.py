@@ -14,6 +14,8 @@ import pytest
 from composing import ROOT
 from hydra.core.global_hydra import GlobalHydra
 
+from fullbatch import launch
+
 SCRIPT = ROOT / "train_with_gradient_descent.py"
 SMALL = [
     "data=digits",
@@ -35,8 +37,15 @@ SMALL = [
 Script = Callable[..., int]
 
 
-def run_in_process(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str, script: Path = SCRIPT) -> int:
-    """Run the script with ``folder`` as the launch folder and return its exit status."""
+def run_in_process(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str, script: Path = SCRIPT, drawn: bool = False
+) -> int:
+    """Run the script with ``folder`` as the launch folder and return its exit status.
+
+    Unless it is to be ``drawn``, which takes a second, the picture of the curves is an empty file.
+    """
+    if not drawn:
+        monkeypatch.setattr(launch, "draw_curves", lambda rows, path, title: path.touch())
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", [str(script), *arguments])
     GlobalHydra.instance().clear()

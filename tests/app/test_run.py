@@ -22,8 +22,11 @@ def run_folders(folder: Path) -> list[Path]:
     return sorted((folder / "outputs").glob("*/*"))
 
 
-def test_a_run_leaves_what_the_readme_lists(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert script("name=first", "impl.validate_every_nth_step=2") == 0
+def test_a_run_leaves_what_the_readme_lists(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["name=first", "impl.validate_every_nth_step=2"]
+    assert run_in_process(monkeypatch, tmp_path, *SMALL, *options, drawn=True) == 0
     (folder,) = run_folders(tmp_path)
     assert {path.name for path in folder.iterdir()} == {
         "checkpoint.pth",
@@ -34,6 +37,7 @@ def test_a_run_leaves_what_the_readme_lists(script: Script, tmp_path: Path, caps
         "run.json",
         "table_first_convergence_results.csv",
     }
+    assert (folder / "curves_first.png").read_bytes().startswith(b"\x89PNG")
     steps = rows_of(folder / "table_first_convergence_results.csv")
     assert [row["step"] for row in steps] == ["1", "2", "3", "4"]
     assert [bool(row["valid_acc"]) for row in steps] == [True, False, True, True]
