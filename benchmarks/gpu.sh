@@ -7,7 +7,8 @@
 # of them are done, in this order:
 #   tests      tests.log
 #   speed      speed_<block size>.log and .json, cost.log and .json: ResNet-18, compiled, too
-#   precision  bfloat16_<seed>.log and .json, float16_<seed>.log and .json: the gradients of a ResNet-18; accuracy.log
+#   precision  bfloat16_<seed>.log and .json, float16_<seed>.log and .json: the gradients of a ResNet-18; accuracy.log;
+#              regularized.log: the regularized gradient beside that in float64
 #   full_size  full_size.log, and the runs' outputs/, tables/ and checkpoints/
 #   others     others_<block size>.log and .json: ResNet-20, DenseNet-121
 # What fails is told at the end and keeps nothing else from being done. --try does all of it in small, on a CPU, within
@@ -58,19 +59,22 @@ tests() {
 speed() {
     if [[ $try ]]; then
         measure speed_4 --models resnet20 --batch-sizes 4 --samples 8 "${small[@]}" \
-            --only limits data gradient regularized allocator products overhead memory scaling
+            --only limits data gradient regularized allocator products overhead memory scaling kernels
         return
     fi
     measure speed_128 --batch-sizes 128 --samples 16384 "${many[@]}" --compile \
         --only limits data gradient regularized overhead digits scaling
     measure speed_32 --batch-sizes 32 --samples 4096 "${many[@]}" --compile --only gradient regularized
-    measure speed_512 --batch-sizes 512 --samples 16384 "${many[@]}" --compile --only limits gradient regularized
+    measure speed_512 --batch-sizes 512 --samples 16384 "${many[@]}" --compile --only limits gradient regularized kernels
     # exact products are compiled as a whole, which takes minutes: not here
     measure cost --batch-sizes 128 --samples 4096 "${many[@]}" --only products memory
 }
 
 precision() {
-    local name seed
+    local name seed few=(data.size=4096 model=resnet18 impl.device=cuda)
+    [[ $try ]] && few=(data.size=16 data.batch_size=8 model=resnet20 model.width=4 impl.device=cpu impl.threads=1)
+    step regularized "$python" "$root/measure_floating_point_accuracy.py" hyp=gradreg data=imagefolder \
+        "data.path=$folder" "${few[@]}"
     for name in bfloat16 float16; do
         if [[ $try ]]; then
             low "${name}_0" --data "$folder" --precision "$name" --samples 16 --steps 1 --seeds 1 --accuracy-steps 1 \

@@ -64,8 +64,10 @@ def settings(bench: Bench) -> Iterator[Setting]:
             yield Setting(dtype=dtype, compiled=True, replayed=cuda, in_flight=number)
 
 
-def objective(bench: Bench, name: str, batch_size: int, setting: Setting, **options: Any) -> FullBatchObjective:
-    """Return ours; ``regularized=True``: by forward differences."""
+def objective(
+    bench: Bench, name: str, batch_size: int, setting: Setting, *, samples: int | None = None, **options: Any
+) -> FullBatchObjective:
+    """Return ours, on all pictures or as many ``samples``; ``regularized=True``: by forward differences."""
     model = bench.model(name, setting.memory_format)
     if options.pop("regularized", False):
         optimizer = torch.optim.SGD(model.parameters(), RATE)
@@ -77,7 +79,7 @@ def objective(bench: Bench, name: str, batch_size: int, setting: Setting, **opti
     if setting.in_flight > 1:
         options["streams"] = streams_on(bench.device, setting.in_flight)
     low = setting.dtype if setting.dtype != torch.float32 else False
-    data = bench.loader(batch_size, memory_format=setting.memory_format).blocks(0)
+    data = bench.loader(batch_size, samples=samples, memory_format=setting.memory_format).blocks(0)
     return bench.objective(model, data, mixed_precision=low, **options)
 
 

@@ -18,9 +18,9 @@ long as float32 in bfloat16, and eighty times in float16.
 ``--data`` is a folder of pictures (train/<class>/*, test/<class>/*) or ``digits``. Ends with status 1 where, after the
 steps, a gradient differs by more than ``--limit`` (5 %), or where the means of the accuracies differ by more than the
 spread (largest less smallest) over the seeds in float32, or one picture. Resnet20 on 2,000 pictures takes five minutes
-on a core, on 10,000 with ``--emulated`` half an hour. README has a table, by number of pictures. What a narrow network amplifies is
-the rounding of its weights, which every product in bfloat16 has: of the 11 % that resnet20 shows after ten steps on
-2,000 pictures of CIFAR-10, float32 at rounded weights has 8.5 %, and batch norm in float32 leaves 10.7 %.
+on a core, on 10,000 with ``--emulated`` half an hour. README has a table, by number of pictures. What a narrow network
+amplifies is the rounding of its weights, which every product in bfloat16 has: of the 11 % that resnet20 shows after ten
+steps on 2,000 pictures of CIFAR-10, float32 at rounded weights has 8.5 %, and batch norm in float32 leaves 10.7 %.
 """
 
 import argparse

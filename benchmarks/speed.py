@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py [--models resnet18] [--batch-sizes 128] [--samples 256] [--turns 5] [--compile]
                                [--only gradient regularized allocator products data overhead digits memory limits
-                               scaling] [--json FILE]
+                               scaling kernels] [--json FILE]
 
 Every ratio is the median of ratios within one turn of one run, since machines are noisy.
 
@@ -19,6 +19,7 @@ Every ratio is the median of ratios within one turn of one run, since machines a
 - memory: the peak of a gradient beyond what is there before, in MiB, and in copies of the parameters.
 - limits: rate of matrix products and copy bandwidth.
 - scaling: N, 2N and 4N samples; the time of each should not depend on N.
+- kernels: which take the time of a gradient. Only when asked for.
 
 At the end: what the project promises of its speed on such a device, and whether it was held.
 """
@@ -31,6 +32,7 @@ import promises
 import torch
 from bench import Bench
 from gradients import allocator, gradient, regularized
+from kernels import kernels
 from limits import limits
 from products import memory, products
 from rich.console import Console
@@ -49,7 +51,9 @@ OF_MODELS: dict[str, Group] = {
     "overhead": overhead,
     "scaling": scaling,
 }
-ALL = (*OF_BLOCKS, *OF_MODELS, "memory", "limits")
+PRINTED = {"memory": memory, "kernels": kernels}
+ALL = (*OF_BLOCKS, *OF_MODELS, *PRINTED, "limits")
+UNUSUAL = ("allocator", "kernels")
 
 
 def run(bench: Bench, console: Console) -> list[Timing]:
@@ -69,8 +73,9 @@ def run(bench: Bench, console: Console) -> list[Timing]:
         take(OF_BLOCKS, "", batch_size)
         for model in options.models:
             take(OF_MODELS, model, batch_size)
-            if "memory" in options.only:
-                memory(bench, model, batch_size, console)
+            for name, group in PRINTED.items():
+                if name in options.only:
+                    group(bench, model, batch_size, console)
     return timings
 
 
@@ -85,7 +90,7 @@ def parsed() -> argparse.Namespace:
         "--short-turns", type=int, default=3, help="turns of what takes long: regularized, products, scaling"
     )
     parser.add_argument("--many-turns", type=int, default=40, help="turns of digits, which take a second")
-    usual = [name for name in ALL if name != "allocator"]
+    usual = [name for name in ALL if name not in UNUSUAL]
     parser.add_argument("--only", nargs="+", choices=ALL, default=usual)
     parser.add_argument("--compile", action="store_true", help="compile, too (minutes for each model and block size)")
     parser.add_argument("--device", default="auto")

@@ -309,6 +309,13 @@ def test_speed_is_measured_for_all_models_and_blocks(speed: Speed) -> None:
     assert found["promises"] == []  # which are about ResNet-18
 
 
+def test_kernels_are_shown_when_asked_for(run: Benchmark) -> None:
+    options = "--only kernels --models linear --batch-sizes 4 --samples 8 --threads 1 --device cpu".split()
+    shown = run("speed", *options).shown
+    assert "kernels: linear, blocks of 4: " in shown
+    assert re.search(r"aten::addmm .* 4 *$", shown, re.MULTILINE)  # as many as blocks
+
+
 @pytest.mark.slow
 def test_settings_of_a_gpu_compute_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
@@ -419,7 +426,7 @@ def test_a_part_for_a_gpu_that_fails_prevents_no_other(
     ended, asked = gpu_script(failing=failing), asked_for(tmp_path)
     tables = {f"{name}_{size}" for name in ("speed", "others") for size in (32, 128, 512)}
     low = {f"{name}_{seed}" for name in ("bfloat16", "float16") for seed in range(3)}
-    assert set(asked) == {"tests", *tables, "cost", *low, "accuracy", "full_size"}
+    assert set(asked) == {"tests", *tables, "cost", "regularized", *low, "accuracy", "full_size"}
     assert "-m gpu" in asked["tests"]
     assert "--compile" in asked["speed_512"]
     assert "--precision float16 --only gradient" in asked["float16_2"]
