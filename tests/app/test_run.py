@@ -196,7 +196,7 @@ def test_softmax_regression_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_run_continues_bitwise(script: Script, tmp_path: Path, number: signal.Signals) -> None:
-    arguments = [*SMALL, "hyp.steps=60", "impl.checkpoint.name=mine", "impl.checkpoint.save_every_nth_step=1000"]
+    arguments = [*SMALL, "hyp.steps=30", "impl.checkpoint.name=mine", "impl.checkpoint.save_every_nth_step=1000"]
     process = start(tmp_path, *arguments)
     shown = signal_when(process, (tmp_path / "checkpoints" / "mine.pth").exists, number)
     assert process.returncode == 128 + number
@@ -204,9 +204,9 @@ def test_a_signal_saves_and_the_run_continues_bitwise(script: Script, tmp_path: 
     assert re.search(r"paused (after step \d|inside step \d+ \(pass \d, \d of 3 blocks\))", shown)
     assert "Traceback" not in shown
     step = len(load_checkpoint(tmp_path / "checkpoints" / "mine.pth")["state"]["rows"])
-    assert 1 <= step < 60
+    assert 1 <= step < 30
     assert script(*arguments[len(SMALL) :]) == 0
-    assert script("hyp.steps=60") == 0
+    assert script("hyp.steps=30") == 0
     continued = load_checkpoint(tmp_path / "checkpoints" / "mine.pth")["state"]["model"]
     straight = load_checkpoint(run_folders(tmp_path)[-1] / "checkpoint.pth")["state"]["model"]
     assert all(torch.equal(continued[key], value) for key, value in straight.items())
