@@ -72,7 +72,7 @@ speed() {
 
 precision() {
     local name seed few=(data.size=4096 model=resnet18 impl.device=cuda)
-    [[ $try ]] && few=(data.size=16 data.batch_size=8 model=resnet20 model.width=4 impl.device=cpu impl.threads=1)
+    [[ $try ]] && few=(data.size=16 data.batch_size=8 model=resnet20 impl.device=cpu impl.threads=1)
     step regularized "$python" "$root/measure_floating_point_accuracy.py" hyp=gradreg data=imagefolder \
         "data.path=$folder" "${few[@]}"
     for name in bfloat16 float16; do
