@@ -46,15 +46,17 @@ Benchmark = Callable[..., Ended]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Benchmark:
-    """Runs a script of benchmarks/ by name with ``tmp_path`` as the current folder."""
+    """Runs a script of benchmarks/ by name, ``tmp_path`` being the current folder; it must end in one of ``statuses``."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of processes that it starts
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
 
-    def to_its_end(name: str, *arguments: str) -> Ended:
+    def to_its_end(name: str, *arguments: str, statuses: tuple[int, ...] = (0,)) -> Ended:
         status = run_in_process(monkeypatch, tmp_path, *arguments, script=ROOT / "benchmarks" / f"{name}.py")
-        return Ended(status, *capsys.readouterr())
+        ended = Ended(status, *capsys.readouterr())
+        assert ended.status in statuses, ended
+        return ended
 
     return to_its_end
 
@@ -86,8 +88,7 @@ def test_the_memory_of_each_way_is_shown(run: Benchmark, forty_pictures: list[st
 @pytest.mark.parametrize("script", ["edge_of_stability", "sharpness"])
 def test_the_sharpness_is_measured(run: Benchmark, tmp_path: Path, script: str) -> None:
     """Too short to be at the edge: that, or a cost above the limit, is what status 1 says."""
-    ended = run(script, "--samples", "100", "--steps", "60", "--every", "20")
-    assert ended.status in (0, 1)
+    ended = run(script, "--samples", "100", "--steps", "60", "--every", "20", statuses=(0, 1))
     assert not ended.errors
     if script == "sharpness":
         (error,) = re.findall(r"largest\s+error\s+([\d.]+)%", ended.shown)
@@ -116,7 +117,7 @@ def test_the_figure_of_all_optimizers(run: Benchmark, tmp_path: Path) -> None:
 def test_low_precision_is_compared_and_promises_are_checked(run: Benchmark, tmp_path: Path, part: str) -> None:
     """Too short for the promises: status 1 says when they do not hold, and when not is read off the numbers."""
     options = "--samples 40 --seeds 2 --steps 1 --accuracy-steps 2 --json found.json".split()
-    ended = run("low_precision", "--only", *part.split(), *options)
+    ended = run("low_precision", "--only", *part.split(), *options, statuses=(0, 1))
     assert not ended.errors
     found = json.loads((tmp_path / "found.json").read_text())
     assert "PyTorch" in found["machine"]
@@ -198,7 +199,7 @@ def test_landscapes_side_by_side(run: Benchmark, tmp_path: Path) -> None:
     widths = [float(re.findall(rf"{name}.* ([\d.]+) +│$", shown, re.MULTILINE)[0]) for name in ("flat", "sharp")]
     assert widths == [0.6, 0.0]
     assert (tmp_path / "landscapes.png").read_bytes().startswith(b"\x89PNG")
-    ended = run("compare_landscapes", "flat", "sharp", "steep")
+    ended = run("compare_landscapes", "flat", "sharp", "steep", statuses=(1,))
     assert ended.errors == "steep: no landscape_steep.csv below outputs/; run crunch_loss_landscape.py first\n"
 
 
@@ -219,7 +220,9 @@ def plain_loop(monkeypatch: pytest.MonkeyPatch, model: str) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_plain_loop_ends_with_its_context(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+def test_the_plain_loop_ends_with_its_context(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], fails: bool
+) -> None:
     with (
         pytest.raises(ValueError, match="failed") if fails else nullcontext(),
         plain_loop(monkeypatch, "linear") as loop,
@@ -230,6 +233,7 @@ def test_the_plain_loop_ends_with_its_context(monkeypatch: pytest.MonkeyPatch, f
             raise ValueError("failed")
         loop()
     assert loop._process.returncode == (-signal.SIGTERM if fails else 0)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.slow

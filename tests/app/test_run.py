@@ -15,18 +15,15 @@ from fullbatch.training.checkpoint import load_checkpoint
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Script:
-    return lambda *arguments: run_in_process(monkeypatch, tmp_path, *SMALL, *arguments)
+    return lambda *arguments, **options: run_in_process(monkeypatch, tmp_path, *SMALL, *arguments, **options)
 
 
 def run_folders(folder: Path) -> list[Path]:
     return sorted((folder / "outputs").glob("*/*"))
 
 
-def test_a_run_leaves_what_the_readme_lists(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = ["name=first", "impl.validate_every_nth_step=2"]
-    assert run_in_process(monkeypatch, tmp_path, *SMALL, *options, drawn=True) == 0
+def test_a_run_leaves_what_the_readme_lists(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script("name=first", "impl.validate_every_nth_step=2", drawn=True) == 0
     (folder,) = run_folders(tmp_path)
     assert {path.name for path in folder.iterdir()} == {
         "checkpoint.pth",
@@ -116,7 +113,8 @@ def test_divergence_ends_with_status_3_and_a_row(
     script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["hyp.optim.lr=1e30", "hyp.grad_clip=", "hyp.warmup=1", "impl.checkpoint.name=mine"]
-    assert script(*arguments) == 3
+    assert script(*arguments, drawn=True) == 3  # rows that are not all there make a picture, too
+    assert next(tmp_path.rglob("curves_*.png")).read_bytes().startswith(b"\x89PNG")
     assert "is not finite" in (shown := capsys.readouterr().err)
     assert "the last good checkpoint is checkpoints/mine.pth" in shown
     (run,) = rows_of(tmp_path / "tables" / "table_fb_digits_runs.csv")
