@@ -46,7 +46,7 @@ Benchmark = Callable[..., Ended]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Benchmark:
-    """Runs a script of benchmarks/ by name, ``tmp_path`` being the current folder; it must end in one of ``statuses``."""
+    """Runs a script of benchmarks/ by name, in ``tmp_path``; it must end in one of ``statuses``."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of processes that it starts
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
