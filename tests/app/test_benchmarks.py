@@ -188,6 +188,7 @@ def test_two_processes_are_measured_beside_one(run: Benchmark) -> None:
     assert re.search(r"two processes have [\d.]+ times the throughput of one", ended.shown)
 
 
+@pytest.mark.slow
 def test_landscapes_side_by_side(run: Benchmark, tmp_path: Path) -> None:
     for number, name in enumerate(("flat", "sharp")):
         xs = np.linspace(-1, 1, 21)[:, None]

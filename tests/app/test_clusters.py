@@ -138,6 +138,7 @@ def slurm_sweep(tmp_path: Path, path: str) -> tuple[int, str]:
     return process.returncode, shown
 
 
+@pytest.mark.slow
 def test_what_a_sweep_asks_slurm_for(tmp_path: Path) -> None:
     refusing = 'cp "$1" "$SLURM_IMITATION/submitted.sh"; echo "no such account" >&2; exit 1\n'
     status, shown = slurm_sweep(tmp_path, put_on_path(tmp_path, sbatch=refusing, srun=SRUN, sacct=SACCT))

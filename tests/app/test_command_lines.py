@@ -55,6 +55,7 @@ def parses(command: str) -> None:
         parse(composed(*job))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", dict.fromkeys([*commands(), *CONTRACTED]))
 def test_the_command_line_parses(command: str) -> None:
     parses(command)

@@ -215,6 +215,7 @@ def test_all_mistakes_are_named_at_once() -> None:
         parse(composed("data.batch_size=x", "hyp.steps=y"))
 
 
+@pytest.mark.slow
 @given(
     st.fixed_dictionaries(
         {

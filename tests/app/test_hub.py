@@ -54,6 +54,7 @@ def test_the_entries_are_those_of_the_contract() -> None:
     assert hubconf["dependencies"] == ["torch"]
 
 
+@pytest.mark.slow
 def test_a_named_file_is_loaded_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_: pytest.fail("asked the network"))
     expected = filled(tmp_path / "x.pth")

@@ -130,6 +130,7 @@ assert "torch" not in sys.modules and "numpy" not in sys.modules
     assert "block_strength: 0.5" in shown
 
 
+@pytest.mark.slow
 def test_the_package_itself_does_not_import_torch() -> None:
     code = "import fullbatch, sys; assert 'torch' not in sys.modules; assert fullbatch.GradRegularizer"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

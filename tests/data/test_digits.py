@@ -40,6 +40,7 @@ def test_without_the_table_in_its_place_scikit_learn_is_asked(monkeypatch: pytes
     assert asked
 
 
+@pytest.mark.slow
 def test_a_run_does_not_wait_for_scikit_learn() -> None:
     code = "import sys; from fullbatch.data.datasets import load_pictures; load_pictures('digits'); print(*sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()

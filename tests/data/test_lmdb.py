@@ -138,28 +138,29 @@ def test_blocks_of_a_round_are_those_of_the_step_on_the_fly(
 
 
 @dataclass(frozen=True)
-class Dying:
-    """Pictures whose reader is killed, with no chance to clean up, at the ``left``-th reading."""
+class Signalling:
+    """Pictures whose reading at the ``left``-th time brings a signal to this process."""
 
     tensor: Tensor
     left: list[int]
+    number: signal.Signals
 
     def __len__(self) -> int:
         return len(self.tensor)
 
     def fetch(self, ids: Tensor) -> Tensor:
         self.left[0] -= 1
-        if self.left[0] < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.left[0] == 0:
+            os.kill(os.getpid(), self.number)
         return self.tensor[ids]
 
     def checksum(self) -> str:
         return TensorPictures(self.tensor).checksum()
 
 
-def dying(readings: int) -> Recipe:
+def signalling(left: list[int], number: signal.Signals = signal.SIGKILL) -> Recipe:
     source = recipe().source
-    return recipe(source=PictureSet(Dying(pictures(), [readings]), source.labels, source.classes))
+    return recipe(source=PictureSet(Signalling(pictures(), left, number), source.labels, source.classes))
 
 
 def in_a_fork(work: Callable[[], object]) -> int:
@@ -187,16 +188,14 @@ def present(folder: Path) -> int:
 def test_five_kills_change_no_byte_and_nothing_is_written_twice(tmp_path: Path, built: StoredPictures) -> None:
     chance, folder, found = random.Random(0), tmp_path / "killed", [0]
     for _ in range(5):
-        some = dying(chance.randint(3, 5))
+        some = signalling([chance.randint(4, 6)])
         _, status = os.waitpid(in_a_fork(lambda some=some: build(folder, some)), 0)
         assert os.WTERMSIG(status) == signal.SIGKILL
         found.append(present(folder / ".db.building"))
     assert found == sorted(found)
     assert 0 < found[-1] < ROUNDS * COUNT
     readings = [1000]
-    source = recipe().source
-    rest = recipe(source=PictureSet(Dying(pictures(), readings), source.labels, source.classes))
-    stored = build(folder, rest)
+    stored = build(folder, signalling(readings))
     missing_pieces = ROUNDS * COUNT - found[-1]
     assert 1000 - readings[0] <= missing_pieces // 20 + ROUNDS + 2  # two to look at shapes
     assert stored.checksum() == built.checksum()
@@ -259,7 +258,7 @@ def test_other_pictures_are_refused_and_stay_unless_rebuilt(
 
 @pytest.mark.slow
 def test_an_unfinished_one_of_other_pictures_is_refused_too(tmp_path: Path) -> None:
-    os.waitpid(in_a_fork(lambda: build(tmp_path, dying(5))), 0)
+    os.waitpid(in_a_fork(lambda: build(tmp_path, signalling([6]))), 0)
     with pytest.raises(ValueError, match=r"\.db\.building: holds other pictures .*seed"):
         build(tmp_path, recipe(seed=6))
     assert len(build(tmp_path, recipe(seed=6), Writing(rebuild=True))) == ROUNDS * COUNT
@@ -320,30 +319,9 @@ def test_a_full_disk_is_told_and_the_next_run_continues(tmp_path: Path, built: S
     assert build(tmp_path / "full").checksum() == built.checksum()
 
 
-@dataclass(frozen=True)
-class Signalling:
-    """Pictures whose reading at the ``left``-th time brings a signal to this process."""
-
-    tensor: Tensor
-    left: list[int]
-
-    def __len__(self) -> int:
-        return len(self.tensor)
-
-    def fetch(self, ids: Tensor) -> Tensor:
-        self.left[0] -= 1
-        if self.left[0] == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return self.tensor[ids]
-
-    def checksum(self) -> str:
-        return TensorPictures(self.tensor).checksum()
-
-
 @pytest.mark.slow
 def test_a_signal_stops_a_build_soon_and_the_next_start_continues(tmp_path: Path, built: StoredPictures) -> None:
-    source = recipe().source
-    some = recipe(source=PictureSet(Signalling(pictures(), [5]), source.labels, source.classes))
+    some = signalling([5], signal.SIGTERM)
     with interruption() as caught, pytest.raises(InterruptedWork) as stopped:
         build(tmp_path / "late", some)
     assert caught.exit_status == 128 + signal.SIGTERM
@@ -353,8 +331,7 @@ def test_a_signal_stops_a_build_soon_and_the_next_start_continues(tmp_path: Path
         f"{tmp_path}/late/db: stopped with {written} of 360 pictures written; the next"
     )
     readings = [1000]
-    rest = recipe(source=PictureSet(Dying(pictures(), readings), source.labels, source.classes))
-    assert build(tmp_path / "late", rest).checksum() == built.checksum()
+    assert build(tmp_path / "late", signalling(readings)).checksum() == built.checksum()
     assert 1000 - readings[0] <= (360 - written) // 20 + ROUNDS + 2
 
 
@@ -363,8 +340,7 @@ def test_a_signal_within_a_piece_keeps_what_is_there(
     tmp_path: Path, built: StoredPictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lmdb_build, "CHUNK", 10)
-    source = recipe().source
-    some = recipe(source=PictureSet(Signalling(pictures(), [5]), source.labels, source.classes))
+    some = signalling([5], signal.SIGTERM)
     with interruption(), pytest.raises(InterruptedWork):
         build(tmp_path / "late", some, Writing())
     assert present(tmp_path / "late" / ".db.building") == 30

@@ -66,7 +66,11 @@ def test_the_loss_falls(case: str, loss: str | None) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "pixels"), [("resnet18", 8), ("densenet121", 16), ("vgg16", 32), ("pyramidnet110", 8), ("nfn", 9)]
+    ("name", "pixels"),
+    [
+        *[("resnet18", 8), ("densenet121", 16), ("vgg16", 32), ("pyramidnet110", 8)],
+        pytest.param("nfn", 9, marks=pytest.mark.soak),
+    ],
 )
 def test_the_loss_of_the_real_networks_falls(monkeypatch: pytest.MonkeyPatch, name: str, pixels: int) -> None:
     monkeypatch.undo()  # the families' own tables

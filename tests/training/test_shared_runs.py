@@ -70,7 +70,7 @@ def alone(places: Path, trees: dict[str, Any]) -> dict[str, Any]:
     return {name: task(ALONE) for name, task in tasks(1, trees, places / "1", None).items()}
 
 
-@pytest.fixture(scope="module", params=[2, 3, 4])
+@pytest.fixture(scope="module", params=[2, 3, pytest.param(4, marks=pytest.mark.soak)])
 def shared(
     request: pytest.FixtureRequest, places: Path, trees: dict[str, Any], alone: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
