@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from fullbatch import FullBatchObjective, GradRegularizer
 from fullbatch.objective.flops import count_flops
+from fullbatch.runtime.compilation import compile_in_place
 from fullbatch.runtime.cuda_graphs import recorder_on
 from fullbatch.runtime.cuda_streams import streams_on
 from fullbatch.runtime.device import tf32
@@ -73,7 +74,7 @@ def objective(
         optimizer = torch.optim.SGD(model.parameters(), RATE)
         options["regularizer"] = GradRegularizer(model, optimizer, F.cross_entropy, block_strength=ALPHA, eps=EPS)
     if setting.compiled:
-        model.compile(dynamic=False)
+        compile_in_place(model)
     if setting.replayed:
         options["recorder"] = recorder_on(bench.device)
     if setting.in_flight > 1:

@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, jvp
 from torch.nn import functional as F
 
 from fullbatch import FullBatchObjective, GradRegularizer
+from fullbatch.runtime.compilation import compile_in_place
 from fullbatch.runtime.live_memory import peak_of
 
 Pair = tuple[Tensor, Tensor]
@@ -58,8 +59,7 @@ def compiled(bench: Bench, model: str, pairs: Pairs, direction: list[Tensor]) ->
 
     Exact products of ours are not among them, since the gradient of a compiled model has no derivative.
     """
-    samples, network = sum(len(labels) for _, labels in pairs), bench.model(model)
-    network.compile(dynamic=False)
+    samples, network = sum(len(labels) for _, labels in pairs), compile_in_place(bench.model(model))
     runs: dict[str, Callable[[], object]] = {"gradient, compiled": bench.objective(network, pairs).evaluate}
     runs |= {f"regularized, {name}, compiled": regularized(network, pairs, name).evaluate for name in DIFFERENCES}
     whole = partial(forward_over_reverse, torch.compile(derivative, dynamic=False), bench.model(model), pairs)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -23,6 +23,7 @@ from fullbatch.config import changed, plain, settings_of
 from fullbatch.data.pictures import PictureData
 from fullbatch.launch import DONE, mistake
 from fullbatch.restore import restored
+from fullbatch.runtime.compilation import compile_in_place
 from fullbatch.runtime.device import describe, find_device, tf32
 from fullbatch.runtime.logs import job_log
 from fullbatch.tensors import flatten
@@ -35,10 +36,6 @@ FLOAT64 = {**UNSCALED, "impl.dtype": "double", "impl.accumulation_dtype": "doubl
 FLOAT32 = {**UNSCALED, "impl.dtype": "float", "impl.memory": "contiguous"}
 BFLOAT16 = {**FLOAT32, "impl.mixed_precision": True}
 FLOAT16 = {**FLOAT32, "impl.mixed_precision": "float16", "impl.grad_scaling": True}
-
-
-def _compiled(model: nn.Module) -> nn.Module:
-    return cast(nn.Module, torch.compile(model))
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ VARIANTS = (
     Variant("float32, channels_last", {**FLOAT32, "impl.memory": "channels_last"}),
     *(Variant(f"float32, blocks of {n}", {**FLOAT32, "data.batch_size": n}) for n in (32, 128, 512)),
     Variant("float32, TF32", FLOAT32, tf32=True, needs="cuda"),
-    Variant("float32, compiled", FLOAT32, prepare=_compiled, may_fail=True),
+    Variant("float32, compiled", FLOAT32, prepare=compile_in_place, may_fail=True),
     Variant("bfloat16 autocast", BFLOAT16, repeated=True),
     Variant("bfloat16 autocast, channels_last", {**BFLOAT16, "impl.memory": "channels_last"}),
     Variant("float16 autocast, scaled losses", FLOAT16, needs="cuda"),  # CPUs take eighty times as long as for float32

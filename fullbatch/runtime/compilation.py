@@ -6,7 +6,20 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from fullbatch.runtime.memory_format import is_safe_in_channels_last
+
 log = logging.getLogger(__name__)
+
+
+def compile_in_place(model: nn.Module) -> nn.Module:
+    """Have ``model`` compiled when it is evaluated, names of its entries unchanged, and return it.
+
+    There is a graph for each shape of its inputs: there are few, and those of fixed shapes are faster. Where
+    channels_last is not safe (see `is_safe_in_channels_last`), the compiler is kept from choosing it.
+    """
+    options = None if is_safe_in_channels_last(model) else {"layout_optimization": False}
+    model.compile(dynamic=False, options=options)
+    return model
 
 
 def compile_model(model: nn.Module, trial: Callable[[], object]) -> bool:
@@ -16,7 +29,7 @@ def compile_model(model: nn.Module, trial: Callable[[], object]) -> bool:
     know the machine, or not what the model does), the reason is logged and everything runs uncompiled.
     """
     torch.compiler.set_stance("default")
-    model.compile(dynamic=False)  # a graph a shape: there are few, and those of fixed shapes are faster
+    compile_in_place(model)
     try:
         trial()
     except torch.OutOfMemoryError:

@@ -1,6 +1,6 @@
 """The order of a model's weights in memory, around a convolution that oneDNN computes wrongly."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -20,16 +20,23 @@ def order_weights(model: nn.Module, memory_format: torch.memory_format) -> nn.Mo
     model.to(memory_format=memory_format)
     if memory_format is torch.channels_last:
         for module in model.modules():
-            if isinstance(module, nn.Conv2d) and _is_computed_wrongly(module):
+            if _is_computed_wrongly(module):
                 module.weight.data = module.weight.data.clone(memory_format=torch.contiguous_format)  # strides, too
                 module.register_forward_pre_hook(_in_nchw)
     return model
 
 
-def _is_computed_wrongly(convolution: nn.Conv2d) -> bool:
-    strided = convolution.kernel_size == (1, 1) and max(convolution.stride) > 1
-    few = convolution.in_channels // convolution.groups < _CHANNELS_OF_A_VECTOR
-    return strided and few and convolution.weight.device.type == "cpu"
+def is_safe_in_channels_last(model: nn.Module) -> bool:
+    """Whether none of its convolutions has to stay in NCHW (see `order_weights`)."""
+    return not any(map(_is_computed_wrongly, model.modules()))
+
+
+def _is_computed_wrongly(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    if not isinstance(module, nn.Conv2d):
+        return False
+    strided = module.kernel_size == (1, 1) and max(module.stride) > 1
+    few = module.in_channels // module.groups < _CHANNELS_OF_A_VECTOR
+    return strided and few and module.weight.device.type == "cpu"
 
 
 def _in_nchw(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
