@@ -1,14 +1,11 @@
 """What an evaluation costs in floating-point operations, counted operator by operator."""
 
-import sys
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fullbatch.objective.full_batch import Data, FullBatchObjective
+from fullbatch.objective.uncompiled import uncompiled
 
 
 @dataclass(frozen=True)
@@ -28,15 +25,10 @@ def count_flops(objective: FullBatchObjective, data: Data) -> Flops:
     counted as it is without compilation, since compiled code cannot be looked into.
     """
     there = objective.over(data)
-    with _eager():
+    with uncompiled():
         with FlopCounterMode(display=False) as of_gradient:
             evaluation = there.evaluate()
         with FlopCounterMode(display=False) as of_loss:
             samples = float(there.loss().num_samples)
     gradients = evaluation.evaluations * samples
     return Flops(of_gradient.get_total_flops() / gradients, of_loss.get_total_flops() / samples)
-
-
-def _eager() -> AbstractContextManager[Any]:
-    """Inside, compiled models run as they were; without a compiler about, do not load it (two seconds)."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

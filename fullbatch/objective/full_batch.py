@@ -24,6 +24,7 @@ from fullbatch.objective.in_flight import Find, InFlight, Stream
 from fullbatch.objective.passes import Pass, Passes, straight
 from fullbatch.objective.replay import Recorder, Replays, replayed
 from fullbatch.objective.running_mean import MovingAverage, WeightedMean
+from fullbatch.objective.uncompiled import uncompiled
 from fullbatch.randomness import derive_seed
 from fullbatch.tensors import clones, device_of, global_norm, preserved, trainable
 from fullbatch.transforms.clipping import clip_by_norm_
@@ -187,7 +188,7 @@ class FullBatchObjective:
             gradient = point.gradient(create_graph=method.needs_graph)
             return [method.product(point, gradient, lambda: v, eps)]
 
-        with preserved(list(self.model.buffers())):
+        with preserved(list(self.model.buffers())), uncompiled() if method.exact else contextlib.nullcontext():
             self._go(product, mean)
         return mean.value()
 

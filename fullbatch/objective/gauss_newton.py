@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fullbatch.objective.hessian_products import SubBatchLoss
+from fullbatch.objective.uncompiled import uncompiled
 from fullbatch.tensors import products, trainable
 from fullbatch.typing import Tensors
 
@@ -21,7 +22,7 @@ def gauss_newton_product(point: SubBatchLoss, v: Tensors) -> list[Tensor]:
         outputs.append(point.model(inputs))
         return outputs[-1]
 
-    with torch.enable_grad():
+    with uncompiled(), torch.enable_grad():
         loss = point.loss(forward) * point.loss_scale
         (z,), parameters = outputs, trainable(point.model)
         (slope,) = torch.autograd.grad(loss, z, create_graph=True)

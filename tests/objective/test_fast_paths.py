@@ -4,6 +4,7 @@ Each is compared with one float64 autograd, or a dense float64 Hessian, over the
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -14,8 +15,11 @@ from references import assert_no_trace, dense_hessian, loss_and_gradient, trace_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fullbatch.analysis.operators import gauss_newton
+from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.tensors import unflatten
 
+EXACT = ["autograd", "forward-over-reverse"]
 DIFFERENCES = ["forward-differences", "central-differences"]
 NAMES = [*WITHOUT_BATCH_STATISTICS, "batchnorm"]
 
@@ -140,7 +144,7 @@ def test_in_float32_differences_still_converge_with_their_order(
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("implementation", ["autograd", "forward-over-reverse"])
+@pytest.mark.parametrize("implementation", EXACT)
 @pytest.mark.parametrize("path", parameters(EAGER))
 def test_exact_products_are_those_of_the_dense_float64_hessian(path: FastPath, implementation: str, name: str) -> None:
     gradient, hessian = exact_derivatives(name)
@@ -201,6 +205,17 @@ def test_compiled_evaluations_obey_the_same_laws(path: FastPath) -> None:
         assert distance(ours, theirs.double()) <= path.tolerance
     assert_regularized(path, DIFFERENCES[1], "batchnorm", found)
     assert path.device != "cpu" or torch.equal(found, again)
+    assert_products(path, objective)
+
+
+def assert_products(path: FastPath, objective: FullBatchObjective) -> None:
+    """Exact products with the compiled model's matrices are those of the model that is not compiled."""
+    plain = replace(path, compiled=False).objective(path.model("batchnorm", dropout=False))
+    v = [piece.detach().clone() for piece in plain.evaluate().gradient]
+    products = [lambda some, v, name=name: some.hessian_product(v, name) for name in EXACT]
+    with path.flags():
+        for product in (*products, gauss_newton):
+            assert distance(vector(product(objective, v)), vector(product(plain, v)).double()) <= 2 * path.tolerance
 
 
 @pytest.mark.parametrize("path", parameters(COMPILED[:1]))
