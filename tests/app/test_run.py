@@ -198,7 +198,7 @@ def modified(path: Path) -> float:
 @pytest.mark.slow
 def test_a_signal_saves_and_the_run_continues_bitwise(script: Script, tmp_path: Path) -> None:
     arguments = [*SMALL, "hyp.steps=30", "impl.checkpoint.name=mine", "impl.checkpoint.save_every_nth_step=10"]
-    path, before = tmp_path / "checkpoints" / "mine.pth", 0
+    path, before = tmp_path / "checkpoints" / "mine.pth", 1
     for number in (signal.SIGINT, signal.SIGTERM):
         process, saved = start(tmp_path, *arguments), modified(path)
         shown = signal_when(process, lambda saved=saved: modified(path) > saved, number)

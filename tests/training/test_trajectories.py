@@ -29,7 +29,8 @@ PERTURBED = ("gradreg", "sam")
 """Where the original moved batch-norm statistics at perturbed parameters, too: not comparable."""
 WHOLE = ("gd", "sgd")
 """Of the others, which take minutes, only the first steps are taken outside of `make soak`."""
-KINDS = ("_loss", "_acc", "_norm")
+COLUMNS = ["train_loss", "train_acc", "grad_norm"]
+VALIDATION = ["valid_loss", "valid_acc"]
 ROWS = {"sam": slice(None, None, 2)}
 """The original had a row for each evaluation; those at the starting points are ours."""
 
@@ -76,16 +77,14 @@ def train(overrides: list[str], steps: int | None = None) -> Trainer:
 
 def assert_rows(name: str, rows: list[dict[str, Any]]) -> None:
     """Compare each step's row with the reference's."""
-    golden = {key: value[ROWS.get(name, slice(None))] for key, value in GOLDEN[name].items() if key.endswith(KINDS)}
-    golden = {key: value[: len(rows)] for key, value in golden.items()}
-    compared = ["train_loss", "train_acc", "grad_norm"] + ([] if name in PERTURBED else ["valid_loss", "valid_acc"])
-    for column in compared:
-        assert [row[column] for row in rows] == pytest.approx(golden[column], rel=1e-9), column
-    norms = [row["param_norm"] for row in rows]
+    golden, part = GOLDEN[name], ROWS.get(name, slice(None))
+    for column in COLUMNS + ([] if name in PERTURBED else VALIDATION):
+        expected = golden[column][part][: len(rows)]
+        assert [row[column] for row in rows] == pytest.approx(expected, rel=1e-9), column
+    norms, expected = [row["param_norm"] for row in rows], golden["param_norm"][part][: len(rows)]
     if name == "sgd":  # measured after the epoch there, before it here
-        assert norms[1:] == pytest.approx(golden["param_norm"][:-1], rel=1e-9)
-    else:
-        assert norms == pytest.approx(golden["param_norm"], rel=1e-9)
+        norms, expected = norms[1:], expected[:-1]
+    assert norms == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.slow
