@@ -27,7 +27,7 @@ GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "trajectories.jso
 RUNS = ["gd", "fbclip", "gradreg", "gradreg_autograd", "smooth", "adam", "fista", "sam", "sgd"]
 PERTURBED = ("gradreg", "sam")
 """Where the original moved batch-norm statistics at perturbed parameters, too: not comparable."""
-WHOLE = ("gd", "sgd")
+WHOLE = ("gd", "gradreg", "sgd")
 """Of the others, which take minutes, only the first steps are taken outside of `make soak`."""
 COLUMNS = ["train_loss", "train_acc", "grad_norm"]
 VALIDATION = ["valid_loss", "valid_acc"]
