@@ -6,7 +6,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from fullbatch.command_line import reported
+from fullbatch.app.hydra_cli import reported
 
 CONFIG = Path(__file__).parent / "config"
 INTERRUPTED = 128
@@ -16,7 +16,7 @@ statuses: list[int] = []
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="cfg")
 def main(cfg: DictConfig) -> None:
     """Compute one surface, or several in a sweep (``-m``)."""
-    from fullbatch.crunch import crunch_job  # noqa: PLC0415 (imports torch)
+    from fullbatch.app.landscape import crunch_job  # noqa: PLC0415 (imports torch)
 
     statuses.append(crunch_job(cfg))
     if statuses[-1] >= INTERRUPTED:

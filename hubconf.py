@@ -1,7 +1,7 @@
 """Entry points of ``torch.hub.load(<this repository>, <name>, pretrained=True)``: models of the paper, on CIFAR-10.
 
 ``pretrained=True`` takes the weights from ``file`` where one is named, else it downloads the paper's (no checksums of
-those are known, so none are checked). Pictures are 3x32x32, normalized as in ``config/data/CIFAR10.yaml``.
+those are known, so none are checked). Images are 3x32x32, normalized as in ``config/data/CIFAR10.yaml``.
 """
 
 dependencies = ["torch"]
@@ -33,6 +33,6 @@ def resnet152_fbaug_highreg(pretrained: bool = False, **options: object) -> obje
 
 
 def _load(depth: int, name: str, pretrained: bool, **options: object) -> object:
-    from fullbatch.training.released import released_resnet  # noqa: PLC0415 (found only while torch.hub loads)
+    from fullbatch.models.released import released_resnet  # noqa: PLC0415 (found only while torch.hub loads)
 
     return released_resnet(depth, name, pretrained, **options)

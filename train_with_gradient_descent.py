@@ -7,7 +7,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from fullbatch.command_line import JobEndedBadlyError, reported, together
+from fullbatch.app.hydra_cli import JobEndedBadlyError, reported, together
 
 CONFIG = Path(__file__).parent / "config"
 LOST, INTERRUPTED, LAUNCHING = 4, 128, os.getpid()
@@ -17,7 +17,7 @@ statuses: list[int] = []
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="cfg")
 def main(cfg: DictConfig) -> None:
     """Run one job, or one after the other in a sweep (``-m``)."""
-    from fullbatch.launch import run_job  # noqa: PLC0415 (imports torch, which `--cfg job` and `--help` can do without)
+    from fullbatch.app.train import run_job  # noqa: PLC0415 (imports torch, which `--cfg job` and `--help` can do without)
 
     statuses.append(run_job(cfg))
     if os.getpid() != LAUNCHING and statuses[-1]:

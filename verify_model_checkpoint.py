@@ -6,7 +6,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from fullbatch.command_line import reported
+from fullbatch.app.hydra_cli import reported
 
 CONFIG = Path(__file__).parent / "config"
 statuses: list[int] = []
@@ -15,7 +15,7 @@ statuses: list[int] = []
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="cfg")
 def main(cfg: DictConfig) -> None:
     """Verify one checkpoint, or several in a sweep (``-m``)."""
-    from fullbatch.verify import verify_job  # noqa: PLC0415 (imports torch)
+    from fullbatch.app.verify import verify_job  # noqa: PLC0415 (imports torch)
 
     statuses.append(verify_job(cfg))
 

@@ -31,18 +31,18 @@ ALPHA, EPS, RATE = 0.5, 1e-2, 0.1  # of the regularizer, and the learning rate
 GO, DONE, PATIENCE = "go\n", "done\n", 10.0
 
 
-def random_pictures(samples: int) -> tuple[Tensor, Tensor]:
+def random_images(samples: int) -> tuple[Tensor, Tensor]:
     """Return uint8 [samples, 3, 32, 32] and labels, the same in every process."""
     generator = np.random.default_rng(0)
-    pictures = generator.integers(0, 256, (samples, 3, PIXELS, PIXELS), dtype=np.uint8)
-    return torch.from_numpy(pictures), torch.from_numpy(generator.integers(0, CLASSES, samples))
+    images = generator.integers(0, 256, (samples, 3, PIXELS, PIXELS), dtype=np.uint8)
+    return torch.from_numpy(images), torch.from_numpy(generator.integers(0, CLASSES, samples))
 
 
-class Pictures(Dataset[tuple[Tensor, int]]):
-    """Pictures as torchvision's data sets give them: an array, PIL, transforms."""
+class Images(Dataset[tuple[Tensor, int]]):
+    """Images as torchvision's data sets give them: an array, PIL, transforms."""
 
-    def __init__(self, pictures: Tensor, labels: Tensor) -> None:
-        self._arrays, self._labels = pictures.permute(0, 2, 3, 1).contiguous().numpy(), labels.tolist()
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self._arrays, self._labels = images.permute(0, 2, 3, 1).contiguous().numpy(), labels.tolist()
         cropped = [v2.RandomCrop(PIXELS, 4), v2.RandomHorizontalFlip(), v2.PILToTensor()]
         normalized = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([MEAN] * 3, [STD] * 3)]
         self._transform = v2.Compose([*cropped, *normalized])
@@ -55,8 +55,8 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 
 def pil_loader(samples: int, batch_size: int, workers: int) -> DataLoader[tuple[Tensor, int]]:
-    """Return random pictures, augmented and normalized one by one in ``workers`` processes."""
-    data = Pictures(*random_pictures(samples))
+    """Return random images, augmented and normalized one by one in ``workers`` processes."""
+    data = Images(*random_images(samples))
     return DataLoader(data, batch_size, num_workers=workers, persistent_workers=workers > 0)
 
 
@@ -66,11 +66,11 @@ def research_loop(model: nn.Module, loader: DataLoader[tuple[Tensor, int]], *, r
     device = parameters[0].device
     average = [torch.zeros_like(parameter) for parameter in parameters]
     for inputs, labels in loader:
-        pictures, targets = inputs.to(device), labels.to(device)
-        loss = F.cross_entropy(model(pictures), targets)
+        images, targets = inputs.to(device), labels.to(device)
+        loss = F.cross_entropy(model(images), targets)
         gradients = torch.autograd.grad(loss, parameters)
         if regularized:
-            gradients = _regularized(model, pictures, targets, gradients)
+            gradients = _regularized(model, images, targets, gradients)
         for number, gradient in enumerate(gradients):
             average[number] += gradient / len(loader)
         loss.item()

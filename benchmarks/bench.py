@@ -1,51 +1,51 @@
-"""Pictures, and what is built for them to be measured."""
+"""Images, and what is built for them to be measured."""
 
 import argparse
 from typing import Any
 
 import torch
-from baseline import CLASSES, MEAN, STD, Loop, random_pictures
+from baseline import CLASSES, MEAN, STD, Loop, random_images
 from timing import Case
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fullbatch import FullBatchObjective, build_model
 from fullbatch.data.augmentation import Augmentation
-from fullbatch.data.blocks import BlockLoader
-from fullbatch.data.datasets import PictureSet, TensorPictures
+from fullbatch.data.dataset import ImageSet, TensorImages
+from fullbatch.data.loader import BlockLoader
 
 AUGMENTATIONS = {"RandomCrop": [32, 4], "RandomHorizontalFlip": 0.5}
 
 
 class Bench:
-    """Pictures (uint8 [N, C, H, W]) with labels, and everything that is built for them; random ones by default.
+    """Images (uint8 [N, C, H, W]) with labels, and everything that is built for them; random ones by default.
 
     ``facts`` are numbers by name that are no timings: memory, and rates of the device.
     """
 
     def __init__(
-        self, options: argparse.Namespace, device: torch.device, pictures: tuple[Tensor, Tensor] | None = None
+        self, options: argparse.Namespace, device: torch.device, images: tuple[Tensor, Tensor] | None = None
     ) -> None:
         self.options, self.device, self.turns = options, device, options.turns
-        self.pictures, self.labels = pictures or random_pictures(options.samples)
+        self.images, self.labels = images or random_images(options.samples)
         self.facts: dict[str, float] = {}
 
     def model(self, name: str, memory_format: torch.memory_format = torch.contiguous_format) -> nn.Module:
         torch.manual_seed(0)
-        _, channels, pixels, _ = self.pictures.shape
+        _, channels, pixels, _ = self.images.shape
         model = build_model(name, channels=channels, classes=CLASSES, pixels=pixels)
         return model.to(self.device, memory_format=memory_format)
 
     def loader(
         self, batch_size: int, *, augmented: bool = True, samples: int | None = None, **options: Any
     ) -> BlockLoader:
-        """Return the pictures, or as many ``samples`` of them, again and again where there are fewer."""
+        """Return the images, or as many ``samples`` of them, again and again where there are fewer."""
         ids = torch.arange(samples or len(self.labels)) % len(self.labels)
         return BlockLoader(
-            PictureSet(TensorPictures(self.pictures[ids]), self.labels[ids], tuple("0123456789")),
+            ImageSet(TensorImages(self.images[ids]), self.labels[ids], tuple("0123456789")),
             batch_size=batch_size,
-            mean=[MEAN] * self.pictures.shape[1],
-            std=[STD] * self.pictures.shape[1],
+            mean=[MEAN] * self.images.shape[1],
+            std=[STD] * self.images.shape[1],
             augmentation=Augmentation(AUGMENTATIONS, 0) if augmented else None,
             device=self.device,
             caching="device",
@@ -53,12 +53,12 @@ class Bench:
         )
 
     def block(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Return inputs and labels of one block, full even where there are fewer pictures."""
+        """Return inputs and labels of one block, full even where there are fewer images."""
         inputs, labels, _ = next(iter(self.loader(batch_size, samples=batch_size).blocks(0)))
         return inputs, labels
 
     def loop(self, model: str, batch_size: int, **options: bool) -> Loop:
-        """Return what the process of the plain loop is to do with the same pictures."""
+        """Return what the process of the plain loop is to do with the same images."""
         given = self.options
         samples, device = len(self.labels), str(self.device)
         return Loop(model, batch_size, samples, device, torch.get_num_threads(), given.workers, **options)

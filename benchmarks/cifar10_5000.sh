@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The paper's comparison in small: 5,000 pictures of CIFAR-10, ResNet-20, a hundred steps, on a CPU.
+# The paper's comparison in small: 5,000 images of CIFAR-10, ResNet-20, a hundred steps, on a CPU.
 #   benchmarks/cifar10_5000.sh FOLDER [SEED...]
 # FOLDER holds train/<class>/* and test/<class>/*. Each run continues from its checkpoint when the line is given again.
 # Finite differences need float32; the other runs use bfloat16. Afterwards: python benchmarks/compare_runs.py

@@ -1,8 +1,8 @@
 """Lines through loss landscapes side by side, on shared axes, from the tables of ``crunch_loss_landscape.py``.
 
-    python benchmarks/compare_landscapes.py NAME... [--picture landscapes.png]
+    python benchmarks/compare_landscapes.py NAME... [--image landscapes.png]
 
-NAMEs are those of data bases (``viz.database_name``, by default the checkpoint's); of each, the newest table below
+NAMEs are those of databases (``viz.database_name``, by default the checkpoint's); of each, the newest table below
 ``outputs/`` is taken.
 """
 
@@ -78,18 +78,18 @@ def table_of(surfaces: dict[str, Surface]) -> Table:
     return table
 
 
-def compare(names: Sequence[str], picture: Path) -> None:
+def compare(names: Sequence[str], image: Path) -> None:
     surfaces = {name: read(name) for name in names}
     Console().print(table_of(surfaces))
-    draw(surfaces, picture)
+    draw(surfaces, image)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+")
-    parser.add_argument("--picture", type=Path, default=Path("landscapes.png"))
+    parser.add_argument("--image", type=Path, default=Path("landscapes.png"))
     options = parser.parse_args()
-    compare(options.names, options.picture)
+    compare(options.names, options.image)
 
 
 if __name__ == "__main__":

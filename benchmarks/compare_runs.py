@@ -1,6 +1,6 @@
-"""A table and a picture of runs side by side, from their convergence tables.
+"""A table and an image of runs side by side, from their convergence tables.
 
-    python benchmarks/compare_runs.py [TABLE.csv ...] [--picture runs.png]
+    python benchmarks/compare_runs.py [TABLE.csv ...] [--image runs.png]
 
 Tables are those that runs leave in their folders, by default all below ``outputs/``; runs named ``NAME_1``, ``NAME_2``,
 ... are one experiment with several seeds: mean and standard deviation over the seeds, of the last step and never of the
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fullbatch.results.experiments import spread
-from fullbatch.training.recorder import read_table
+from fullbatch.training.tables import read_table
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")  # Okabe & Ito, 2008
 Run = list[dict[str, float]]
@@ -74,15 +74,15 @@ def draw(runs: dict[str, list[Run]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", type=Path, nargs="*")
-    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--image", type=Path)
     options = parser.parse_args()
     paths = options.tables or sorted(Path("outputs").rglob("table_*_convergence_results.csv"))
     if not paths:
         parser.error("no tables: name some, or run this where outputs/ is")
     runs = experiments(paths)
     Console().print(table_of(runs))
-    if options.picture:
-        draw(runs, options.picture)
+    if options.image:
+        draw(runs, options.image)
 
 
 if __name__ == "__main__":

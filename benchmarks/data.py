@@ -1,13 +1,13 @@
-"""Speed of pictures from an LMDB data base into blocks on the device, beside decoding the files with a DataLoader.
+"""Speed of images from an LMDB database into blocks on the device, beside decoding the files with a DataLoader.
 
     python benchmarks/data.py --path FOLDER [--samples 50000] [--batch-size 128] [--workers 2] [--pixels 32]
     python benchmarks/data.py --path FOLDER --memory [--pixels 224] [--crop] ...
 
-FOLDER holds train/<class>/* and val/<class>/*. Both sides make blocks of float32 pictures of the same samples in the
-same order, once each in one run; neither keeps pictures in memory, and the files were read once before. Prints pictures
+FOLDER holds train/<class>/* and val/<class>/*. Both sides make blocks of float32 images of the same samples in the
+same order, once each in one run; neither keeps images in memory, and the files were read once before. Prints images
 per second, the ratio, and how much memory of its own (not of the file, which the system maps) reading took at most.
 
-With --memory, the pictures go through once from the files, kept in memory and then streamed, each in a process of its
+With --memory, the images go through once from the files, kept in memory and then streamed, each in a process of its
 own, and the most memory that this process and its workers took is printed; with --crop, also streamed whole and cropped
 in the workers (RandomResizedCrop).
 """
@@ -32,11 +32,11 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from fullbatch.data.augmentation import Augmentation
-from fullbatch.data.blocks import BlockLoader
-from fullbatch.data.datasets import PictureSet, load_pictures
-from fullbatch.data.frozen_copies import Recipe
-from fullbatch.data.lmdb_build import Writing, stored_pictures
-from fullbatch.data.lmdb_store import Access
+from fullbatch.data.dataset import ImageSet, load_images
+from fullbatch.data.frozen.build import Writing, stored_images
+from fullbatch.data.frozen.copies import Recipe
+from fullbatch.data.frozen.store import Access
+from fullbatch.data.loader import BlockLoader
 from fullbatch.runtime.device import describe, find_device
 
 
@@ -61,13 +61,13 @@ def decoded(options: argparse.Namespace, device: torch.device) -> Iterable[Tenso
     """What anybody would write: files decoded by the workers of a DataLoader."""
     transform = v2.Compose([v2.ToImage(), v2.Resize(options.pixels), v2.ToDtype(torch.float32, scale=True)])
     folder = Subset(ImageFolder(str(options.path / "train"), transform), range(options.samples))
-    for pictures, _ in DataLoader(folder, options.batch_size, num_workers=options.workers):
-        yield pictures.to(device)
+    for images, _ in DataLoader(folder, options.batch_size, num_workers=options.workers):
+        yield images.to(device)
 
 
 def stored(options: argparse.Namespace, device: torch.device, folder: str) -> BlockLoader:
-    """Blocks from a data base, which is built first."""
-    data = load_pictures(
+    """Blocks from a database, which is built first."""
+    data = load_images(
         "imagefolder",
         path=str(options.path),
         pixels=options.pixels,
@@ -76,9 +76,9 @@ def stored(options: argparse.Namespace, device: torch.device, folder: str) -> Bl
         std=[1.0] * 3,
     )
     recipe = Recipe("benchmark", data.train, {}, seed=0)
-    pictures = stored_pictures(recipe, Path(folder) / "db", Access(), Writing(num_workers=options.workers))
+    images = stored_images(recipe, Path(folder) / "db", Access(), Writing(num_workers=options.workers))
     return BlockLoader(
-        PictureSet(pictures, data.train.labels, data.classes),
+        ImageSet(images, data.train.labels, data.classes),
         batch_size=options.batch_size,
         device=device,
         caching=False,
@@ -87,9 +87,9 @@ def stored(options: argparse.Namespace, device: torch.device, folder: str) -> Bl
 
 
 def most_memory(options: argparse.Namespace, device: torch.device, way: str) -> tuple[float, float]:
-    """Pictures per second and MiB, of this process and of its largest worker together, above those at the start."""
+    """Images per second and MiB, of this process and of its largest worker together, above those at the start."""
     whole = way == "whole"
-    data = load_pictures(
+    data = load_images(
         "imagefolder",
         path=str(options.path),
         channels=3,
@@ -117,7 +117,7 @@ def most_memory(options: argparse.Namespace, device: torch.device, way: str) -> 
 def show_memory(options: argparse.Namespace, console: Console) -> None:
     """Measure each way in a process of its own: the most memory of a process never falls."""
     size = options.samples * 3 * options.pixels**2 / 2**20
-    shown = Table("", "pictures/s", "MiB", title=f"{options.samples:,} pictures, {size:,.0f} MiB as bytes")
+    shown = Table("", "images/s", "MiB", title=f"{options.samples:,} images, {size:,.0f} MiB as bytes")
     for way in ("cached", "streamed", *(("whole",) if options.crop else ())):
         command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
         rate, most = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
@@ -132,9 +132,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--pixels", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2, help="processes that decode, and that build")
-    parser.add_argument("--read-in-workers", action="store_true", help="read the data base in the workers, too")
+    parser.add_argument("--read-in-workers", action="store_true", help="read the database in the workers, too")
     parser.add_argument("--memory", action="store_true", help="compare memory, cached and streamed, in place of speed")
-    parser.add_argument("--crop", action="store_true", help="with --memory, also crop whole pictures")
+    parser.add_argument("--crop", action="store_true", help="with --memory, also crop whole images")
     parser.add_argument("--way", choices=("cached", "streamed", "whole"), help=argparse.SUPPRESS)
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
@@ -152,11 +152,11 @@ def main() -> None:
         before, blocks = own_memory(), loader.blocks(1)
         grown = max(own_memory() for _ in blocks) - before
         slow = seconds(decoded(options, device), options.samples)
-    shown = Table("", "pictures/s", title=f"{options.samples:,} pictures, blocks of {options.batch_size}")
-    shown.add_row("data base", f"{options.samples / fast:,.0f}")
+    shown = Table("", "images/s", title=f"{options.samples:,} images, blocks of {options.batch_size}")
+    shown.add_row("database", f"{options.samples / fast:,.0f}")
     shown.add_row(f"files, {options.workers} workers", f"{options.samples / slow:,.0f}")
     console.print(shown)
-    console.print(f"the data base is {slow / fast:.1f} times as fast; reading it takes {grown:.0f} MiB")
+    console.print(f"the database is {slow / fast:.1f} times as fast; reading it takes {grown:.0f} MiB")
     console.print(f"{describe(device)}, Python {platform.python_version()}, {platform.machine()}")
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/distributed.py [--model resnet18] [--samples 512] [--batch-size 64] [--repetitions 5]
 
-Prints pictures per second of the full-batch gradient, and the ratio of the two in each repetition. Both
+Prints images per second of the full-batch gradient, and the ratio of the two in each repetition. Both
 need two cores that nobody else uses. Of several GPUs this says nothing.
 """
 
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from fullbatch import FullBatchObjective, build_model
 from fullbatch.runtime.device import describe
-from fullbatch.runtime.distributed import ALONE, Group, joined, open_store
+from fullbatch.runtime.process_group import ALONE, Group, joined, open_store
 from fullbatch.runtime.ranks import Ranks
 
 
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console()
     for name, column in (("one process, two threads", 0), ("two processes, one thread each", 1)):
         rate = statistics.median(options.samples / pair[column] for pair in times)
-        console.print(f"{name}: {rate:.0f} pictures/s")
+        console.print(f"{name}: {rate:.0f} images/s")
     ratios = sorted(one / two for one, two in times)
     console.print(
         f"two processes have {statistics.median(ratios):.2f} times the throughput of one "

@@ -1,10 +1,10 @@
-"""The edge of stability (Cohen et al., ICLR 2021) on real pictures: sharpness rises to 2/lr and stays there.
+"""The edge of stability (Cohen et al., ICLR 2021) on real images: sharpness rises to 2/lr and stays there.
 
     python benchmarks/edge_of_stability.py --data ~/cifar10 [--samples 1000] [--steps 3000] [--lr 0.07 0.1]
 
 Full-batch gradient descent with a constant learning rate, no momentum, no weight decay, no warm-up, on half the squared
-distance to the one-hot labels; a tanh network of two hidden layers of 64 on pictures averaged to 8x8. ``--data`` is a
-folder of pictures (train/<class>/*) or ``digits``, which ship with scikit-learn. Prints, for each learning rate, the
+distance to the one-hot labels; a tanh network of two hidden layers of 64 on images averaged to 8x8. ``--data`` is a
+folder of images (train/<class>/*) or ``digits``, which ship with scikit-learn. Prints, for each learning rate, the
 median of lr sharpness/2 over the last third of the steps, and writes <output>.png and <output>.csv. Ends with status 1
 where a median is outside of [0.9, 1.2].
 """
@@ -25,13 +25,13 @@ from fullbatch import FullBatchObjective, loss_function
 from fullbatch.analysis.figure import draw_edge_of_stability
 from fullbatch.analysis.probes import Probes
 from fullbatch.analysis.sharpness_probe import SharpnessProbe
-from fullbatch.build_analysis import observed
-from fullbatch.data.blocks import BlockLoader
-from fullbatch.data.datasets import load_pictures
+from fullbatch.build.probes import observed
+from fullbatch.data.dataset import load_images
+from fullbatch.data.loader import BlockLoader
 from fullbatch.optim.descent import Descent
 from fullbatch.optim.schedules import constant
 from fullbatch.training.state import Row, TrainState
-from fullbatch.training.steps import Step
+from fullbatch.training.step import Step
 from fullbatch.training.trainer import Trainer
 
 
@@ -87,7 +87,7 @@ def main() -> int:
 
     torch.set_num_threads(options.threads)
     source = {"name": "digits"} if options.data == "digits" else {"name": "imagefolder", "path": options.data}
-    data = load_pictures(**source, size=options.samples)
+    data = load_images(**source, size=options.samples)
     loader = BlockLoader(data.train, batch_size=1000, mean=data.mean, std=data.std)
     console, runs, medians = Console(), {}, []
     for lr in options.lr:
@@ -101,7 +101,7 @@ def main() -> int:
             f"lr {lr:g}: median of lr sharpness/2 over the last third {medians[-1]:.3f}, training loss "
             f"{rows[-1]['train_loss']:.4f}, {products:.0f} products, {time.perf_counter() - start:.0f} s"
         )
-    title = f"gradient descent on {options.samples:,} pictures, squared loss, tanh network"
+    title = f"gradient descent on {options.samples:,} images, squared loss, tanh network"
     draw_edge_of_stability(runs, Path(f"{options.output}.png"), title)
     with Path(f"{options.output}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

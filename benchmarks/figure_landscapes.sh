@@ -22,4 +22,4 @@ for name in fb fbclip gradreg; do
     "$python" "$root/crunch_loss_landscape.py" "impl.checkpoint.name=$name" impl.threads=1 \
         viz.coordinates.x.num=21 'viz.formats=[csv]'
 done
-"$python" "$root/benchmarks/compare_landscapes.py" --picture landscapes.png fb fbclip gradreg
+"$python" "$root/benchmarks/compare_landscapes.py" --image landscapes.png fb fbclip gradreg

@@ -2,7 +2,7 @@
 # The paper's runs at full size, one after the other: the stochastic baseline, full batch, clipped, regularized, and in
 # blocks of 32 with shuffling.
 #   benchmarks/full_size.sh FOLDER MINUTES [OVERRIDE...]
-# FOLDER holds CIFAR-10 as pictures: train/<class>/* and test/<class>/*. Each run gets MINUTES, is then told to save and
+# FOLDER holds CIFAR-10 as images: train/<class>/* and test/<class>/*. Each run gets MINUTES, is then told to save and
 # stop, and goes on when the line is given again; one that fails keeps no other from being done. Tables lie in tables/
 # and outputs/, checkpoints in checkpoints/.
 set -euo pipefail

@@ -2,7 +2,7 @@
 # All that is to be measured on a machine with a CUDA device, without network: the tests for it, the table of speeds, what
 # low precision does to gradients, the paper's runs at full size.
 #   benchmarks/gpu.sh [--try] FOLDER MINUTES [RESULTS [PART...]]
-# FOLDER holds CIFAR-10 as pictures: train/<class>/* and test/<class>/*. Each of the five runs gets MINUTES (0.5 is half
+# FOLDER holds CIFAR-10 as images: train/<class>/* and test/<class>/*. Each of the five runs gets MINUTES (0.5 is half
 # of one) and goes on when the line is given again. RESULTS (gpu_results) takes what the PARTs write; without a PART all
 # of them are done, in this order:
 #   tests      tests.log

@@ -1,4 +1,4 @@
-"""Gradients of all the pictures, beside the plain loop and beside the limits of the machine."""
+"""Gradients of all the images, beside the plain loop and beside the limits of the machine."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -68,7 +68,7 @@ def settings(bench: Bench) -> Iterator[Setting]:
 def objective(
     bench: Bench, name: str, batch_size: int, setting: Setting, *, samples: int | None = None, **options: Any
 ) -> FullBatchObjective:
-    """Return ours, on all pictures or as many ``samples``; ``regularized=True``: by forward differences."""
+    """Return ours, on all images or as many ``samples``; ``regularized=True``: by forward differences."""
     model = bench.model(name, setting.memory_format)
     if options.pop("regularized", False):
         optimizer = torch.optim.SGD(model.parameters(), RATE)
@@ -115,7 +115,7 @@ def gradient(bench: Bench, model: str, batch_size: int) -> list[Timing]:
         ]
         found = measure(Title("gradient", model, batch_size), cases, bench.turns, bench.device)
     flops = count_flops(bench.objective(bench.model(model), []), [(block[0][:2], block[1][:2])]).gradient
-    bench.facts[f"operations of the gradient of a picture: {model}"] = flops
+    bench.facts[f"operations of the gradient of an image: {model}"] = flops
     limit = dict(zip(alone, found[-len(alone) :], strict=True))
     return [_with_shares(timing, limit, flops, bench.device) for timing in found]
 

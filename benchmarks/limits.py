@@ -55,7 +55,7 @@ def layers_alone(
 
     def run() -> None:
         for number, (layer, inputs, cotangent) in enumerate(jobs * repetitions):
-            inputs.requires_grad_(number % len(jobs) > 0)  # nobody asks for the gradient of the pictures
+            inputs.requires_grad_(number % len(jobs) > 0)  # nobody asks for the gradient of the images
             if isinstance(layer, nn.Conv2d):
                 outputs = F.conv2d(
                     inputs, weights[layer], None, layer.stride, layer.padding, layer.dilation, layer.groups

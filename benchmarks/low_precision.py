@@ -15,12 +15,12 @@ In float16 the losses are scaled, as by ``impl.grad_scaling=True``. With ``--emu
 arithmetic on rounded numbers (``rounding.py``): for processors without it, on which PyTorch's own takes twenty times as
 long as float32 in bfloat16, and eighty times in float16.
 
-``--data`` is a folder of pictures (train/<class>/*, test/<class>/*) or ``digits``. Ends with status 1 where, after the
+``--data`` is a folder of images (train/<class>/*, test/<class>/*) or ``digits``. Ends with status 1 where, after the
 steps, a gradient differs by more than ``--limit`` (5 %), or where the means of the accuracies differ by more than the
-spread (largest less smallest) over the seeds in float32, or one picture. Resnet20 on 2,000 pictures takes five minutes
-on a core, on 10,000 with ``--emulated`` half an hour. README has a table, by number of pictures. What a narrow network
+spread (largest less smallest) over the seeds in float32, or one image. Resnet20 on 2,000 images takes five minutes
+on a core, on 10,000 with ``--emulated`` half an hour. README has a table, by number of images. What a narrow network
 amplifies is the rounding of its weights, which every product in bfloat16 has: of the 11 % that resnet20 shows after ten
-steps on 2,000 pictures of CIFAR-10, float32 at rounded weights has 8.5 %, and batch norm in float32 leaves 10.7 %.
+steps on 2,000 images of CIFAR-10, float32 at rounded weights has 8.5 %, and batch norm in float32 leaves 10.7 %.
 """
 
 import argparse
@@ -39,15 +39,15 @@ from timing import machine
 from torch import nn
 
 from fullbatch import FullBatchObjective, build_model, loss_function
-from fullbatch.build_speed import LOSS_SCALE
+from fullbatch.build.precision import LOSS_SCALE
 from fullbatch.data.augmentation import Augmentation
-from fullbatch.data.blocks import BlockLoader
-from fullbatch.data.datasets import PictureData, load_pictures
+from fullbatch.data.dataset import ImageData, load_images
+from fullbatch.data.loader import BlockLoader
 from fullbatch.optim.descent import Descent
 from fullbatch.optim.schedules import Schedule, schedule_named
 from fullbatch.runtime.device import find_device, set_up
 from fullbatch.tensors import dot, flatten, global_norm
-from fullbatch.training.steps import Step
+from fullbatch.training.step import Step
 from fullbatch.typing import Block
 
 LOW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -81,13 +81,13 @@ class Accuracies(NamedTuple):
 
 
 class Bench:
-    """Pictures, and what is trained on them."""
+    """Images, and what is trained on them."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.device = options, find_device(options.device)
         self.precisions: dict[str, bool | torch.dtype] = {"float32": False, options.precision: LOW[options.precision]}
         place = {"name": "digits"} if options.data == "digits" else {"name": "imagefolder", "path": options.data}
-        self.data: PictureData = load_pictures(**place, size=options.samples)
+        self.data: ImageData = load_images(**place, size=options.samples)
 
     def loader(self, *, training: bool = True, augmented: bool = False) -> BlockLoader:
         data = self.data
@@ -180,9 +180,9 @@ def show_accuracies(found: Sequence[Accuracies], console: Console) -> None:
     console.print(table)
 
 
-def spread(single: Accuracies, pictures: int) -> float:
+def spread(single: Accuracies, images: int) -> float:
     """Return by how much the means may differ."""
-    return max(max(single.values) - min(single.values), 1 / pictures)
+    return max(max(single.values) - min(single.values), 1 / images)
 
 
 def parsed() -> argparse.Namespace:
@@ -212,7 +212,7 @@ def main() -> int:
     set_up(threads=options.threads, benchmark=True, deterministic=False)
     bench, console = Bench(options), Console()
     console.print(machine(bench.device))
-    console.print(f"{options.model}, {len(bench.data.train):,} pictures in blocks of {options.batch_size}")
+    console.print(f"{options.model}, {len(bench.data.train):,} images in blocks of {options.batch_size}")
     content: dict[str, Any] = {
         "machine": machine(bench.device),
         "options": {k: str(v) for k, v in vars(options).items()},

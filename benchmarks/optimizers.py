@@ -2,11 +2,11 @@
 
     python benchmarks/optimizers.py --data ~/cifar10 [--samples 5000] [--evaluations 100] [--output optimizers]
 
-``--data`` is a folder of pictures (train/<class>/*) or ``digits``, which ship with scikit-learn. The network is small,
+``--data`` is a folder of images (train/<class>/*) or ``digits``, which ship with scikit-learn. The network is small,
 smooth and without batch norm, so that the loss of a sample depends on nothing but the sample. The axis is the cost: an
 evaluation of the gradient counts 1, one of the loss alone a third. An optimizer with a learning rate to choose is run
 with three, and the one that ends lowest is drawn; the searches have none to choose. Writes <output>.png and, with all
-runs, <output>.csv; ten minutes on one core for 5,000 pictures of 32x32.
+runs, <output>.csv; ten minutes on one core for 5,000 images of 32x32.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from fullbatch import FullBatchObjective
-from fullbatch.data.blocks import BlockLoader
-from fullbatch.data.datasets import load_pictures
+from fullbatch.data.dataset import load_images
+from fullbatch.data.loader import BlockLoader
 from fullbatch.optim.descent import Descent
 from fullbatch.optim.fista import FISTA
 from fullbatch.optim.lbfgs import LBFGS
 from fullbatch.optim.sam import SAM
 from fullbatch.optim.wolfe import Wolfe
-from fullbatch.training.steps import DivergedError, Step
+from fullbatch.training.step import DivergedError, Step
 from fullbatch.training.stopping import evaluations_spent
 
 Build = Callable[[list[nn.Parameter], float], Optimizer]
@@ -71,9 +71,9 @@ def network(channels: int, pixels: int, classes: int, seed: int) -> nn.Module:
 def data_named(name: str, samples: int | None) -> tuple[BlockLoader, tuple[int, int, int]]:
     """Return the training blocks, and channels, pixels and classes."""
     if name == "digits":
-        data = load_pictures("digits", size=samples)
+        data = load_images("digits", size=samples)
     else:
-        data = load_pictures("imagefolder", path=str(Path(name).expanduser()), size=samples)
+        data = load_images("imagefolder", path=str(Path(name).expanduser()), size=samples)
     loader = BlockLoader(data.train, batch_size=1000, mean=data.mean, std=data.std)
     return loader, (data.channels, data.pixels, len(data.classes))
 
@@ -139,7 +139,7 @@ def main() -> None:
         writer = csv.DictWriter(file, Point.__annotations__)
         writer.writeheader()
         writer.writerows(vars(point) for point in points)
-    draw(points, options.output.with_suffix(".png"), f"{loader.size:,} pictures, network without batch norm")
+    draw(points, options.output.with_suffix(".png"), f"{loader.size:,} images, network without batch norm")
 
 
 if __name__ == "__main__":

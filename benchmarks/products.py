@@ -17,7 +17,7 @@ from fullbatch.runtime.live_memory import peak_of
 
 Pair = tuple[Tensor, Tensor]
 Pairs = list[Pair]
-MIB, SHARE = 1 << 20, 4  # a quarter of the pictures, since exact products take long
+MIB, SHARE = 1 << 20, 4  # a quarter of the images, since exact products take long
 IMPLEMENTATIONS = ("forward-differences", "central-differences", "autograd", "forward-over-reverse")
 DIFFERENCES = IMPLEMENTATIONS[:2]
 

@@ -10,7 +10,7 @@ from steps import DIGITS
 from timing import Timing, Title
 
 BLOCK = 128
-BEST = "best setting: times the plain loop's pictures/s"
+BEST = "best setting: times the plain loop's images/s"
 Find = Callable[["Results"], float | None]
 
 
@@ -47,7 +47,7 @@ class Promise:
 
 
 def faster(group: str, batch_size: int, beginning: str = "") -> Find:
-    """Times the pictures a second of the table's first row; the best of the rows whose names begin so."""
+    """Times the images a second of the table's first row; the best of the rows whose names begin so."""
 
     def find(results: Results) -> float | None:
         rows = results.rows(group, "resnet18", batch_size, beginning)
@@ -67,7 +67,7 @@ def costs(group: str, model: str, name: str) -> Find:
 
 
 def data_path(results: Results) -> float | None:
-    """Times the pictures a second of the DataLoader."""
+    """Times the images a second of the DataLoader."""
     rows = results.rows("data", "", BLOCK, "on the device")
     return 1 / rows[0].ratio if rows else None
 
@@ -96,7 +96,7 @@ def spread(results: Results) -> float | None:
 
 PROMISES = (
     Promise(BEST, faster("gradient", BLOCK), 2.2, at_least=True, device="cpu"),
-    Promise("float32: times the plain loop's pictures/s", faster("gradient", BLOCK, "float32"), 1.15, True, "cpu"),
+    Promise("float32: times the plain loop's images/s", faster("gradient", BLOCK, "float32"), 1.15, True, "cpu"),
     Promise(BEST, faster("gradient", BLOCK), 5.0, at_least=True, device="cuda"),
     Promise(f"regularized, blocks of 32, {BEST}", faster("regularized gradient", 32), 8.0, True, "cuda"),
     Promise("bfloat16, blocks of 512: share of the layers alone", share("of_layers"), 0.6, True, "cuda", True),
@@ -111,7 +111,7 @@ PROMISES = (
         Promise(f"memory, {name}: copies of the parameters beyond plain", memory(name), 3.0)
         for name in ("forward-differences", "central-differences")
     ),
-    Promise("data on the device: times the DataLoader's pictures/s", data_path, 10.0, at_least=True),
+    Promise("data on the device: times the DataLoader's images/s", data_path, 10.0, at_least=True),
     Promise("time of a sample among N, 2N and 4N: deviation", spread, 0.05, device="cuda", percent=True),
 )
 

@@ -20,10 +20,10 @@ from rich.table import Table
 from fullbatch import FullBatchObjective, loss_function
 from fullbatch.analysis.eigenvalues import largest_eigenpairs
 from fullbatch.analysis.operators import curvature
-from fullbatch.data.blocks import BlockLoader
-from fullbatch.data.datasets import load_pictures
+from fullbatch.data.dataset import load_images
+from fullbatch.data.loader import BlockLoader
 from fullbatch.optim.descent import Descent
-from fullbatch.training.steps import Step
+from fullbatch.training.step import Step
 
 
 def main() -> int:
@@ -38,7 +38,7 @@ def main() -> int:
 
     torch.set_num_threads(1)
     source = {"name": "digits"} if options.data == "digits" else {"name": "imagefolder", "path": options.data}
-    data = load_pictures(**source, size=options.samples)
+    data = load_images(**source, size=options.samples)
     loader = BlockLoader(data.train, batch_size=1000, mean=data.mean, std=data.std)
     model = network(data.channels, data.pixels, len(data.classes), seed=0)
     objective, optimizer = (

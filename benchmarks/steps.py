@@ -10,8 +10,8 @@ from timing import Timing, Title, measure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fullbatch.data.datasets import load_pictures
-from fullbatch.training.steps import Step
+from fullbatch.data.dataset import load_images
+from fullbatch.training.step import Step
 
 DIGITS = "resnet20 on digits"
 
@@ -19,11 +19,11 @@ DIGITS = "resnet20 on digits"
 def data(bench: Bench, _: str, batch_size: int) -> list[Timing]:
     """Augmented, normalized blocks from PIL workers, and from the memory of the device."""
     workers = bench.options.workers
-    pictures = pil_loader(len(bench.labels), batch_size, workers)
+    images = pil_loader(len(bench.labels), batch_size, workers)
     blocks = bench.loader(batch_size).blocks(0)
 
     def read() -> None:
-        for inputs, labels in pictures:
+        for inputs, labels in images:
             inputs.to(bench.device), labels.to(bench.device)
 
     cases = [bench.case(f"PIL, {workers} workers", read)]
@@ -31,13 +31,11 @@ def data(bench: Bench, _: str, batch_size: int) -> list[Timing]:
     return measure(Title("data", "", batch_size), cases, bench.turns, bench.device)
 
 
-def minimal_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, pictures: Tensor, labels: Tensor, size: int
-) -> None:
+def minimal_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, size: int) -> None:
     """A step as short as it can be written: no augmentation, no records but the loss."""
     optimizer.zero_grad()
-    total = torch.zeros((), device=pictures.device)
-    for part, targets in zip(pictures.split(size), labels.split(size), strict=True):
+    total = torch.zeros((), device=images.device)
+    for part, targets in zip(images.split(size), labels.split(size), strict=True):
         loss = F.cross_entropy(model((part.float() - 255 * MEAN) / (255 * STD)), targets, reduction="sum") / len(labels)
         loss.backward()
         total += loss.detach()
@@ -52,17 +50,17 @@ def overhead(bench: Bench, model: str, batch_size: int, name: str = "") -> list[
     loader = bench.loader(batch_size, augmented=False)
     step = Step(bench.objective(ours, []), torch.optim.SGD(ours.parameters(), **options), [], loader)
     optimizer = torch.optim.SGD(theirs.parameters(), **options)
-    pictures, labels = bench.pictures.to(bench.device), bench.labels.to(bench.device)
-    minimal = partial(minimal_step, theirs, optimizer, pictures, labels, batch_size)
+    images, labels = bench.images.to(bench.device), bench.labels.to(bench.device)
+    minimal = partial(minimal_step, theirs, optimizer, images, labels, batch_size)
     cases = [bench.case("minimal loop", minimal), bench.case("our step", partial(step, 0, stochastic=False))]
     return measure(Title("overhead", name or model, batch_size), cases, bench.turns, bench.device)
 
 
 def digits(bench: Bench, _: str, batch_size: int) -> list[Timing]:
     """The same for a model so small that every call counts."""
-    train = load_pictures("digits").train
-    pictures = train.pictures.fetch(torch.arange(len(train)))
-    small = Bench(bench.options, bench.device, (pictures, train.labels))
+    train = load_images("digits").train
+    images = train.images.fetch(torch.arange(len(train)))
+    small = Bench(bench.options, bench.device, (images, train.labels))
     small.turns = bench.options.many_turns
     return overhead(small, "resnet20", batch_size, DIGITS)
 

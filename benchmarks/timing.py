@@ -19,7 +19,7 @@ from fullbatch.runtime.device import describe
 
 @dataclass(frozen=True)
 class Case:
-    """Something to time that goes through ``samples`` pictures.
+    """Something to time that goes through ``samples`` images.
 
     ``dtype``: of a gradient's products, whose rate can be compared with the device's limits. ``may_fail``: left out,
     with a note, where the compiler cannot.
@@ -126,7 +126,7 @@ def show(timings: Sequence[Timing], console: Console) -> None:
         rows = [timing for timing in timings if timing.title == title]
         shares = any(row.of_peak is not None for row in rows)
         more = ("of the layers alone", "of the matrix peak") if shares else ()
-        table = Table("", "pictures/s", "time / first row", *more, title=str(title))
+        table = Table("", "images/s", "time / first row", *more, title=str(title))
         for row in rows:
             values = [percent(row.of_layers), percent(row.of_peak)] if shares else []
             table.add_row(row.name, f"{row.samples_per_second:,.0f}", f"{row.ratio:.2f}", *values)

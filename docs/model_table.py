@@ -17,9 +17,9 @@ VARIATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 HEADER = """# Models
 
-Each with its defaults, on pictures of 3x32x32 and 10 classes; written by `python docs/model_table.py`.
+Each with its defaults, on images of 3x32x32 and 10 classes; written by `python docs/model_table.py`.
 
-FLOPs are those of one forward pass of one picture, counted by `torch.utils.flop_counter`: convolutions and matrix
+FLOPs are those of one forward pass of one image, counted by `torch.utils.flop_counter`: convolutions and matrix
 products, a product and a sum as two. A gradient costs about three times as much, a regularized one about six times.
 
 The last column says whether the full-batch gradient is the same however the data are cut into blocks. It is where no

@@ -157,6 +157,18 @@ def preserved(tensors: Sequence[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
+def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Set training or evaluation mode inside, and give every module its own back."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was_training in before:
+            module.training = was_training
+
+
+@contextmanager
 def parameters_at(module: nn.Module, values: Tensors) -> Iterator[None]:
     """Evaluate ``module`` with its trainable parameters at ``values``, and leave no trace.
 

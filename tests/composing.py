@@ -5,7 +5,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from fullbatch.command_line import normalized
+from fullbatch.app.hydra_cli import normalized
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "config"

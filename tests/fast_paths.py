@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fullbatch.data.augmentation import Augmentation
-from fullbatch.data.blocks import BlockLoader, BlockSequence
-from fullbatch.data.pictures import PictureSet, TensorPictures
+from fullbatch.data.images import ImageSet, TensorImages
+from fullbatch.data.loader import BlockLoader, BlockSequence
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.runtime.compilation import compile_model
@@ -25,7 +25,7 @@ from fullbatch.runtime.device import tf32
 from fullbatch.runtime.memory_format import order_weights
 
 ROUNDINGS = 6
-"""Those that a gradient passes through, were all of them one way: pictures, two layers forth and back, the loss."""
+"""Those that a gradient passes through, were all of them one way: images, two layers forth and back, the loss."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class FastPath:
         return model if dropout else without_dropout(model)
 
     def blocks(self, batch_size: int = SAMPLES, dtype: torch.dtype = torch.float32) -> BlockSequence:
-        """Return pictures that lie on the device as bytes and are augmented there in batches."""
+        """Return images that lie on the device as bytes and are augmented there in batches."""
         return loader(batch_size, torch.device(self.device), dtype, self.memory_format).blocks(step=3)
 
     def objective(self, model: nn.Module, batch_size: int = SAMPLES, **options: Any) -> FullBatchObjective:
-        """Return the objective on the pictures; compiled, recorded and replayed, or in flight, where the path is."""
+        """Return the objective on the images; compiled, recorded and replayed, or in flight, where the path is."""
         cuda = self.device == "cuda"
         recorder = (CudaGraphs(torch.device("cuda")) if cuda else Tape()) if self.replayed else None
         streams = streams_on(torch.device("cuda"), self.in_flight) if cuda else [Late() for _ in range(self.in_flight)]
@@ -106,10 +106,10 @@ def loader(
     batch_size: int, device: torch.device, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> BlockLoader:
     generator = torch.Generator().manual_seed(1)
-    pictures = torch.randint(256, (SAMPLES, 2, 4, 4), generator=generator, dtype=torch.uint8)
+    images = torch.randint(256, (SAMPLES, 2, 4, 4), generator=generator, dtype=torch.uint8)
     labels = torch.randint(CLASSES, (SAMPLES,), generator=generator)
     return BlockLoader(
-        PictureSet(TensorPictures(pictures), labels, tuple("abc")),
+        ImageSet(TensorImages(images), labels, tuple("abc")),
         batch_size=batch_size,
         mean=[0.4, 0.5],
         std=[0.2, 0.3],
@@ -127,7 +127,7 @@ def exact_model(name: str) -> nn.Module:
 
 
 def exact_samples() -> tuple[Tensor, Tensor]:
-    """Return all the pictures as one block in float64."""
+    """Return all the images as one block in float64."""
     ((inputs, labels, _),) = loader(SAMPLES, torch.device("cpu"), torch.float64, torch.contiguous_format).blocks(3)
     return inputs, labels
 

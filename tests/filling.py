@@ -29,6 +29,6 @@ def filling(name: str, tensor: Tensor) -> Tensor:
 
 
 def inputs(batch: int, channels: int, pixels: int) -> Tensor:
-    """Pictures [batch, channels, pixels, pixels] in float64."""
+    """Images [batch, channels, pixels, pixels] in float64."""
     count = torch.arange(batch * channels * pixels * pixels, dtype=torch.float64)
     return torch.cos(0.37 * count).view(batch, channels, pixels, pixels)

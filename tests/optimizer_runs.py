@@ -4,11 +4,11 @@ from composing import composed
 from small_training import loader, trainer
 from torch import nn
 
-from fullbatch.build_optimizer import build_optimizer
-from fullbatch.config import parse
+from fullbatch.build.optimizer import build_optimizer
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.losses import loss_function
 from fullbatch.optim.ema import ExponentialMovingAverage
+from fullbatch.settings.parse import parse
 from fullbatch.training.trainer import Trainer
 
 CASES = {

@@ -14,7 +14,7 @@ import pytest
 from composing import ROOT
 from hydra.core.global_hydra import GlobalHydra
 
-from fullbatch import launch
+from fullbatch.app import train as launch
 
 SCRIPT = ROOT / "train_with_gradient_descent.py"
 SMALL = [
@@ -42,7 +42,7 @@ def run_in_process(
 ) -> int:
     """Run the script with ``folder`` as the launch folder and return its exit status.
 
-    Unless it is to be ``drawn``, which takes a second, the picture of the curves is an empty file.
+    Unless it is to be ``drawn``, which takes a second, the figure of the curves is an empty file.
     """
     if not drawn:
         monkeypatch.setattr(launch, "draw_curves", lambda rows, path, title: path.touch())

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from stop_requests import SignalAt
 from torch import Tensor, multiprocessing, nn
-from wishing import SignalAt
 
-from fullbatch.build import build_trainer
-from fullbatch.config import settings_of
-from fullbatch.runtime.distributed import Group, joined, open_store
-from fullbatch.runtime.interruption import Wishes
+from fullbatch.build.trainer import build_trainer
+from fullbatch.runtime.process_group import Group, joined, open_store
 from fullbatch.runtime.ranks import Ranks
+from fullbatch.runtime.stop_requests import StopRequests
+from fullbatch.settings.parse import settings_of
 from fullbatch.training.checkpoint import load_checkpoint, save_checkpoint
 from fullbatch.training.trainer import Trainer
 
@@ -24,7 +24,7 @@ Tree = dict[str, Any]
 
 
 def smooth(*, channels: int, classes: int) -> nn.Module:
-    """For pictures of 8x8: a small network without kinks, with everything that is awkward to share."""
+    """For images of 8x8: a small network without kinks, with everything that is awkward to share."""
     convolution = nn.Conv2d(channels, 4, 3, stride=2, padding=1, bias=False)  # a bias has no gradient but rounding
     layers = [convolution, nn.BatchNorm2d(4), nn.Tanh(), nn.Dropout(0.2)]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, classes))
@@ -59,7 +59,7 @@ def interrupted(tree: Tree, group: Group, rank: int, block: int, folder: Path) -
     """Run until a process of a certain rank is told to stop, and leave a checkpoint in the folder."""
     trainer = built(tree, group)
     caught = SignalAt(block if group.rank == rank else 10**9)
-    wishes = Wishes(caught, group)
+    wishes = StopRequests(caught, group)
     trainer.wish, trainer.take_step.passes.wishes = wishes.agree, caught.watching(wishes)
     if group.leads:
         trainer.save = lambda: save_checkpoint(folder / "x.pth", trainer.state.state_dict(), config={}, seed=0)

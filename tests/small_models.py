@@ -39,7 +39,7 @@ def small(case: str, **changes: Any) -> nn.Module:
     return build_model(name, **{"channels": 3, "classes": 5, "pixels": pixels, **options, **changes})
 
 
-def pictures_for(case: str, batch: int = 6, pixels: int | None = None) -> Tensor:
-    """Pictures in float64."""
+def images_for(case: str, batch: int = 6, pixels: int | None = None) -> Tensor:
+    """Images in float64."""
     pixels = pixels or CASES[case][1]
     return torch.randn(batch, 3, pixels, pixels, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

@@ -6,15 +6,15 @@ import torch
 from torch import nn
 
 from fullbatch.data.augmentation import Augmentation
-from fullbatch.data.blocks import BlockLoader
-from fullbatch.data.datasets import load_pictures
+from fullbatch.data.dataset import load_images
+from fullbatch.data.loader import BlockLoader
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.objective.losses import loss_function
 from fullbatch.optim.ema import ExponentialMovingAverage
 from fullbatch.optim.schedules import schedule_named
 from fullbatch.training.state import TrainState
-from fullbatch.training.steps import Step
+from fullbatch.training.step import Step
 from fullbatch.training.trainer import Trainer
 from fullbatch.training.validation import validate
 from fullbatch.transforms.clipping import ClipByNorm
@@ -33,7 +33,7 @@ def network() -> nn.Module:
 
 
 def loader(training: bool = True, size: int = 50, **options: Any) -> BlockLoader:
-    data = load_pictures("digits", size=size, valid_size=size)
+    data = load_images("digits", size=size, valid_size=size)
     options = {"batch_size": 16, "mean": data.mean, "std": data.std, "dtype": torch.float64, "seed": 5, **options}
     if training:
         options.setdefault("augmentation", Augmentation({"RandomCrop": [8, 1], "RandomHorizontalFlip": 0.5}, 7))

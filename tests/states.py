@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from fullbatch.runtime.interruption import Wish
+from fullbatch.runtime.stop_requests import StopRequest
 from fullbatch.training.state import Row
 from fullbatch.training.trainer import Trainer
 
@@ -13,7 +13,7 @@ TIMES = ("train_time", "valid_time", "analysis_time")
 
 def run_to(some_trainer: Trainer, step: int) -> Trainer:
     """Run, interrupted after ``step`` steps."""
-    some_trainer.wish = lambda: Wish.STOP if some_trainer.state.step >= step else Wish.NONE
+    some_trainer.wish = lambda: StopRequest.STOP if some_trainer.state.step >= step else StopRequest.NONE
     some_trainer.run()
     return some_trainer
 

@@ -1,4 +1,4 @@
-"""A picture of the edge of stability: sharpness beside the threshold, and the training loss."""
+"""An image of the edge of stability: sharpness beside the threshold, and the training loss."""
 
 import logging
 import math
@@ -35,7 +35,7 @@ def draw_edge_of_stability(runs: Mapping[str, Sequence[Row]], path: Path, title:
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415
     except ImportError:
-        log.info("no picture of the sharpness: matplotlib is not installed (pip install 'fullbatch[plot]')")
+        log.info("no image of the sharpness: matplotlib is not installed (pip install 'fullbatch[plot]')")
         return False
     figure = Figure(figsize=(1.5 + 4.5 * len(measured), 6), layout="constrained")
     if title:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fullbatch.objective.full_batch import FullBatchObjective
-from fullbatch.objective.running_mean import Welford
+from fullbatch.objective.means import Welford
 from fullbatch.tensors import dot, flatten, global_norm, in_places, preserved, trainable
 from fullbatch.typing import Block, Tensors
 

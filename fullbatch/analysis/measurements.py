@@ -15,9 +15,8 @@ from fullbatch.analysis.gradient_statistics import (
 )
 from fullbatch.analysis.probes import Observation
 from fullbatch.landscape.directions import random_directions
-from fullbatch.tensors import global_norm, norms, trainable
+from fullbatch.tensors import global_norm, mode, norms, trainable
 from fullbatch.training.state import Row
-from fullbatch.training.validation import mode
 
 MOMENTA = ("momentum_buffer", "exp_avg")
 """Where optimizers keep their momentum, an exponential sum or average of gradients."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from fullbatch.analysis.eigenvalues import Operator
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.gauss_newton import gauss_newton_product
-from fullbatch.objective.running_mean import WeightedMean
+from fullbatch.objective.means import WeightedMean
 from fullbatch.tensors import flatten, preserved, trainable, unflatten
 from fullbatch.typing import Tensors
 

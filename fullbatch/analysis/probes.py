@@ -11,9 +11,8 @@ from torch.optim import Optimizer
 
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.randomness import preserved_rng
-from fullbatch.tensors import device_of
+from fullbatch.tensors import device_of, mode
 from fullbatch.training.state import Row, TrainState
-from fullbatch.training.validation import mode
 
 Note = Callable[[int, str, Sequence[str], Sequence[float]], None]
 """(step, quantity, names, values): keeps what is more than a number a step."""

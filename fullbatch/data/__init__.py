@@ -1,1 +1,1 @@
-"""From files to blocks on the device: sets of pictures, augmentation, and the loader that makes blocks of them."""
+"""From files to blocks on the device: sets of images, augmentation, and the loader that makes blocks of them."""

@@ -1,8 +1,8 @@
 """Augmentation as a pure function: (seed, step, sample id) decide every draw.
 
 So the augmented sample does not depend on block size, order, workers or ranks, nor on how often a step is evaluated.
-Crops, flips and erasing act on whole batches on the device; every other torchvision v2 transform works by name, picture
-by picture, on generators seeded by the same counters.
+Crops, flips and erasing act on whole batches on the device; every other torchvision v2 transform works by name, image
+by image, on generators seeded by the same counters.
 """
 
 import difflib
@@ -23,7 +23,7 @@ AUGMENTATION = 2  # the stream of a run's seed
 _NEED_LABELS = ("CutMix", "MixUp")
 
 Draw: TypeAlias = Callable[[int], Tensor]
-"""Stream number k -> 63 random bits for each picture, int64 [n] on the pictures' device."""
+"""Stream number k -> 63 random bits for each image, int64 [n] on the images' device."""
 BatchTransform: TypeAlias = Callable[[Tensor, Draw], Tensor]
 
 
@@ -36,7 +36,7 @@ class Augmentation:
     """Transforms applied one after the other, configured as torchvision's name -> arguments.
 
     ``{"RandomCrop": [32, 4], "RandomHorizontalFlip": 0.5}``: a list holds positional arguments, a mapping keyword
-    arguments, None is no argument, anything else is the only argument. Pictures are uint8 before and after; so the
+    arguments, None is no argument, anything else is the only argument. Images are uint8 before and after; so the
     ``value`` of RandomErasing and every ``fill`` count from 0 to 255.
 
     Args:
@@ -55,25 +55,25 @@ class Augmentation:
             for position, (name, arguments) in enumerate(transforms.items())
         ]
 
-    def __call__(self, pictures: Tensor, ids: Tensor, step: int, copy: int = 0) -> Tensor:
-        """Augment ``pictures`` (uint8 [n, C, H, W]) of the samples ``ids`` (int64 [n], same device) at ``step``.
+    def __call__(self, images: Tensor, ids: Tensor, step: int, copy: int = 0) -> Tensor:
+        """Augment ``images`` (uint8 [n, C, H, W]) of the samples ``ids`` (int64 [n], same device) at ``step``.
 
         Copies of a sample, counted by ``copy``, have draws of their own; copy 0 has those of the sample alone.
         The transforms that are not batched copy ``ids`` to the CPU, which waits for the device; the others do not.
 
         Raises:
-            ValueError: a transform does not fit the pictures.
+            ValueError: a transform does not fit the images.
         """
         for transform in self._transforms:
             counters = (self.seed, _STREAM, step, transform.position, *((copy,) if copy else ()))
             try:
-                pictures = transform.apply(pictures, partial(random_bits, ids, *counters))
+                images = transform.apply(images, partial(random_bits, ids, *counters))
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{transform.key}: {error}") from error
-        return pictures
+        return images
 
     def parted(self) -> "tuple[Augmentation, Augmentation] | None":
-        """Cut behind the first transform that gives pictures of any size one size; None where there is none.
+        """Cut behind the first transform that gives images of any size one size; None where there is none.
 
         The second part after the first is the whole: the draws of a transform stay those of its place.
         """
@@ -101,29 +101,29 @@ class _RandomCrop:
         left, right, top, bottom = reference.padding or (0, 0, 0, 0)
         self.padding, self.fill, self.mode = [left, top, right, bottom], reference.fill, reference.padding_mode
 
-    def __call__(self, pictures: Tensor, draw: Draw) -> Tensor:
+    def __call__(self, images: Tensor, draw: Draw) -> Tensor:
         from torchvision.transforms.v2 import functional  # noqa: PLC0415 (seconds to import)
 
-        given = tuple(pictures.shape[-2:])
+        given = tuple(images.shape[-2:])
         if any(self.padding):
             pad = partial(functional.pad, padding=self.padding, fill=self.fill, padding_mode=self.mode)
-            pictures = _fitted(pad, pictures)
-        rows, columns = pictures.shape[-2] - self.height + 1, pictures.shape[-1] - self.width + 1
+            images = _fitted(pad, images)
+        rows, columns = images.shape[-2] - self.height + 1, images.shape[-1] - self.width + 1
         if rows < 1 or columns < 1:
             raise ValueError(
-                f"pictures of {given[0]}x{given[1]} pixels, padded by {self.padding} (left, top, right, bottom), are "
+                f"images of {given[0]}x{given[1]} pixels, padded by {self.padding} (left, top, right, bottom), are "
                 f"smaller than the crop of {self.height}x{self.width}"
             )
         top, left = _two_integers(draw(0), rows, columns)
-        return batched.crop(pictures, top, left, self.height, self.width)
+        return batched.crop(images, top, left, self.height, self.width)
 
 
 class _RandomFlip:
     def __init__(self, reference: Any, dim: int) -> None:
         self.p, self.dim = reference.p, dim
 
-    def __call__(self, pictures: Tensor, draw: Draw) -> Tensor:
-        return batched.flip(pictures, _chance(draw(0), self.p), self.dim)
+    def __call__(self, images: Tensor, draw: Draw) -> Tensor:
+        return batched.flip(images, _chance(draw(0), self.p), self.dim)
 
 
 class _RandomErasing:
@@ -134,65 +134,65 @@ class _RandomErasing:
         self.value = [int(v) for v in reference.value]
         self._on_device: dict[tuple[torch.device, int, int], tuple[Tensor, Tensor | int]] = {}
 
-    def __call__(self, pictures: Tensor, draw: Draw) -> Tensor:
-        table, value = self._constants(pictures)
+    def __call__(self, images: Tensor, draw: Draw) -> Tensor:
+        table, value = self._constants(images)
         height, width = table[draw(1).remainder(len(table))].unbind(1)
-        top, left = _two_integers(draw(2), pictures.shape[-2] - height + 1, pictures.shape[-1] - width + 1)
-        return batched.erase(pictures, top, left, height * _chance(draw(0), self.p), width, value)
+        top, left = _two_integers(draw(2), images.shape[-2] - height + 1, images.shape[-1] - width + 1)
+        return batched.erase(images, top, left, height * _chance(draw(0), self.p), width, value)
 
-    def _constants(self, pictures: Tensor) -> tuple[Tensor, Tensor | int]:
-        channels, height, width = pictures.shape[1:]
-        if (pictures.device, height, width) not in self._on_device:
+    def _constants(self, images: Tensor) -> tuple[Tensor, Tensor | int]:
+        channels, height, width = images.shape[1:]
+        if (images.device, height, width) not in self._on_device:
             if len(self.value) not in (1, channels):
-                raise ValueError(f"value has {len(self.value)} entries, but the pictures have {channels} channels")
+                raise ValueError(f"value has {len(self.value)} entries, but the images have {channels} channels")
             table = batched.rectangles(height, width, self.scale, self.ratio)
             if len(table) == 0:
                 raise ValueError(f"no rectangle of this scale and ratio fits into {height}x{width} pixels")
             value: Tensor | int = self.value[0]
             if len(self.value) > 1:
-                value = torch.tensor(self.value, dtype=torch.uint8, device=pictures.device).view(-1, 1, 1)
-            self._on_device[pictures.device, height, width] = table.to(pictures.device), value
-        return self._on_device[pictures.device, height, width]
+                value = torch.tensor(self.value, dtype=torch.uint8, device=images.device).view(-1, 1, 1)
+            self._on_device[images.device, height, width] = table.to(images.device), value
+        return self._on_device[images.device, height, width]
 
 
 class _Unrandom:
-    """A transform without draws, which treats each picture of a batch alike."""
+    """A transform without draws, which treats each image of a batch alike."""
 
     def __init__(self, reference: Any) -> None:
         self.reference = reference
 
-    def __call__(self, pictures: Tensor, draw: Draw) -> Tensor:
-        return _fitted(self.reference, pictures)
+    def __call__(self, images: Tensor, draw: Draw) -> Tensor:
+        return _fitted(self.reference, images)
 
 
-class _PictureByPicture:
-    """Any v2 transform, called once a picture after seeding the global generators with the picture's own draw."""
+class _ImageByImage:
+    """Any v2 transform, called once an image after seeding the global generators with the image's own draw."""
 
     def __init__(self, reference: Any) -> None:
         self.reference = reference
 
-    def __call__(self, pictures: Tensor, draw: Draw) -> Tensor:
+    def __call__(self, images: Tensor, draw: Draw) -> Tensor:
         results = []
-        with preserved_rng(pictures.device):
-            for picture, seed in zip(pictures, draw(0).tolist(), strict=True):
+        with preserved_rng(images.device):
+            for image, seed in zip(images, draw(0).tolist(), strict=True):
                 torch.manual_seed(seed)
-                results.append(self._one(picture))
+                results.append(self._one(image))
         if len({result.shape for result in results}) > 1:
-            raise ValueError("gives pictures of different sizes; add a crop or use a transform with one size")
+            raise ValueError("gives images of different sizes; add a crop or use a transform with one size")
         return torch.stack(results)
 
-    def _one(self, picture: Tensor) -> Tensor:
-        result = _fitted(self.reference, picture)
+    def _one(self, image: Tensor) -> Tensor:
+        result = _fitted(self.reference, image)
         if not isinstance(result, Tensor) or result.dtype != torch.uint8 or result.dim() != 3:
             what = f"{result.dtype} {list(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
-            raise ValueError(f"makes {what} of a picture; pictures stay torch.uint8 [C, H, W] (see data.normalize)")
+            raise ValueError(f"makes {what} of an image; images stay torch.uint8 [C, H, W] (see data.normalize)")
         return result
 
 
-def _fitted(transform: Callable[[Tensor], Any], pictures: Tensor) -> Any:
-    """Call the transform, whose RuntimeErrors say that it does not fit the pictures (unless the device failed)."""
+def _fitted(transform: Callable[[Tensor], Any], images: Tensor) -> Any:
+    """Call the transform, whose RuntimeErrors say that it does not fit the images (unless the device failed)."""
     try:
-        return transform(pictures)
+        return transform(images)
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except RuntimeError as error:
@@ -220,14 +220,14 @@ def _two_integers(bits: Tensor, first: Tensor | int, second: Tensor | int) -> tu
 
 
 def _build(key: str, name: str, arguments: Any) -> tuple[BatchTransform, bool]:
-    """Return the transform, and whether pictures of any size come out in one size."""
+    """Return the transform, and whether images of any size come out in one size."""
     transform = _find(key, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # torchvision only warns of a reversed range
             reference = _construct(transform, arguments)
             batched_form = None if getattr(reference, "pad_if_needed", False) else _BATCHED.get(transform.__name__)
-            return (batched_form or _PictureByPicture)(reference), _fixes_size(reference)
+            return (batched_form or _ImageByImage)(reference), _fixes_size(reference)
     except Exception as error:  # whatever torchvision's checks lead to
         accepted = ", ".join(inspect.signature(transform).parameters) or "no arguments"
         raise ValueError(f"{key}.{name}: wrong arguments {arguments!r} ({error}); it takes {accepted}") from error
@@ -254,7 +254,7 @@ def _find(key: str, name: str) -> type:
         raise ValueError(f"{key}.{name}: no torchvision v2 transform of that name; near are {', '.join(names)}")
     transform = known[name.lower()]
     if transform.__name__ in _NEED_LABELS:
-        raise ValueError(f"{key}.{name}: mixes labels, which a transform of single pictures cannot do")
+        raise ValueError(f"{key}.{name}: mixes labels, which a transform of single images cannot do")
     return transform
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fullbatch.data.pictures import PictureData
+from fullbatch.data.images import ImageData
 from fullbatch.randomness import random_integers, random_uniform
 
 _WHETHER, _WHICH = 0, 1  # streams of the seed
@@ -25,7 +25,7 @@ def noisy_labels(labels: Tensor, num_classes: int, fraction: float, seed: int) -
     return torch.where(replaced, (labels + shift) % num_classes, labels)
 
 
-def with_label_noise(data: PictureData, fraction: float, seed: int) -> PictureData:
+def with_label_noise(data: ImageData, fraction: float, seed: int) -> ImageData:
     """Return the data with noise in the training labels; the validation set stays as it is."""
     labels = noisy_labels(data.train.labels, len(data.classes), fraction, seed)
     return replace(data, train=replace(data.train, labels=labels))

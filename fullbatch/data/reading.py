@@ -1,7 +1,7 @@
-"""How the pictures of a block come out of their set: as they are, or made one size by the first transforms of a step.
+"""How the images of a block come out of their set: as they are, or made one size by the first transforms of a step.
 
-Pictures of various sizes cannot lie in one tensor until a transform has chosen their size. So whoever reads such a
-picture also applies the transforms up to that one, with the draws of the picture's own counters (seed, step, sample):
+Images of various sizes cannot lie in one tensor until a transform has chosen their size. So whoever reads such a
+image also applies the transforms up to that one, with the draws of the image's own counters (seed, step, sample):
 the result is the same in whatever process and company it is read. The other transforms work on batches, on the device.
 """
 
@@ -17,96 +17,94 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fullbatch.data.augmentation import Augmentation
-from fullbatch.data.pictures import Pictures, WholePictures
+from fullbatch.data.images import Images, WholeImages
 from fullbatch.runtime.allocator import give_memory_back
 
 _DEATH = "DataLoader worker"  # how PyTorch begins to say it
 _NEWS = 1.0  # seconds
-_TRIM = 32 << 20  # bytes of pictures, four times as many as floats, after which freed memory is given back
+_TRIM = 32 << 20  # bytes of images, four times as many as floats, after which freed memory is given back
 
 Plan: TypeAlias = Sequence[tuple[Tensor, int]]
 """What to read, block after block: ids (int64 [n]) and the step they are read for."""
 
 
 class Reader(Protocol):
-    """Reads pictures for a step."""
+    """Reads images for a step."""
 
     def read(self, ids: Tensor, step: int) -> Tensor:
-        """Return the pictures ``ids`` (int64 [n], on the CPU) as uint8 [n, C, H, W], or [n * copies, C, H, W]."""
+        """Return the images ``ids`` (int64 [n], on the CPU) as uint8 [n, C, H, W], or [n * copies, C, H, W]."""
         ...
 
 
 @dataclass(frozen=True)
 class AsTheyAre:
-    """Reads pictures that have one size, the same in every step."""
+    """Reads images that have one size, the same in every step."""
 
-    pictures: Pictures
+    images: Images
 
     def read(self, ids: Tensor, step: int) -> Tensor:
-        """Return the pictures."""
-        return self.pictures.fetch(ids)
+        """Return the images."""
+        return self.images.fetch(ids)
 
 
 @dataclass(frozen=True)
 class MadeOneSize:
-    """Reads pictures of various sizes, one after the other, through ``transforms`` that give them one size.
+    """Reads images of various sizes, one after the other, through ``transforms`` that give them one size.
 
-    The ``copies`` of a picture come one after the other, each with draws of its own.
+    The ``copies`` of an image come one after the other, each with draws of its own.
     """
 
-    pictures: WholePictures
+    images: WholeImages
     transforms: Augmentation
     copies: int = 1
 
     def read(self, ids: Tensor, step: int) -> Tensor:
-        """Return the pictures; raise ValueError naming the one that a transform does not fit."""
+        """Return the images; raise ValueError naming the one that a transform does not fit."""
         return torch.cat([part for one in ids.split(1) for part in self._copies(one, step)])
 
     def _copies(self, one: Tensor, step: int) -> list[Tensor]:
         index = int(one)
-        picture = self.pictures.whole(index)[None]
+        image = self.images.whole(index)[None]
         try:
-            return [self.transforms(picture, one, step, copy) for copy in range(self.copies)]
+            return [self.transforms(image, one, step, copy) for copy in range(self.copies)]
         except ValueError as error:
-            raise ValueError(f"{error} ({self.pictures.where(index)})") from error
+            raise ValueError(f"{error} ({self.images.where(index)})") from error
 
 
-def reader_of(
-    pictures: Pictures, augmentation: Augmentation | None, copies: int = 1
-) -> tuple[Reader, Augmentation | None]:
-    """Return what reads the pictures, and the transforms that are left to do.
+def reader_of(images: Images, augmentation: Augmentation | None, copies: int = 1) -> tuple[Reader, Augmentation | None]:
+    """Return what reads the images, and the transforms that are left to do.
 
-    Only where pictures can be read whole, and a transform chooses their size, is anything done in reading.
+    Only where images can be read whole, and a transform chooses their size, is anything done in reading.
     """
-    parts = augmentation.parted() if augmentation is not None and isinstance(pictures, WholePictures) else None
+    parts = augmentation.parted() if augmentation is not None and isinstance(images, WholeImages) else None
     if parts is None:
-        return AsTheyAre(pictures), augmentation
-    assert isinstance(pictures, WholePictures)
-    return MadeOneSize(pictures, parts[0], copies), parts[1]
+        return AsTheyAre(images), augmentation
+    assert isinstance(images, WholeImages)
+    return MadeOneSize(images, parts[0], copies), parts[1]
 
 
 class Source(Protocol):
-    """Gives the pictures of one block after the other, uint8 [n, C, H, W]."""
+    """Gives the images of one block after the other, uint8 [n, C, H, W]."""
 
     def read(self, plan: Plan) -> Iterator[Tensor]:
-        """Yield the pictures of each entry of ``plan``."""
+        """Yield the images of each entry of ``plan``."""
         ...
 
 
 @dataclass(frozen=True)
 class InMemory:
-    """All the pictures as one tensor, on the device or in the main memory."""
+    """All the images as one tensor, on the device or in the main memory."""
 
     tensor: Tensor
 
     def read(self, plan: Plan) -> Iterator[Tensor]:
-        """Yield the pictures of each entry of ``plan``."""
+        """Yield the images of each entry of ``plan``."""
         for ids, _ in plan:
             yield self.tensor.index_select(0, ids.to(self.tensor.device))
 
 
 class FromFiles:
-    """Pictures that worker processes read anew each time, at most two blocks a process ahead."""
+    """Images that worker processes read anew each time, at most two blocks a process ahead."""
 
     def __init__(self, reader: Reader, num_workers: int, pin_memory: bool, persistent_workers: bool) -> None:
         self._plan, self._passed = _Plan(), 0
@@ -121,14 +119,14 @@ class FromFiles:
         )
 
     def read(self, plan: Plan) -> Iterator[Tensor]:
-        """Yield the pictures of each entry of ``plan``; raise OSError or ValueError as their reader does."""
+        """Yield the images of each entry of ``plan``; raise OSError or ValueError as their reader does."""
         self._plan.entries = plan
-        for pictures in delivered(self._loader):
-            self._passed += pictures.numel()
+        for images in delivered(self._loader):
+            self._passed += images.numel()
             if self._passed > _TRIM:
                 give_memory_back()
                 self._passed = 0
-            yield pictures
+            yield images
 
 
 class _Plan(Sampler[Any]):
@@ -158,7 +156,7 @@ def delivered(loader: DataLoader[Any]) -> Iterator[Any]:
     entries, end = iter(loader), object()
     while True:
         try:
-            with workers_told():
+            with translate_worker_errors():
                 entry = next(entries, end)
         except (ConnectionError, EOFError, FileNotFoundError) as error:  # it died while it handed over a tensor
             with suppress(RuntimeError):
@@ -172,7 +170,7 @@ def delivered(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 @contextmanager
-def workers_told() -> Iterator[None]:
+def translate_worker_errors() -> Iterator[None]:
     """Let the death of a reading process be an ``OSError``; PyTorch raises it wherever this process is then."""
     try:
         yield
@@ -186,6 +184,6 @@ def workers_told() -> Iterator[None]:
 
 def _died(reason: str) -> OSError:
     return OSError(
-        f"a process that reads pictures has died: {reason}; mostly because the memory was full (after a bus error, "
+        f"a process that reads images has died: {reason}; mostly because the memory was full (after a bus error, "
         "that of /dev/shm): fewer impl.threads and a smaller data.batch_size need less"
     )

@@ -53,13 +53,13 @@ def loss_landscape(
         model_eval: True uses stored batch-norm statistics, False those of the sub-batches (and dropout).
         recalibrate: re-estimate the stored statistics at every point, over all the data.
         mixed_precision: as of ``FullBatchObjective``.
-        folder: of a data base that keeps every point: the next call continues, other processes may help, and a finer
+        folder: of a database that keeps every point: the next call continues, other processes may help, and a finer
             grid computes what is new alone. None: nothing is kept.
-        settings: plain JSON, part of what the data base is known by: what this call cannot see, such as the loss.
+        settings: plain JSON, part of what the database is known by: what this call cannot see, such as the loss.
 
     Raises:
-        ValueError: contradictory arguments, or a data base of another surface.
-        OSError: a data base that cannot be used.
+        ValueError: contradictory arguments, or a database of another surface.
+        OSError: a database that cannot be used.
     """
     if recalibrate and not model_eval:
         raise ValueError("recalibrate=True: re-estimates stored statistics, which model_eval=False does not use")

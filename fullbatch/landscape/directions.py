@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from fullbatch.landscape.digests import digest_of_model
 from fullbatch.landscape.grid import Point
+from fullbatch.models.weights import load_weights
 from fullbatch.randomness import derive_seed
 from fullbatch.tensors import clones, trainable
-from fullbatch.training.state import load_weights
 
 Normalisation = Callable[[Tensor, Tensor], Tensor]
 

@@ -1,4 +1,4 @@
-"""From a grid to a surface: alone, or together with other processes on one data base."""
+"""From a grid to a surface: alone, or together with other processes on one database."""
 
 import logging
 import time
@@ -23,7 +23,7 @@ _WAIT = 0.2  # seconds between looks at points that other processes are computin
 def filled(
     store: SurfaceStore, grid: Grid, evaluate: PointEvaluator, interrupted: Callable[[], bool] = lambda: False
 ) -> Surface:
-    """Compute the points of the grid that the data base lacks, leaving to other processes what they are computing.
+    """Compute the points of the grid that the database lacks, leaving to other processes what they are computing.
 
     Returns when all points are there, whoever computed them, or after the point in whose course ``interrupted``.
     """
@@ -69,7 +69,7 @@ def arrays_of(directions: Directions, model: nn.Module) -> dict[str, np.ndarray]
 
 
 def stored_directions(directions: Directions, model: nn.Module, arrays: Mapping[str, np.ndarray]) -> Directions:
-    """Return the directions with the numbers of the data base; drawn elsewhere, they may differ in the last bit."""
+    """Return the directions with the numbers of the database; drawn elsewhere, they may differ in the last bit."""
     names = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     vectors = tuple(
         [torch.from_numpy(arrays[f"{axis}/{name}"]).to(parameter) for name, parameter in names]

@@ -1,4 +1,4 @@
-"""Pictures of surfaces as PNG, with matplotlib (the ``plot`` extra)."""
+"""Images of surfaces as PNG, with matplotlib (the ``plot`` extra)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a data base of a surface holds, by value: a manifest, arrays, points and leases.
+"""What a database of a surface holds, by value: a manifest, arrays, points and leases.
 
 - The manifest is JSON: what the values are a function of (weights, data, directions, settings), with the kind and the
   checksum of each array.
@@ -36,7 +36,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class OtherSurfaceError(ValueError):
-    """A data base is whole, but of another surface than wanted."""
+    """A database is whole, but of another surface than wanted."""
 
 
 def manifest_of(arrays: Arrays, **contents: Any) -> Manifest:
@@ -63,7 +63,7 @@ def parsed(content: bytes) -> Manifest:
 
 
 def require_equal(folder: Path, found: Manifest, wanted: Manifest) -> None:
-    """Raise ``OtherSurfaceError`` where a data base holds another surface than wanted."""
+    """Raise ``OtherSurfaceError`` where a database holds another surface than wanted."""
     ours, theirs = ({k: v for k, v in m.items() if k not in _ABOUT_THE_FILE} for m in (wanted, found))
     lines = differences(theirs, ours)
     if lines:

@@ -1,4 +1,4 @@
-"""Surfaces in LMDB data bases that many processes of one machine fill together. Nothing in one is ever unpickled.
+"""Surfaces in LMDB databases that many processes of one machine fill together. Nothing in one is ever unpickled.
 
 A process leases a point, computes it, and puts its value; each is one transaction, which a kill leaves undone or done.
 A lease ends with its value, when its owner has died, or when it expires: an owner renews it block by block. So every
@@ -22,7 +22,7 @@ from fullbatch.landscape import records
 from fullbatch.landscape.grid import Point
 from fullbatch.landscape.records import Arrays, Manifest, OtherSurfaceError
 from fullbatch.landscape.surface import Value
-from fullbatch.runtime.lmdb_files import refuse_foreign, refuse_truncated
+from fullbatch.runtime.lmdb_checks import refuse_foreign, refuse_truncated
 
 LEASE_SECONDS = 60.0
 _MANIFEST = b"manifest"
@@ -38,7 +38,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Access:
-    """How LMDB opens a data base: its own options, ``map_size`` in bytes."""
+    """How LMDB opens a database: its own options, ``map_size`` in bytes."""
 
     max_readers: int = 128
     readahead: bool = True
@@ -48,10 +48,10 @@ class Access:
 
 
 class SurfaceStore:
-    """The data base of a surface; a context manager that closes it.
+    """The database of a surface; a context manager that closes it.
 
     Args:
-        folder: of the data base, made where it is missing.
+        folder: of the database, made where it is missing.
         manifest: what it must hold, see ``fullbatch.landscape.records.manifest_of``.
         arrays: what it is to hold where it is new. ``self.arrays`` are those that are there.
         access: how to open it.
@@ -160,7 +160,7 @@ class SurfaceStore:
             transaction.delete(key, db=self._tables[b"leases"])
 
     def _agreed(self, transaction: Any, manifest: Manifest, arrays: Arrays) -> dict[str, np.ndarray]:
-        """Write manifest and arrays where the data base is new, else compare the one and read the others."""
+        """Write manifest and arrays where the database is new, else compare the one and read the others."""
         content = transaction.get(_MANIFEST)
         if content is None and transaction.stat()["entries"] > 0:
             raise ValueError("no manifest")
@@ -217,7 +217,7 @@ class SurfaceStore:
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """Let what LMDB finds wrong be an ``OSError`` that names the data base."""
+        """Let what LMDB finds wrong be an ``OSError`` that names the database."""
         try:
             yield
         except OtherSurfaceError:
@@ -228,7 +228,7 @@ class SurfaceStore:
         except _DAMAGED as error:
             reason = str(error).removeprefix(f"{self.folder}: ")
             raise OSError(
-                f"{self.folder}: not a whole data base of this program ({reason}); it is left as it is; "
+                f"{self.folder}: not a whole database of this program ({reason}); it is left as it is; "
                 "viz.rebuild_existing_database=True makes it anew"
             ) from error
         except lmdb.Error as error:
@@ -237,7 +237,7 @@ class SurfaceStore:
 
 
 def _remove(folder: Path) -> None:
-    """Remove what stands where a data base should: a file, or LMDB's two files and an empty folder."""
+    """Remove what stands where a database should: a file, or LMDB's two files and an empty folder."""
     if folder.is_dir():
         for name in ("data.mdb", "lock.mdb"):
             (folder / name).unlink(missing_ok=True)

@@ -12,8 +12,8 @@ from torch import Tensor
 from fullbatch.landscape.directions import Directions, floating_buffers
 from fullbatch.landscape.grid import Grid, Point
 from fullbatch.objective.full_batch import FullBatchObjective
-from fullbatch.tensors import clones, copy_, parameters_at, scaled_sum, trainable
-from fullbatch.training.validation import mode, recalibrated_batchnorm
+from fullbatch.tensors import clones, copy_, mode, parameters_at, scaled_sum, trainable
+from fullbatch.training.validation import recalibrated_batchnorm
 
 
 class Value(NamedTuple):

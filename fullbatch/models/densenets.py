@@ -18,7 +18,7 @@ from fullbatch.models.layers import (
     convolution_named,
     normalization_named,
     one_of,
-    refuse_small_pictures,
+    refuse_small_images,
     refuse_wide_padding,
 )
 from fullbatch.tensors import preserved
@@ -30,7 +30,7 @@ DEPTHS: dict[int, tuple[int, tuple[int, ...], int]] = {
     201: (32, (6, 12, 48, 32), 64),
 }
 """Depth -> growth (channels that a layer adds), layers of each dense block, channels of the stem."""
-_TRANSITIONS = 2**3  # the picture shrinks by this after the stem
+_TRANSITIONS = 2**3  # the image shrinks by this after the stem
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Parts:
     memory_efficient: bool
 
     def conv(self, inside: int, outside: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-        """Return a convolution without bias that keeps the picture's size, up to the stride."""
+        """Return a convolution without bias that keeps the image's size, up to the stride."""
         return self.convolution(inside, outside, kernel, stride=stride, padding=kernel // 2, bias=False)
 
 
@@ -105,7 +105,7 @@ class DenseBlock(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """Stem, dense blocks with transitions that halve channels and picture, norm, pooling, linear layer."""
+    """Stem, dense blocks with transitions that halve channels and image, norm, pooling, linear layer."""
 
     def __init__(self, features: nn.Sequential, nonlin: nn.Module, channels: int, classes: int) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class DenseNet(nn.Module):
         self.classifier = nn.Linear(channels, classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Map pictures [B, C, H, W] to outputs [B, classes]."""
+        """Map images [B, C, H, W] to outputs [B, classes]."""
         return self.classifier(self.nonlin(self.features(inputs)).mean(dim=(2, 3)))
 
 
@@ -147,7 +147,7 @@ def build_densenet(
         memory_efficient,
     )
     smallest = (pixels if stem == "cifar" else -(-pixels // 4)) // _TRANSITIONS
-    refuse_small_pictures(pixels, smallest, convolution, normalization)
+    refuse_small_images(pixels, smallest, convolution, normalization)
     refuse_wide_padding(pixels, stem, convolution)
     modules = _stem(stem, channels, width, parts)
     for number, length in enumerate(lengths, start=1):
@@ -163,7 +163,7 @@ def build_densenet(
 
 
 def _stem(name: str, channels: int, width: int, parts: Parts) -> "OrderedDict[str, nn.Module]":
-    """Return a bare convolution, or for large pictures convolutions with norms and activations, then pooling."""
+    """Return a bare convolution, or for large images convolutions with norms and activations, then pooling."""
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     kernels = {"cifar": (3,), "standard": (7,), "efficient": (3, 3, 3)}[name]
     for index, kernel in enumerate(kernels):

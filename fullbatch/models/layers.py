@@ -94,27 +94,25 @@ def one_of(option: str, name: str, known: tuple[str, ...]) -> str:
     return name.lower()
 
 
-def refuse_small_pictures(pixels: int, smallest: int, convolution: str, normalization: str) -> None:
+def refuse_small_images(pixels: int, smallest: int, convolution: str, normalization: str) -> None:
     """Name the option that does not fit, before a layer of PyTorch complains of a shape in the middle of a step.
 
-    ``smallest`` is the side to which pictures of ``pixels`` shrink in the last layers that convolve and normalize.
+    ``smallest`` is the side to which images of ``pixels`` shrink in the last layers that convolve and normalize.
     """
     if smallest < 1:
-        raise ValueError(f"pictures of {pixels} pixels shrink to nothing; this model needs larger ones")
+        raise ValueError(f"images of {pixels} pixels shrink to nothing; this model needs larger ones")
     if convolution.lower() == "reflect" and smallest < 2:
-        raise ValueError(
-            f"convolution=reflect: pictures of {pixels} pixels shrink to one, which has nothing to reflect"
-        )
+        raise ValueError(f"convolution=reflect: images of {pixels} pixels shrink to one, which has nothing to reflect")
     if normalization.lower() == "instancenorm2d" and smallest < 2:
         raise ValueError(
-            f"normalization=InstanceNorm2d: pictures of {pixels} pixels shrink to one, which has no variance"
+            f"normalization=InstanceNorm2d: images of {pixels} pixels shrink to one, which has no variance"
         )
 
 
 def refuse_wide_padding(pixels: int, stem: str, convolution: str) -> None:
-    """Refuse pictures that cannot be wrapped around the 7x7 convolution of the stem ``standard``."""
+    """Refuse images that cannot be wrapped around the 7x7 convolution of the stem ``standard``."""
     if convolution.lower() == "circular" and stem.lower() == "standard" and pixels < 3:
-        raise ValueError(f"convolution=circular: pictures of {pixels} pixels are smaller than the stem's padding of 3")
+        raise ValueError(f"convolution=circular: images of {pixels} pixels are smaller than the stem's padding of 3")
 
 
 def _grouped(channels: int, *, groups: int) -> nn.GroupNorm:

@@ -23,9 +23,9 @@ _OPTIONS_OF_TORCHVISION: dict[str, dict[str, Any]] = {"googlenet": _AUXILIARY, "
 
 
 def build_torchvision(name: str, *, channels: int, classes: int, pixels: int) -> nn.Module:
-    """Return torchvision's classifier ``name`` with fresh weights, for pictures of ``channels`` and ``pixels``.
+    """Return torchvision's classifier ``name`` with fresh weights, for images of ``channels`` and ``pixels``.
 
-    Raises ``ValueError`` for a name that is unknown and for pictures that the model does not take.
+    Raises ``ValueError`` for a name that is unknown and for images that the model does not take.
     """
     from torchvision import models  # noqa: PLC0415 (seconds to import)
 
@@ -67,7 +67,7 @@ def build_timm(name: str, *, channels: int, classes: int, pixels: int) -> nn.Mod
 def build_imported(target: str, *, channels: int, classes: int, pixels: int) -> nn.Module:
     """Return what ``package.module:callable`` returns for ``channels`` and ``classes``.
 
-    Raises ``ValueError`` where there is no such callable, or its model does not map pictures to ``classes`` outputs.
+    Raises ``ValueError`` where there is no such callable, or its model does not map images to ``classes`` outputs.
     """
     module_name, colon, attribute = target.partition(":")
     if not (colon and module_name and attribute):
@@ -98,20 +98,20 @@ def _imported(target: str, module_name: str, attribute: str) -> Callable[..., An
 
 
 def check_outputs(what: str, model: nn.Module, channels: int, classes: int, pixels: int) -> None:
-    """Raise ``ValueError`` unless ``model`` maps pictures [B, channels, pixels, pixels] to outputs [B, classes]."""
+    """Raise ``ValueError`` unless ``model`` maps images [B, channels, pixels, pixels] to outputs [B, classes]."""
     modes = [(module, module.training) for module in model.modules()]
     dtype = next((parameter.dtype for parameter in model.parameters()), None)
-    pictures = torch.zeros(1, channels, pixels, pixels, device=device_of(model), dtype=dtype)
+    images = torch.zeros(1, channels, pixels, pixels, device=device_of(model), dtype=dtype)
     try:
-        generator = torch.device("cpu") if pictures.is_meta else pictures.device
-        with torch.no_grad(), preserved_rng(generator), _refusing(what, f" on pictures {_shape(pictures)}"):
-            outputs = model.eval()(pictures)
+        generator = torch.device("cpu") if images.is_meta else images.device
+        with torch.no_grad(), preserved_rng(generator), _refusing(what, f" on images {_shape(images)}"):
+            outputs = model.eval()(images)
     finally:
         for module, training in modes:
             module.training = training
     if not isinstance(outputs, torch.Tensor) or outputs.shape != (1, classes):
         found = _shape(outputs) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
-        raise ValueError(f"{what}: maps pictures {_shape(pictures)} to {found} in the place of [1, {classes}]")
+        raise ValueError(f"{what}: maps images {_shape(images)} to {found} in the place of [1, {classes}]")
 
 
 def _shape(tensor: torch.Tensor) -> str:
@@ -152,7 +152,7 @@ def _take_channels(model: nn.Module, channels: int) -> None:
     """Put a convolution for ``channels`` in the place of the first one, which is for three."""
     found = _first_convolution(model)
     if found is None:
-        raise ValueError("the model has no convolution that could take pictures of another number of channels")
+        raise ValueError("the model has no convolution that could take images of another number of channels")
     name, old = found
     new = nn.Conv2d(
         channels,
@@ -176,7 +176,7 @@ def _warn_of_large_stem(name: str, model: nn.Module, pixels: int) -> None:
         return
     kernel, stride = max(found[1].kernel_size), max(found[1].stride)
     log.warning(
-        "model.name=%s: its stem, a %dx%d convolution with stride %d, is made for large pictures; these have %d pixels "
+        "model.name=%s: its stem, a %dx%d convolution with stride %d, is made for large images; these have %d pixels "
         "(model=resnet18 and its like have stems for small ones)",
         name,
         kernel,

@@ -118,7 +118,7 @@ class NFBlock(nn.Module):
 
 
 class NFNet(nn.Module):
-    """Stem, blocks, a 1x1 convolution, mean over the picture, linear layer."""
+    """Stem, blocks, a 1x1 convolution, mean over the image, linear layer."""
 
     def __init__(self, stem: nn.Module, body: nn.Module, activation: nn.Module, dropout: float, classes: int) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class NFNet(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Map pictures [B, C, H, W] to outputs [B, classes]."""
+        """Map images [B, C, H, W] to outputs [B, classes]."""
         features = self.activation(self.final_conv(self.body(self.stem(inputs)))).mean(dim=(2, 3))
         return self.linear(self.dropout(features))
 
@@ -153,7 +153,7 @@ def build_nfnet(
     variant = one_of("variant", variant, tuple(VARIANTS)).upper()
     strides = STEMS[one_of("stem", stem, ("CIFAR", "ImageNet"))]
     if _after_stem(pixels, strides) < 1:
-        raise ValueError(f"pictures of {pixels} pixels vanish in the stem {stem}, which has no padding")
+        raise ValueError(f"images of {pixels} pixels vanish in the stem {stem}, which has no padding")
     activation = ScaledActivation(function, scale)
     body = _body([length * (1 + int(variant[1:])) for length in LENGTHS], stochdepth_rate, activation, alpha, se_ratio)
     return NFNet(_stem(channels, strides, activation), body, activation, VARIANTS[variant] * use_dropout, classes)

@@ -1,4 +1,4 @@
-"""Additive pyramidal residual networks (Han, Kim & Kim, 2017) for small pictures."""
+"""Additive pyramidal residual networks (Han, Kim & Kim, 2017) for small images."""
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ class PyramidNet(nn.Module):
         self.fc = nn.Linear(features, classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Map pictures [B, C, H, W] to outputs [B, classes]."""
+        """Map images [B, C, H, W] to outputs [B, classes]."""
         hidden = self.layer3(self.layer2(self.layer1(self.bn1(self.conv1(inputs)))))
         return self.fc(torch.relu(self.bn_final(hidden)).mean(dim=(2, 3)))
 

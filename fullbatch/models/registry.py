@@ -48,15 +48,15 @@ def family_named(name: str) -> tuple[Family, int | None]:
 
 
 def build_model(name: str, /, *, channels: int, classes: int, pixels: int, **options: Any) -> nn.Module:
-    """Build a model with fresh weights: any ``torch.nn.Module`` from pictures [B, C, H, W] to outputs [B, classes].
+    """Build a model with fresh weights: any ``torch.nn.Module`` from images [B, C, H, W] to outputs [B, classes].
 
     Args:
         name: in any case; the depth is part of it (``resnet18``) or an option (``resnet``, ``depth=18``). Models of
             other libraries are ``torchvision`` and ``timm`` with their ``name`` as an option, and ``import`` with
             ``target="package.module:callable"``.
-        channels: of the pictures.
+        channels: of the images.
         classes: number of outputs.
-        pixels: side of the square pictures.
+        pixels: side of the square images.
         **options: of the family, as in ``config/model``; those left out have the defaults there.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Residual networks (He, Zhang, Ren & Sun, 2016), for small and for large pictures."""
+"""Residual networks (He, Zhang, Ren & Sun, 2016), for small and for large images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from fullbatch.models.layers import (
     convolution_named,
     normalization_named,
     one_of,
-    refuse_small_pictures,
+    refuse_small_images,
     refuse_wide_padding,
 )
 
@@ -32,7 +32,7 @@ DEPTHS: dict[int, tuple[int, tuple[int, ...]]] = {
 }
 """Depth -> kind of block, blocks of each stage."""
 STEMS = {"cifar": 1, "standard": 4, "efficient": 4}
-"""Stem -> how many times smaller its output is than the picture."""
+"""Stem -> how many times smaller its output is than the image."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Parts:
     downsample: str
 
     def conv(self, inside: int, outside: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-        """Return a convolution that keeps the picture's size, up to the stride."""
+        """Return a convolution that keeps the image's size, up to the stride."""
         bias = self.normalization is None
         return self.convolution(inside, outside, kernel, stride=stride, padding=kernel // 2, bias=bias)
 
@@ -117,7 +117,7 @@ class SkipInitBlock(Block):
 
 
 class ResNet(nn.Module):
-    """Stem, stages of residual blocks that halve the picture and double the width, average pooling, linear layer."""
+    """Stem, stages of residual blocks that halve the image and double the width, average pooling, linear layer."""
 
     def __init__(
         self, stem: nn.Sequential, layers: nn.Sequential, head: nn.Module, features: int, classes: int
@@ -127,7 +127,7 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(features, classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Map pictures [B, C, H, W] to outputs [B, classes]."""
+        """Map images [B, C, H, W] to outputs [B, classes]."""
         return self.fc(self.head(self.layers(self.stem(inputs))).mean(dim=(2, 3)))
 
 
@@ -161,7 +161,7 @@ def build_resnet(
         None if normalization.lower() == "skipinit" else normalization_named(normalization),
         one_of("downsample", shortcut, ("A", "B", "C")),
     )
-    refuse_small_pictures(pixels, -(-pixels // (STEMS[stem] * 2 ** (len(lengths) - 1))), convolution, normalization)
+    refuse_small_images(pixels, -(-pixels // (STEMS[stem] * 2 ** (len(lengths) - 1))), convolution, normalization)
     refuse_wide_padding(pixels, stem, convolution)
     width = _first_width(width, len(lengths))
     layers = _stages(parts, width, expansion, lengths)
@@ -182,7 +182,7 @@ def _first_width(width: int | None, stages: int) -> int:
 
 
 def _stem(name: str, channels: int, width: int, parts: Parts) -> nn.Sequential:
-    """Return convolutions, each normalized and activated, and pooling for large pictures.
+    """Return convolutions, each normalized and activated, and pooling for large images.
 
     Before blocks that start with an activation, the last convolution has none.
     """

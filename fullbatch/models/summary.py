@@ -15,7 +15,7 @@ _NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.LocalRespons
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """Of one model; ``flops`` is one forward pass of one picture, a product and a sum counted as two."""
+    """Of one model; ``flops`` is one forward pass of one image, a product and a sum counted as two."""
 
     name: str
     pixels: int

@@ -24,7 +24,7 @@ class VGG(nn.Module):
         self.features, self.pool, self.classifier = features, pool, classifier
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Map pictures [B, C, H, W] to outputs [B, classes]."""
+        """Map images [B, C, H, W] to outputs [B, classes]."""
         return self.classifier(self.pool(self.features(inputs)))
 
 
@@ -52,7 +52,7 @@ def build_vgg(
     side = HEADS[one_of("head", head, ("CIFAR", "TinyImageNet", "ImageNet"))]
     halvings = len(DEPTHS[depth])
     if pixels < 2**halvings:
-        raise ValueError(f"pictures of {pixels} pixels cannot be halved {halvings} times; needs {2**halvings} pixels")
+        raise ValueError(f"images of {pixels} pixels cannot be halved {halvings} times; needs {2**halvings} pixels")
     conv, nonlin, norm = convolution_named(convolution), activation_named(nonlin_fn), normalization_named(normalization)
     modules: list[nn.Module] = []
     for widths in DEPTHS[depth]:

@@ -16,14 +16,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fullbatch.objective.block import BlockObjective
+from fullbatch.objective.block_pass import Pass, Passes, straight
 from fullbatch.objective.evaluations import Evaluation, LossEvaluation, ValueEvaluation
 from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.objective.hessian_products import implementation_named
 from fullbatch.objective.in_flight import Find, InFlight, Stream
-from fullbatch.objective.passes import Pass, Passes, straight
+from fullbatch.objective.means import MovingAverage, WeightedMean
 from fullbatch.objective.replay import Recorder, Replays, replayed
-from fullbatch.objective.running_mean import MovingAverage, WeightedMean
+from fullbatch.objective.sub_batch import BlockObjective
 from fullbatch.objective.uncompiled import uncompiled
 from fullbatch.randomness import derive_seed
 from fullbatch.tensors import clones, device_of, global_norm, preserved, trainable

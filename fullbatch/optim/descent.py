@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fullbatch.optim.closure import Closure, Point, gradients_of, parameters_of
-from fullbatch.optim.search import Found, Line, Search
+from fullbatch.optim.line_search import Found, Line, StepRule
 from fullbatch.tensors import add_, added, clones, scale_
 
 MEMORY = "search"
@@ -33,7 +33,7 @@ class Descent(Optimizer):
         dampening: share of the gradient that is left out of the momentum.
         weight_decay: of the penalty weight_decay/2 ||t||^2.
         nesterov: look ahead; needs momentum and no dampening.
-        search: ``Search()`` takes the whole step.
+        search: ``StepRule()`` takes the whole step.
 
     Raises:
         ValueError: for Nesterov's momentum without momentum or with dampening.
@@ -47,13 +47,13 @@ class Descent(Optimizer):
         dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
-        search: Search | None = None,
+        search: StepRule | None = None,
     ) -> None:
         if nesterov and (momentum == 0 or dampening != 0):
             raise ValueError("nesterov=True: needs momentum, and dampening=0")
         defaults = {"lr": lr, "momentum": momentum, "dampening": dampening}
         super().__init__(params, {**defaults, "weight_decay": weight_decay, "nesterov": nesterov})
-        self.search = search or Search()
+        self.search = search or StepRule()
         self.statistics: dict[str, float] = {}
         """Of the last step: ``step_length`` a and ``search_failed`` 0 or 1, where there is a search."""
 

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from fullbatch.optim.closure import Closure, Point, gradients_of, parameters_of
 from fullbatch.optim.descent import MEMORY
-from fullbatch.optim.search import Line, Search
+from fullbatch.optim.line_search import Line, StepRule
 from fullbatch.optim.weight_decay import with_decay
 from fullbatch.optim.wolfe import Wolfe
 from fullbatch.tensors import add_, clones, dot, global_norm, scale_, scaled, scaled_sum
@@ -52,7 +52,7 @@ class LBFGS(Optimizer):
         history_size: int = 10,
         eps: float = 1e-2,
         damping: bool = True,
-        search: Search | None = None,
+        search: StepRule | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         self.history_size, self.eps, self.damping = history_size, eps, damping

@@ -3,10 +3,10 @@
 import math
 from typing import Any
 
-from fullbatch.optim.search import Line, LookingSearch, Trial
+from fullbatch.optim.line_search import Line, LineSearch, Trial
 
 
-class Wolfe(LookingSearch):
+class Wolfe(LineSearch):
     """Finds a with phi(a) <= phi(0) + c1 a phi'(0), up to rounding, and |phi'(a)| <= c2 |phi'(0)|.
 
     1. ``search``: from a = 1, longer steps until an interval holds such points, at most ``alpha_max``.

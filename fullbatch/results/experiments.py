@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fullbatch.training.recorder import read_table
+from fullbatch.training.tables import read_table
 
 TABLES = "table_fb_*_runs.csv"
 RESULTS = frozenset(

@@ -1,4 +1,4 @@
-"""Interactive pictures of runs and landscapes, as parts of a page, with plotly (the ``html`` extra)."""
+"""Interactive images of runs and landscapes, as parts of a page, with plotly (the ``html`` extra)."""
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -8,8 +8,8 @@ import numpy as np
 
 from fullbatch.analysis.figure import STYLES, top
 from fullbatch.landscape.plotting import NAMES, finite, is_steep
+from fullbatch.results.curves import PANELS
 from fullbatch.results.recorded import Landscape, Recorded
-from fullbatch.training.curves import PANELS
 from fullbatch.training.state import Row
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

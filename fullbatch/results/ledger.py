@@ -1,4 +1,4 @@
-"""The ledger: which jobs ran, where, and how they ended; a data base that many processes write at once.
+"""The ledger: which jobs ran, where, and how they ended; a database that many processes write at once.
 
 One SQLite file with a rollback journal (a write-ahead log needs memory that network file systems do not share). Every
 change is one short transaction, begun with the write lock; a process that finds the file locked waits. What a process
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-from fullbatch.runtime.leases import is_held
+from fullbatch.runtime.locks import is_held
 
 APPLICATION, VERSION = 0x46424C47, 1  # "FBLG"
 SECONDS_TO_WAIT = 60.0
@@ -93,7 +93,7 @@ class Place:
 
 
 Decide = Callable[[Sequence[Attempt]], Attempt | None]
-"""From all attempts at a job to the one that makes another needless; None where there is none."""
+"""From all attempts at a job to the one that makes another is_redundant; None where there is none."""
 
 
 def lease_of(folder: Path) -> Path:
@@ -118,7 +118,7 @@ def decisive(attempts: Sequence[Attempt]) -> Attempt:
     return attempts[-1]
 
 
-def needless(attempts: Sequence[Attempt], circumstances: str) -> Attempt | None:
+def is_redundant(attempts: Sequence[Attempt], circumstances: str) -> Attempt | None:
     """Return the attempt because of which a job need not run: one that finished, or is running, or diverged last.
 
     What diverged would do so again, bitwise, unless program, libraries, machine or ``impl`` are others now.
@@ -151,14 +151,14 @@ class Ledger:
         folder.
 
         Returns:
-            The attempt that makes this one needless; or all earlier ones, this one last.
+            The attempt that makes this one is_redundant; or all earlier ones, this one last.
         """
         with self._open(write=True) as base:
             if place is not None:
                 _plan(base, place, what.job)
             before = self._attempts(base, "WHERE job = ?", what.job)
-            needless = decide(before)
-            return needless if needless is not None else [*before, self._insert(base, what, folder)]
+            is_redundant = decide(before)
+            return is_redundant if is_redundant is not None else [*before, self._insert(base, what, folder)]
 
     def end(self, number: int, state: State, message: str = "", result: Mapping[str, float] | None = None) -> None:
         """Note how an attempt ended."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from fullbatch.training.recorder import read_table
+from fullbatch.training.tables import read_table
 
 SOURCE = "published: unverified, quoted from memory of the first table of arXiv 2109.14119"
 _FILE = Path(__file__).with_name("published.csv")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fullbatch.training.recorder import read_table
 from fullbatch.training.state import Row
+from fullbatch.training.tables import read_table
 
 STEPS = "table_*_convergence_results.csv"
 LANDSCAPES = "landscape_*.csv"

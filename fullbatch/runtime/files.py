@@ -78,7 +78,7 @@ def claimed(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def told(error: OSError) -> str:
+def format_error(error: OSError) -> str:
     """Return a file system's refusal as 'file: what was wrong'."""
     if error.filename is None or not error.strerror:
         return str(error)

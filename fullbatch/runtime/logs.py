@@ -49,7 +49,7 @@ def quiet_log() -> Iterator[None]:
     """Send errors of the modules that speak of processes to the terminal, and nothing else anywhere."""
     console = ConsoleHandler()
     console.setLevel(logging.ERROR)
-    console.addFilter(lambda record: record.name in ("fullbatch.follow", "fullbatch.runtime.lifeline"))
+    console.addFilter(lambda record: record.name in ("fullbatch.app.worker", "fullbatch.runtime.peer_monitor"))
     package = logging.getLogger("fullbatch")
     package.addHandler(console)
     try:

@@ -1,6 +1,6 @@
 """What a run can be told, as frozen dataclasses: every key with its type, its range and its accepted names.
 
-The same tree as ``config/``; ``fullbatch.config.parse`` fills it. Nothing here imports torch.
+The same tree as ``config/``; ``fullbatch.settings.parse.parse`` fills it. Nothing here imports torch.
 """
 
 from pydantic.dataclasses import dataclass

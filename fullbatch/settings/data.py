@@ -19,7 +19,7 @@ from fullbatch.settings.types import (
 
 
 @dataclass(frozen=True, config=SETTINGS)
-class NoDataBase:
+class NoDatabase:
     """`data/db=none`: augmentation is made anew in each step."""
 
     name: Annotated[Literal["none"], Name]
@@ -27,7 +27,7 @@ class NoDataBase:
 
 def _no_normalization(value: Any) -> Any:
     if value is True:
-        raise ValueError("pictures are stored as bytes, and normalized where they are read: see data.normalize")
+        raise ValueError("images are stored as bytes, and normalized where they are read: see data.normalize")
     return value
 
 
@@ -56,15 +56,15 @@ class LMDB:
     mean: ChannelValues | None
 
 
-DataBase = Annotated[
-    Union[Annotated[NoDataBase, Tag("none")], Annotated[LMDB, Tag("lmdb")]],  # noqa: UP007 (a runtime value)
+Database = Annotated[
+    Union[Annotated[NoDatabase, Tag("none")], Annotated[LMDB, Tag("lmdb")]],  # noqa: UP007 (a runtime value)
     Discriminator(family),
 ]
 
 
 @dataclass(frozen=True, config=SETTINGS)
 class Data:
-    """`data`: the pictures and how they come to the model."""
+    """`data`: the images and how they come to the model."""
 
     name: str
     path: str | None
@@ -84,5 +84,5 @@ class Data:
     drop_last: bool
     download: bool
     mirrors: list[str] | None
-    db: DataBase
-    resize_on_read: bool | None = None  # of pictures in files of various sizes alone
+    db: Database
+    resize_on_read: bool | None = None  # of images in files of various sizes alone

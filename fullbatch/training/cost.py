@@ -12,7 +12,7 @@ from fullbatch.objective.flops import Flops, count_flops
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.runtime.peak import matmul_peak
 from fullbatch.tensors import device_of
-from fullbatch.training.steps import BlockSequence
+from fullbatch.training.step import BlockSequence
 from fullbatch.training.trainer import Trainer
 
 _WORTH_COUNTING = 10.0  # seconds of training; counting operations takes two, mostly to load PyTorch's counter
@@ -31,12 +31,12 @@ class Cost:
     """Losses of all the samples by forward passes, in a step."""
     validations: int
     validation_samples: int
-    """Forward passes of single pictures in a validation."""
+    """Forward passes of single images in a validation."""
     flops: Flops
     seconds_a_sample: float
     """Of a step."""
     seconds_a_loss: float
-    """Of a picture in validation."""
+    """Of an image in validation."""
 
     @property
     def flops_of_a_step(self) -> float:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fullbatch.runtime.files import write_atomically
+from fullbatch.training.model_file import StoredModel, read_model
 from fullbatch.training.state import Row
-from fullbatch.training.stored_models import StoredModel, read_model
 
 MEASURED = ("train_loss", "train_acc", "valid_loss", "valid_acc")
 CARD_FORMAT = "fullbatch model card"

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from fullbatch.models.weights import load_weights
 from fullbatch.optim.ema import ExponentialMovingAverage
 
 Row = dict[str, float]
@@ -31,7 +32,7 @@ class TrainState:
     stopped: str | None = None
     memory: dict[str, Any] = field(default_factory=dict)
     inside: dict[str, Any] | None = None
-    """What ``fullbatch.training.passes.Journal`` knew of the step that was going on."""
+    """What ``fullbatch.training.distributed_pass.StepProgress`` knew of the step that was going on."""
     _beginning: dict[str, Any] | None = field(default=None, init=False)
 
     @property
@@ -77,17 +78,3 @@ class TrainState:
         self.memory = dict(state.get("memory", {}))  # older checkpoints have none
         self.inside = state.get("inside")  # earlier versions had none
         torch.set_rng_state(state["rng"].cpu())
-
-
-def load_weights(model: nn.Module, state: dict[str, Any]) -> None:
-    """Load a state dict; ``ValueError`` with the first entries that differ in name or shape, or are not finite."""
-    ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    theirs = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if ours != theirs:
-        names = [name for name in (*ours, *(theirs.keys() - ours.keys())) if ours.get(name) != theirs.get(name)]
-        shown = "; ".join(f"{n}: {ours.get(n, 'absent')} here, {theirs.get(n, 'absent')} there" for n in names[:3])
-        raise ValueError(f"the weights are those of another model: {len(names)} entries differ ({shown})")
-    spoiled = [name for name, tensor in state.items() if not tensor.isfinite().all()]
-    if spoiled:
-        raise ValueError(f"{len(spoiled)} entries of the weights are not finite ({', '.join(spoiled[:3])})")
-    model.load_state_dict(state)

@@ -9,10 +9,10 @@ import torch
 from torch.optim import Optimizer
 
 from fullbatch.optim.schedules import Schedule
-from fullbatch.runtime.interruption import Wish
-from fullbatch.training.passes import PausedError
+from fullbatch.runtime.stop_requests import StopRequest
+from fullbatch.training.distributed_pass import PausedError
 from fullbatch.training.state import Row, TrainState
-from fullbatch.training.steps import Step
+from fullbatch.training.step import Step
 from fullbatch.training.stopping import StopRule
 from fullbatch.training.validation import Validate
 
@@ -60,7 +60,7 @@ class Trainer:
     stochastic: Callable[[int], bool]
     save: Callable[[], None] = lambda: None
     stop_rules: Sequence[StopRule] = ()
-    wish: Callable[[], Wish] = lambda: Wish.NONE
+    wish: Callable[[], StopRequest] = lambda: StopRequest.NONE
     probes: Probes = field(default=lambda state, last: {})
     observers: Sequence[Observer] = field(default_factory=list)
     validate_every: int = 100
@@ -80,15 +80,15 @@ class Trainer:
                 return
             state.rows.append(row)
             state.stopped = next((reason for rule in self.stop_rules if (reason := rule(state.rows))), None)
-            wish = Wish.NONE if self.done else self.wish()
+            wish = StopRequest.NONE if self.done else self.wish()
             if self._due(self.validate_every):
                 row.update(self._validation())
             row.update(self.probes(state, last=self.done))
             for observe in self.observers:
                 observe(row)
-            if self._due(self.save_every) or wish is not Wish.NONE:
+            if self._due(self.save_every) or wish is not StopRequest.NONE:
                 self.save()
-            if wish is Wish.STOP:
+            if wish is StopRequest.STOP:
                 return
 
     def validate_last(self) -> None:

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fullbatch.objective.evaluations import LossEvaluation
 from fullbatch.objective.full_batch import FullBatchObjective
-from fullbatch.tensors import copy_, preserved
+from fullbatch.tensors import copy_, mode, preserved
 from fullbatch.typing import Block, Blocks, LossFunction, Tensors
 
 
@@ -29,7 +29,7 @@ def validate(
         model: the module.
         loss_fn: (outputs, labels) -> mean loss.
         blocks: the data.
-        flips: average the probabilities of each picture and its mirror image; the loss should then be cross-entropy,
+        flips: average the probabilities of each image and its mirror image; the loss should then be cross-entropy,
             which makes it their negative log-likelihood.
         recalibration: training data; batch-norm statistics are re-estimated on it for this validation.
         mixed_precision: as in ``FullBatchObjective``.
@@ -45,7 +45,7 @@ def validate(
 
 
 class FlipAveraged(nn.Module):
-    """The logarithm of the probabilities, averaged over each picture [B, C, H, W] and its mirror image."""
+    """The logarithm of the probabilities, averaged over each image [B, C, H, W] and its mirror image."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -91,18 +91,6 @@ def _average(norms: Sequence[_NormBase], seen: int, all_reduce: Callable[[Tensor
     total = torch.full((), seen, dtype=torch.float64, device=statistics[0].device)
     all_reduce([*sums, total])
     copy_(statistics, [entry / total for entry in sums])
-
-
-@contextmanager
-def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Set training or evaluation mode inside, and give every module its own back."""
-    before = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, was_training in before:
-            module.training = was_training
 
 
 Validate = Callable[[nn.Module, int], LossEvaluation]

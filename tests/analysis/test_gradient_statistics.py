@@ -18,7 +18,7 @@ from fullbatch.analysis.gradient_statistics import (
 )
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.losses import loss_function
-from fullbatch.objective.running_mean import Welford
+from fullbatch.objective.means import Welford
 from fullbatch.typing import Tensors
 
 SIZES = [3, 11, 1, 16, 2]

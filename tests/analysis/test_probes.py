@@ -14,7 +14,6 @@ from states import assert_equal_states, run_to, without_times
 
 from fullbatch.analysis.figure import draw_edge_of_stability
 from fullbatch.analysis.gradient_statistics import gradient_statistics
-from fullbatch.analysis.keeping import Notes, SavedModels, write_columns
 from fullbatch.analysis.measurements import (
     FlatnessProbe,
     GradientProbe,
@@ -22,12 +21,13 @@ from fullbatch.analysis.measurements import (
     SampleGradients,
     WorstCase,
 )
+from fullbatch.analysis.outputs import Notes, SavedModels, write_columns
 from fullbatch.analysis.probes import Probe, Probes
 from fullbatch.analysis.sharpness_probe import SharpnessProbe
-from fullbatch.build_analysis import observed
+from fullbatch.build.probes import observed
 from fullbatch.tensors import global_norm, trainable
+from fullbatch.training.model_file import read_model
 from fullbatch.training.state import Row
-from fullbatch.training.stored_models import read_model
 from fullbatch.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow

@@ -22,8 +22,8 @@ from fullbatch.optim.adaptive_clipping import ClippedDescent
 from fullbatch.optim.descent import Descent
 from fullbatch.optim.fista import FISTA
 from fullbatch.optim.lbfgs import LBFGS
+from fullbatch.optim.line_search import Restarting
 from fullbatch.optim.sam import SAM
-from fullbatch.optim.search import Restarting
 from fullbatch.optim.wolfe import Wolfe
 
 LR = 0.1

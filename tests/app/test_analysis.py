@@ -9,7 +9,7 @@ import pytest
 from composing import composed
 from running import SMALL, rows_of, run_in_process
 
-from fullbatch.config import parse
+from fullbatch.settings.parse import parse
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +68,7 @@ def test_final_is_about_the_last_step(script: Callable[..., int], tmp_path: Path
     assert [bool(row["full_grad_norm_after"]) for row in table(tmp_path)] == [False, False, False, True]
 
 
-def test_the_edge_of_stability_leaves_a_picture(script: Callable[..., int], tmp_path: Path) -> None:
+def test_the_edge_of_stability_leaves_a_image(script: Callable[..., int], tmp_path: Path) -> None:
     assert script("analysis=edge_of_stability", "analysis.sharpness.every=2", "analysis.sharpness.max_matvecs=8") == 0
     rows = table(tmp_path)
     assert [bool(row["sharpness"]) for row in rows] == [False, True, False, True]

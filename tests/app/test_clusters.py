@@ -185,7 +185,7 @@ def test_a_launcher_that_is_not_there_is_named(
     message: str,
 ) -> None:
     if missing:
-        monkeypatch.setattr("fullbatch.command_line.find_spec", lambda name: None)
+        monkeypatch.setattr("fullbatch.app.hydra_cli.find_spec", lambda name: None)
     monkeypatch.setenv("PATH", "/nowhere")
     assert run_in_process(monkeypatch, tmp_path, "-m", *TINY, f"hydra/launcher={launcher}") == 1
     shown = capsys.readouterr().err

@@ -9,10 +9,11 @@ from running import SMALL, rows_of, run_in_process
 from streams import Late
 from tape import Tape
 
-from fullbatch import build, build_speed
-from fullbatch.config import parse
+from fullbatch.build import precision as build_speed
+from fullbatch.build import trainer as build
 from fullbatch.runtime import device as devices
 from fullbatch.runtime.device import has_fast_bfloat16
+from fullbatch.settings.parse import parse
 
 CPU = torch.device("cpu")
 FLYING = ["impl.device=cuda", "impl.cuda_graphs=True", "impl.blocks_in_flight=2"]

@@ -15,7 +15,7 @@ from states import assert_equal_states
 
 from fullbatch.runtime.files import claimed
 from fullbatch.training.checkpoint import load_checkpoint
-from fullbatch.training.recorder import read_table
+from fullbatch.training.tables import read_table
 
 NAMED = "impl.checkpoint.name=mine"
 EVERYTHING = ["hyp.evaluate_ema=True", "hyp.grad_noise.additive=0.01", "impl.validate_every_nth_step=3"]

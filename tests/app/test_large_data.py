@@ -1,4 +1,4 @@
-"""Runs on pictures in files, of one size and of many, as users start them."""
+"""Runs on images in files, of one size and of many, as users start them."""
 
 import os
 import re
@@ -14,12 +14,12 @@ from composing import composed
 from PIL import Image
 from running import SMALL, rows_of, run_in_process
 
-from fullbatch.build import build_trainer
-from fullbatch.build_data import build_data, build_loader
-from fullbatch.config import parse
+from fullbatch.build.data import build_data, build_loader
+from fullbatch.build.trainer import build_trainer
+from fullbatch.settings.parse import parse
 
 HYP = [*(argument for argument in SMALL if not argument.startswith(("data", "model"))), "model=linear"]
-IMAGENET = ["data=ImageNet", "data.path=pictures", "data.classes=2", "data.size=24", "data.pixels=16"]
+IMAGENET = ["data=ImageNet", "data.path=images", "data.classes=2", "data.size=24", "data.pixels=16"]
 CROPS = [
     "data.augmentations_train={RandomResizedCrop: 16, RandomHorizontalFlip: 0.5}",
     "data.augmentations_val={Resize: 18, CenterCrop: 16}",
@@ -33,15 +33,15 @@ pytestmark = [
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
-    """Run in a folder with pictures of various sizes."""
+    """Run in a folder with images of various sizes."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.parent / f"{tmp_path.name}-cache"))
     rng = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 3)):
         for name in "ab":
-            (tmp_path / "pictures" / split / name).mkdir(parents=True)
+            (tmp_path / "images" / split / name).mkdir(parents=True)
             for number in range(count):
                 values = rng.integers(0, 256, (20 + number, 40 - number, 3), dtype=np.uint8)
-                Image.fromarray(values).save(tmp_path / "pictures" / split / name / f"{number}.JPEG")
+                Image.fromarray(values).save(tmp_path / "images" / split / name / f"{number}.JPEG")
     return lambda *arguments: run_in_process(monkeypatch, tmp_path, *HYP, "data.batch_size=10", *arguments)
 
 
@@ -50,14 +50,14 @@ def rows(folder: Path, name: str) -> list[dict[str, str]]:
     return [{key: value for key, value in row.items() if not key.endswith("time")} for row in rows_of(table)]
 
 
-def test_whole_pictures_train_and_two_sources_see_the_same(
+def test_whole_images_train_and_two_sources_see_the_same(
     script: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert script("name=imagenet", *IMAGENET, *CROPS, "data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]") == 0
     assert script("name=folder", *FOLDER, *CROPS, "data.std=[0.5,0.5,0.5]") == 0
     assert rows(tmp_path, "imagenet") == rows(tmp_path, "folder")
     assert len({row["train_loss"] for row in rows(tmp_path, "folder")}) == 4
-    assert "24 training and 6 validation pictures of 3x16x16 in 2 classes" in capsys.readouterr().out
+    assert "24 training and 6 validation images of 3x16x16 in 2 classes" in capsys.readouterr().out
 
 
 def test_frozen_crops_are_those_on_the_fly(script: Callable[..., int], tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_crop_that_is_drawn_anew_is_not_one_function(script: Callable[..., int
     assert constant("data.augmentations_train=")
 
 
-def test_a_folder_resized_on_read_can_be_cached_and_whole_pictures_cannot(
+def test_a_folder_resized_on_read_can_be_cached_and_whole_images_cannot(
     script: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = [*IMAGENET, *CROPS, "data.caching=ram", "hyp.steps=1"]
@@ -91,19 +91,19 @@ def test_a_folder_resized_on_read_can_be_cached_and_whole_pictures_cannot(
 def test_a_reader_that_the_system_kills_ends_the_run_with_a_message(
     script: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fullbatch.data.folder_pictures import WholeFolderPictures
+    from fullbatch.data.sources.folder_images import WholeFolderImages
 
-    main, whole = os.getpid(), WholeFolderPictures.whole
+    main, whole = os.getpid(), WholeFolderImages.whole
 
     def deadly(self: Any, index: int) -> Any:
         if index == 17 and os.getpid() != main:
             os.kill(os.getpid(), signal.SIGKILL)
         return whole(self, index)
 
-    monkeypatch.setattr(WholeFolderPictures, "whole", deadly)
+    monkeypatch.setattr(WholeFolderImages, "whole", deadly)
     assert script(*IMAGENET, *CROPS) == 2
     shown = capsys.readouterr()
-    assert re.search(r"^a process that reads pictures has died: .*impl\.threads", shown.err, flags=re.MULTILINE)
+    assert re.search(r"^a process that reads images has died: .*impl\.threads", shown.err, flags=re.MULTILINE)
     assert "Traceback" not in shown.err + shown.out
 
 
@@ -128,7 +128,7 @@ TYPED = [
 def test_any_transform_is_typed_by_name_and_repeats_itself(
     script: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, typed: str, resized: str
 ) -> None:
-    """Whatever the block size, the order and the caching, and with whole pictures, too, where a crop is among them."""
+    """Whatever the block size, the order and the caching, and with whole images, too, where a crop is among them."""
     monkeypatch.chdir(tmp_path)
     if resized == "False" and "Crop" not in typed:
         typed = typed[:-1] + ", RandomCrop: 16}"
@@ -144,14 +144,14 @@ def test_any_transform_is_typed_by_name_and_repeats_itself(
 
     first = samples(10, "False")
     assert first.shape == (24, 3, 16, 16)
-    assert len(first.unique(dim=0)) >= 20  # strong ones make a picture black now and then
+    assert len(first.unique(dim=0)) >= 20  # strong ones make an image black now and then
     assert torch.equal(samples(24, "False", shuffle=True), first)
     if resized == "True":
         assert torch.equal(samples(7, "ram"), first)
-        assert not torch.equal(samples(7, "ram"), plain_pictures())
+        assert not torch.equal(samples(7, "ram"), plain_images())
 
 
-def plain_pictures() -> torch.Tensor:
+def plain_images() -> torch.Tensor:
     run = parse(composed(*HYP, *FOLDER[:-2], "data.mean=[0,0,0]", "data.std=[1,1,1]", "data.augmentations_train="))
     data = build_data(run, seed=3)
-    return data.train.pictures.fetch(torch.arange(24)) / 255
+    return data.train.images.fetch(torch.arange(24)) / 255

@@ -12,7 +12,7 @@ import pytest
 from composing import composed
 from running import SMALL, rows_of, run_in_process
 
-from fullbatch.config import parse
+from fullbatch.settings.parse import parse
 from fullbatch.training.loggers import Described, recording
 
 TABLE = "table_default_convergence_results.csv"

@@ -9,11 +9,11 @@ from composing import CONFIG, composed
 from fixed_blocks import Fixed
 from torch.nn import functional as F
 
-from fullbatch.build_optimizer import MODIFICATIONS, OPTIMIZERS, SEARCHES, build_optimizer
-from fullbatch.config import parse
+from fullbatch.build.optimizer import MODIFICATIONS, OPTIMIZERS, SEARCHES, build_optimizer
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.optim.agc import AdaptivelyClippedDescent
-from fullbatch.training.steps import Step
+from fullbatch.settings.parse import parse
+from fullbatch.training.step import Step
 
 LINE_SEARCHES = {
     "gd": ["none", "wolfe", "non-monotone", "restarting"],

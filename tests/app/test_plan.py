@@ -9,8 +9,9 @@ from running import SMALL, Script, run_in_process
 from streams import Late
 from tape import Tape
 
-from fullbatch import build_speed, plan
-from fullbatch.config import parse
+from fullbatch.app import plan
+from fullbatch.build import precision as build_speed
+from fullbatch.settings.parse import parse
 from fullbatch.training.state import Row
 
 pytestmark = pytest.mark.slow
@@ -39,7 +40,7 @@ def test_the_plan_of_a_regularized_run(script: Script, tmp_path: Path, capsys: p
         "operations",
         "model",
         "an evaluation",
-        "pictures",
+        "images",
         "speed",
         "a step takes",
         "the run takes",

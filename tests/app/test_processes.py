@@ -16,10 +16,10 @@ from running import SCRIPT, SMALL, run_in_process, start
 from shared_runs import distance
 from states import assert_equal_states
 
-from fullbatch.config import parse
-from fullbatch.processes import launch_from
+from fullbatch.app.processes import launch_from
+from fullbatch.settings.parse import parse
 from fullbatch.training.checkpoint import load_checkpoint
-from fullbatch.training.recorder import read_table
+from fullbatch.training.tables import read_table
 
 pytestmark = pytest.mark.distributed
 TWO = ["impl/setup=distributed", "impl.setup.processes_per_node=2"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from running import SMALL, Script, rows_of, run_in_process, signal_when, start
 
-from fullbatch import report
+from fullbatch.cli import report
 from fullbatch.training.checkpoint import load_checkpoint
 
 
@@ -49,7 +49,7 @@ def test_a_run_leaves_what_the_readme_lists(script: Script, tmp_path: Path, caps
     shown = capsys.readouterr().out
     assert "full batch, optimizer gd: lr 0.1, momentum 0.9" in shown
     assert "valid_acc_at_min_loss" in shown
-    assert "data digits: 60 training and 40 validation pictures of 1x8x8 in 10 classes" in shown
+    assert "data digits: 60 training and 40 validation images of 1x8x8 in 10 classes" in shown
 
 
 @pytest.mark.slow
@@ -113,7 +113,7 @@ def test_divergence_ends_with_status_3_and_a_row(
     script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["hyp.optim.lr=1e30", "hyp.grad_clip=", "hyp.warmup=1", "impl.checkpoint.name=mine"]
-    assert script(*arguments, drawn=True) == 3  # rows that are not all there make a picture, too
+    assert script(*arguments, drawn=True) == 3  # rows that are not all there make an image, too
     assert next(tmp_path.rglob("curves_*.png")).read_bytes().startswith(b"\x89PNG")
     assert "is not finite" in (shown := capsys.readouterr().err)
     assert "the last good checkpoint is checkpoints/mine.pth" in shown

@@ -11,9 +11,9 @@ import torch
 from composing import ROOT, composed
 from running import SMALL, run_in_process
 
-from fullbatch import floating_point
-from fullbatch.config import plain
-from fullbatch.floating_point import VARIANTS, Variant, measure, relative_errors
+from fullbatch.app import gradient_error as floating_point
+from fullbatch.app.gradient_error import VARIANTS, Variant, measure, relative_errors
+from fullbatch.settings.parse import plain
 from fullbatch.training.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.slow

@@ -14,12 +14,12 @@ from composing import ROOT, composed
 from running import SCRIPT, Script, rows_of, run_in_process, start
 from states import assert_equal_states
 
-from fullbatch.command_line import jobs_of
-from fullbatch.config import parse, plain
-from fullbatch.entry import Entry, describe_job
-from fullbatch.job import identity
+from fullbatch.app.hydra_cli import jobs_of
+from fullbatch.app.job import identity
+from fullbatch.app.ledger_entry import LedgerEntry, describe_job
+from fullbatch.cli.status import main as status
 from fullbatch.results.ledger import Attempt, Description, Ledger, Place, State
-from fullbatch.status import main as status
+from fullbatch.settings.parse import parse, plain
 from fullbatch.training.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -211,12 +211,12 @@ def test_the_children_of_a_killed_process_are_waited_for(tmp_path: Path) -> None
     subprocess.run([sys.executable, "-c", DYING, str(path), str(first)], check=False)
     what = Description("j", "k", "mine", "digits", (), 4, "c")
     assert ledger(tmp_path)[0].state is State.RUNNING
-    with Entry(Ledger(path), what, second, Place(tmp_path, 1)) as entry:
+    with LedgerEntry(Ledger(path), what, second, Place(tmp_path, 1)) as entry:
         assert entry.settled is None
         assert entry.cut_short
         entry.end(State.FINISHED)
     assert [attempt.state for attempt in ledger(tmp_path)] == [State.INTERRUPTED, State.FINISHED]
-    with Entry(Ledger(path), what, second, Place(tmp_path, 1)) as entry:
+    with LedgerEntry(Ledger(path), what, second, Place(tmp_path, 1)) as entry:
         assert entry.settled is not None
 
 
@@ -224,7 +224,7 @@ def test_a_ledger_that_cannot_be_written_at_the_end_costs_no_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "tables" / "ledger.sqlite"
-    with Entry(Ledger(path), Description("j", "k", "mine", "digits", (), 4, "c"), tmp_path, None) as entry:
+    with LedgerEntry(Ledger(path), Description("j", "k", "mine", "digits", (), 4, "c"), tmp_path, None) as entry:
         entry.start()
         entry.end(State.FINISHED)
         path.write_bytes(b"a letter" * 1000)
@@ -232,7 +232,7 @@ def test_a_ledger_that_cannot_be_written_at_the_end_costs_no_run(
     assert not (tmp_path / ".running.lock").exists()
     with (
         pytest.raises(ValueError, match="no whole ledger"),
-        Entry(Ledger(path), entry._what, tmp_path, Place(tmp_path, 0)),
+        LedgerEntry(Ledger(path), entry._what, tmp_path, Place(tmp_path, 0)),
     ):
         pass
     assert not (tmp_path / ".running.lock").exists()

@@ -20,7 +20,7 @@ from running import SCRIPT, SMALL, run_in_process
 from fullbatch.training.checkpoint import load_checkpoint, save_checkpoint
 
 NAMED = "impl.checkpoint.name=mine"
-FOLDER = "data=imagefolder data.path=pictures data.size= data.valid_size="
+FOLDER = "data=imagefolder data.path=images data.size= data.valid_size="
 LMDB = "data/db=LMDB data.db.path=db"
 PADDED = "data.db.pixels=8 data.db.augmentations_train={Pad:1}"
 CROP = "data.augmentations_train={RandomResizedCrop:8}"
@@ -36,27 +36,27 @@ class Evil:
         return Path.touch, (Path("harmed"),)
 
 
-def pictures(folder: Path, classes: str = "ab") -> Path:
+def images(folder: Path, classes: str = "ab") -> Path:
     rng = np.random.default_rng(0)
-    for place in (folder / "pictures" / split / name for split in ("train", "val") for name in classes):
+    for place in (folder / "images" / split / name for split in ("train", "val") for name in classes):
         place.mkdir(parents=True)
         for number in range(4):
             Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(place / f"{number}.png")
-    return folder / "pictures"
+    return folder / "images"
 
 
 def odd_class(folder: Path) -> None:
-    """Pictures of a class that is in one split alone."""
-    (pictures(folder) / "val" / "b").rename(folder / "pictures" / "val" / "c")
+    """Images of a class that is in one split alone."""
+    (images(folder) / "val" / "b").rename(folder / "images" / "val" / "c")
 
 
 def with_file(name: str, content: bytes) -> Callable[[Path], None]:
-    """Pictures of two classes, and one file among them with this content."""
-    return lambda folder: (pictures(folder) / name).write_bytes(content) and None
+    """Images of two classes, and one file among them with this content."""
+    return lambda folder: (images(folder) / name).write_bytes(content) and None
 
 
-def with_picture(name: str, mode: str, size: tuple[int, int] = (8, 8)) -> Callable[[Path], None]:
-    return lambda folder: Image.new(mode, size).save(pictures(folder) / name)
+def with_image(name: str, mode: str, size: tuple[int, int] = (8, 8)) -> Callable[[Path], None]:
+    return lambda folder: Image.new(mode, size).save(images(folder) / name)
 
 
 def checkpoint(folder: Path) -> Path:
@@ -144,7 +144,7 @@ CASES = [
     Case("data.augmentations_train={RandomCorp: 8}", MISTAKE, r"^data\.augmentations_train\.RandomCorp: .*RandomCrop"),
     Case("data.augmentations_train={RandomCrop: soft}", MISTAKE, r"^data\.augmentations_train\.RandomCrop: wrong"),
     Case("data.augmentations_train={RandomCrop: 20}", MISTAKE, r"^data\.augmentations_train\.RandomCrop: .*8x8"),
-    Case("data.augmentations_val={Grayscale: 3}", MISTAKE, r"^model: does not take pictures of 3x8x8"),
+    Case("data.augmentations_val={Grayscale: 3}", MISTAKE, r"^model: does not take images of 3x8x8"),
     # ranges, and what contradicts itself
     Case("hyp.steps=0", MISTAKE, r"^hyp\.steps: .*greater than or equal to 1 \(got 0\)"),
     Case("data.batch_size=0", MISTAKE, r"^data\.batch_size: .*greater than or equal to 1"),
@@ -155,8 +155,8 @@ CASES = [
     Case("hyp.label_smoothing=1", MISTAKE, r"^hyp\.label_smoothing: .*less than 1"),
     Case("seed=-1", MISTAKE, r"^seed: .*greater than or equal to 0"),
     Case(f"seed={2**63}", MISTAKE, r"^seed: should be below 2\^63"),
-    Case("data.size=5000", MISTAKE, r"^data\.size=5000: the training set has 1437 pictures"),
-    Case("data.valid_size=361", MISTAKE, r"^data\.valid_size=361: the validation set has 360 pictures"),
+    Case("data.size=5000", MISTAKE, r"^data\.size=5000: the training set has 1437 images"),
+    Case("data.valid_size=361", MISTAKE, r"^data\.valid_size=361: the validation set has 360 images"),
     Case("data.channels=3", MISTAKE, r"^data\.channels=3: digits has channels=1"),
     Case("data.mean=[0.5,0.5] data.std=[1,1]", MISTAKE, r"^data\.mean: 2 values, but .* 1 channels"),
     Case("data.batch_size=100 data.drop_last=True", MISTAKE, r"^data\.drop_last=True: leaves nothing"),
@@ -183,39 +183,39 @@ CASES = [
     Case("analysis.sharpness.tolerance=0", MISTAKE, r"^analysis\.sharpness\.tolerance: .*greater than 0"),
     Case("analysis.sharpness.matrix=fisher", MISTAKE, r"^analysis\.sharpness\.matrix: .*'hessian' or 'gauss-newton'"),
     Case("analysis.sharpness.trace_matvecs=3", MISTAKE, r"^analysis\.sharpness\.trace_matvecs: .*0, or greater than"),
-    # pictures
-    Case(FOLDER, MISTAKE, r"^data\.path=.*pictures: no such folder; .*train/<class>/"),
-    Case(FOLDER, MISTAKE, r"^data\.path=.*pictures: holds no folder 'train'", make("pictures/")),
-    Case(FOLDER, MISTAKE, r"train: holds no class folders", make("pictures/train/", "pictures/val/")),
-    Case(FOLDER, MISTAKE, r"train/a: holds no pictures", make("pictures/train/a/", "pictures/val/a/")),
-    Case(FOLDER, MISTAKE, r"train: only one class \(a\)", lambda folder: pictures(folder, "a")),
-    Case(FOLDER, MISTAKE, r"a/x\.png: not a readable picture \(the file is empty", with_file("train/a/x.png", b"")),
-    Case(FOLDER, MISTAKE, r"train/a/0\.png: not a readable picture", with_file("train/a/0.png", b"\x89PNG\r\n\x1a\n")),
-    Case(FOLDER, MISTAKE, r"val/a/x\.jpg: not a readable picture", with_file("val/a/x.jpg", b"a letter")),
-    Case(FOLDER, MISTAKE, r"^data\.pixels: blank, but .* differ in size", with_picture("val/b/9.png", "L", (9, 8))),
-    Case(FOLDER + " data.pixels=8", MISTAKE, r"9\.tif: .*no fixed range", with_picture("train/b/9.tif", "F")),
-    Case(FOLDER + " data.channels=2", MISTAKE, r"^data\.channels=2: give 1 \(grey\), 3", pictures),
-    Case(FOLDER + " data.size=9", MISTAKE, r"^data\.size=9: the training set has 8 pictures", pictures),
+    # images
+    Case(FOLDER, MISTAKE, r"^data\.path=.*images: no such folder; .*train/<class>/"),
+    Case(FOLDER, MISTAKE, r"^data\.path=.*images: holds no folder 'train'", make("images/")),
+    Case(FOLDER, MISTAKE, r"train: holds no class folders", make("images/train/", "images/val/")),
+    Case(FOLDER, MISTAKE, r"train/a: holds no images", make("images/train/a/", "images/val/a/")),
+    Case(FOLDER, MISTAKE, r"train: only one class \(a\)", lambda folder: images(folder, "a")),
+    Case(FOLDER, MISTAKE, r"a/x\.png: not a readable image \(the file is empty", with_file("train/a/x.png", b"")),
+    Case(FOLDER, MISTAKE, r"train/a/0\.png: not a readable image", with_file("train/a/0.png", b"\x89PNG\r\n\x1a\n")),
+    Case(FOLDER, MISTAKE, r"val/a/x\.jpg: not a readable image", with_file("val/a/x.jpg", b"a letter")),
+    Case(FOLDER, MISTAKE, r"^data\.pixels: blank, but .* differ in size", with_image("val/b/9.png", "L", (9, 8))),
+    Case(FOLDER + " data.pixels=8", MISTAKE, r"9\.tif: .*no fixed range", with_image("train/b/9.tif", "F")),
+    Case(FOLDER + " data.channels=2", MISTAKE, r"^data\.channels=2: give 1 \(grey\), 3", images),
+    Case(FOLDER + " data.size=9", MISTAKE, r"^data\.size=9: the training set has 8 images", images),
     Case(FOLDER, MISTAKE, r"val: its classes are not those of .*missing: b; extra: c", odd_class),
-    Case(f"{FOLDER} data.caching=ram data.resize_on_read=False data.pixels=8 {CROP}", MISTAKE, CACHED, pictures),
+    Case(f"{FOLDER} data.caching=ram data.resize_on_read=False data.pixels=8 {CROP}", MISTAKE, CACHED, images),
     Case(f"data=TinyImageNet {HERE}", MISTAKE, r"^data\.path=here: TinyImageNet is not there .*put it into here and"),
     Case(f"data=TinyImageNet {HERE}", MISTAKE, r"here/tiny-imagenet-200\.zip \(md5 ", make("here/", TINY)),
     Case(f"data=TinyImageNet {HERE}", MISTAKE, r"wnids\.txt: the file is missing", make("here/tiny-imagenet-200/")),
     Case(f"data=ImageNet {HERE}", MISTAKE, r"^data\.path=here: ImageNet is not .*img_train\.tar.*image-net\.org"),
     Case("data.resize_on_read=False", HYDRA, r"Key 'resize_on_read' is not in struct"),
     Case("data=CIFAR10 data.path=no data.download=False data.size= data.valid_size=", MISTAKE, r"put it into no and"),
-    # data bases
+    # databases
     Case("hyp.train_semi_stochastic=True", MISTAKE, r"^hyp\.train_semi_stochastic=True: .* needs data/db=LMDB"),
     Case("data.db.rounds=2", HYDRA, r"Key 'rounds' is not in struct"),
     Case(f"{LMDB} data.db.rounds=0", MISTAKE, r"^data\.db\.rounds: .*greater than or equal to 1"),
     Case(f"{LMDB} data.db.access=both", MISTAKE, r"^data\.db\.access: .*'get' or 'cursor'"),
     Case(f"{LMDB} data.db.normalize=True", MISTAKE, r"^data\.db\.normalize: .*stored as bytes.*data\.normalize"),
     Case(f"{LMDB} data.db.name=HDF5", MISTAKE, r"^data\.db\.name=HDF5: unknown; known: 'none', 'lmdb'"),
-    Case(f"{LMDB} data.db.mean=[0,0]", MISTAKE, r"^data\.db\.mean: 2 values, but .*pictures of 1 channels"),
-    Case(f"{LMDB} {PADDED}", MISTAKE, r"^data\.db\.pixels=8: data\.db\.augmentations_train makes pictures of 10x10"),
+    Case(f"{LMDB} data.db.mean=[0,0]", MISTAKE, r"^data\.db\.mean: 2 values, but .*images of 1 channels"),
+    Case(f"{LMDB} {PADDED}", MISTAKE, r"^data\.db\.pixels=8: data\.db\.augmentations_train makes images of 10x10"),
     Case(f"{LMDB} data.db.augmentations_train={{Flop:1}}", MISTAKE, r"^data\.db\.augmentations_train\.Flop: no torch"),
-    Case(LMDB, MISTAKE, r"^db/digits_train_60x1: not a whole data base of this", with_database(b"a letter")),
-    Case(LMDB, MISTAKE, r"^db/digits_train_60x1: not a whole data base of this", make("db/digits_train_60x1/")),
+    Case(LMDB, MISTAKE, r"^db/digits_train_60x1: not a whole database of this", with_database(b"a letter")),
+    Case(LMDB, MISTAKE, r"^db/digits_train_60x1: not a whole database of this", make("db/digits_train_60x1/")),
     Case(LMDB, MISTAKE, r"^db: not a directory|^db/.*: not a directory|^db: file exists", make("db")),
     # checkpoints
     Case(NAMED, MISTAKE, r"mine\.pth: no checkpoint of this program \(damaged", with_checkpoint(b"")),
@@ -278,8 +278,8 @@ def test_it_is_refused_and_nothing_is_damaged(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "LA", "I;16"])
-def test_odd_pictures_are_converted(script: Callable[..., int], tmp_path: Path, mode: str) -> None:
-    with_picture("train/b/9.png", mode)(tmp_path)
+def test_odd_images_are_converted(script: Callable[..., int], tmp_path: Path, mode: str) -> None:
+    with_image("train/b/9.png", mode)(tmp_path)
     assert script(*FOLDER.split(), "hyp.steps=1") == 0
 
 

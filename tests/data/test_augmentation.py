@@ -23,7 +23,7 @@ CONFIGURATIONS = {
 configurations = pytest.mark.parametrize("transforms", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
 
 
-def pictures(num: int, channels: int = 3, pixels: int = 6, seed: int = 0) -> Tensor:
+def images(num: int, channels: int = 3, pixels: int = 6, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(256, (num, channels, pixels, pixels), generator=generator, dtype=torch.uint8)
 
@@ -33,7 +33,7 @@ def pictures(num: int, channels: int = 3, pixels: int = 6, seed: int = 0) -> Ten
 
 @configurations
 def test_the_company_and_the_order_of_a_sample_do_not_matter(transforms: dict[str, Any]) -> None:
-    augmentation, given, ids = Augmentation(transforms, seed=3), pictures(24), torch.arange(100, 124)
+    augmentation, given, ids = Augmentation(transforms, seed=3), images(24), torch.arange(100, 124)
     whole = augmentation(given, ids, step=5)
     order = torch.randperm(24)
     assert torch.equal(augmentation(given[order], ids[order], 5), whole[order])
@@ -45,7 +45,7 @@ def test_the_company_and_the_order_of_a_sample_do_not_matter(transforms: dict[st
 
 @configurations
 def test_seed_step_id_and_copy_each_make_a_difference(transforms: dict[str, Any]) -> None:
-    same = pictures(1).expand(40, -1, -1, -1)  # forty times the same picture: only the draws differ
+    same = images(1).expand(40, -1, -1, -1)  # forty times the same image: only the draws differ
     ids = torch.arange(40)
     results = [
         Augmentation(transforms, seed)(same, ids + shift, step, copy)
@@ -59,13 +59,13 @@ def test_seed_step_id_and_copy_each_make_a_difference(transforms: dict[str, Any]
         )
     ]
     for index, result in enumerate(results):
-        assert len({picture.numpy().tobytes() for picture in result}) > 1
+        assert len({image.numpy().tobytes() for image in result}) > 1
         assert not any(torch.equal(result, other) for other in results[:index])
 
 
 @configurations
 def test_no_generator_and_no_input_is_changed(transforms: dict[str, Any]) -> None:
-    given = pictures(4)
+    given = images(4)
     kept, before = given.clone(), generators()
     Augmentation(transforms, seed=0)(given, torch.arange(4), 0)
     assert torch.equal(given, kept)
@@ -83,7 +83,7 @@ def test_global_generators_do_not_matter(transforms: dict[str, Any]) -> None:
     for seed in range(2):
         torch.manual_seed(seed)
         random.seed(seed)
-        results.append(augmentation(pictures(8), torch.arange(8), 0))
+        results.append(augmentation(images(8), torch.arange(8), 0))
     assert torch.equal(*results)
 
 
@@ -96,7 +96,7 @@ def test_transforms_draw_apart_from_each_other() -> None:
 
 
 def test_transforms_act_in_the_order_given() -> None:
-    given, ids = pictures(3), torch.arange(3)
+    given, ids = images(3), torch.arange(3)
     first = Augmentation({"CenterCrop": 4, "Pad": 1}, seed=0)(given, ids, 0)
     second = Augmentation({"Pad": 1, "CenterCrop": 4}, seed=0)(given, ids, 0)
     assert torch.equal(first, functional.pad(given[:, :, 1:5, 1:5], [1]))
@@ -104,14 +104,14 @@ def test_transforms_act_in_the_order_given() -> None:
 
 
 def test_no_transform_changes_nothing() -> None:
-    given = pictures(3)
+    given = images(3)
     assert torch.equal(Augmentation({}, seed=0)(given, torch.arange(3), 0), given)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_batched_transforms_draw_the_same_on_the_gpu() -> None:
-    augmentation, given, ids = Augmentation(BATCHED, seed=0), pictures(200), torch.arange(200)
+    augmentation, given, ids = Augmentation(BATCHED, seed=0), images(200), torch.arange(200)
     assert torch.equal(augmentation(given.cuda(), ids.cuda(), 0).cpu(), augmentation(given, ids, 0))
 
 
@@ -137,7 +137,7 @@ def test_batched_crops_are_those_of_torchvision(
 
 @given(st.lists(st.booleans(), max_size=5))
 def test_batched_flips_are_those_of_torchvision(chosen: list[bool]) -> None:
-    given = pictures(len(chosen), pixels=5)
+    given = images(len(chosen), pixels=5)
     for dim, mirror in ((-1, functional.hflip), (-2, functional.vflip)):
         found = batched.flip(given, torch.tensor(chosen, dtype=torch.bool), dim)
         for index, mirrored in enumerate(chosen):
@@ -146,7 +146,7 @@ def test_batched_flips_are_those_of_torchvision(chosen: list[bool]) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 5), st.integers(1, 5)), max_size=4))
 def test_batched_erasing_is_that_of_torchvision(boxes: list[tuple[int, int, int, int]]) -> None:
-    given = pictures(len(boxes), pixels=9)
+    given = images(len(boxes), pixels=9)
     top, left, height, width = torch.tensor(boxes, dtype=torch.int64).view(-1, 4).unbind(1)
     for value in (7, torch.tensor([1, 2, 3], dtype=torch.uint8).view(3, 1, 1)):
         found = batched.erase(given, top, left, height, width, value)
@@ -155,13 +155,13 @@ def test_batched_erasing_is_that_of_torchvision(boxes: list[tuple[int, int, int,
 
 
 def coordinates(num: int, pixels: int) -> Tensor:
-    """Pictures whose two channels say the row and the column of each pixel, counted from 1; padding is 0."""
+    """Images whose two channels say the row and the column of each pixel, counted from 1; padding is 0."""
     lines = torch.arange(1, pixels + 1, dtype=torch.uint8)
     return torch.stack([lines[:, None].expand(-1, pixels), lines[None].expand(pixels, -1)]).expand(num, -1, -1, -1)
 
 
 def corners(crops: Tensor, padding: tuple[int, int]) -> list[tuple[int, int]]:
-    """Where crops of ``coordinates`` were cut out of the padded (left, top) pictures: (top, left)."""
+    """Where crops of ``coordinates`` were cut out of the padded (left, top) images: (top, left)."""
     found = []
     for crop in crops:
         row, column = (crop[0] > 0).nonzero()[0].tolist()  # any pixel that is not padding
@@ -183,11 +183,11 @@ def corners(crops: Tensor, padding: tuple[int, int]) -> list[tuple[int, int]]:
     ],
 )
 def test_random_crop_is_that_of_torchvision(arguments: object, padding: list[int], keywords: dict[str, Any]) -> None:
-    """Zeros around show where the crops lie; the same draws then cut other pictures, padded in any way."""
+    """Zeros around show where the crops lie; the same draws then cut other images, padded in any way."""
     zeros = arguments
     if isinstance(arguments, dict):
         zeros = {key: value for key, value in arguments.items() if key not in ("fill", "padding_mode")}
-    ids, given = torch.arange(60), pictures(60, channels=2)
+    ids, given = torch.arange(60), images(60, channels=2)
     cut = Augmentation({"RandomCrop": zeros}, seed=1)(coordinates(60, 6), ids, 0)
     found = Augmentation({"RandomCrop": arguments}, seed=1)(given, ids, 0)
     padded = functional.pad(given, padding, **keywords)
@@ -197,7 +197,7 @@ def test_random_crop_is_that_of_torchvision(arguments: object, padding: list[int
 
 @pytest.mark.parametrize(("name", "mirror"), [("RandomHorizontalFlip", "hflip"), ("RandomVerticalFlip", "vflip")])
 def test_random_flip_is_that_of_torchvision(name: str, mirror: str) -> None:
-    given = pictures(60)
+    given = images(60)
     found = Augmentation({name: 0.5}, seed=0)(given, torch.arange(60), 0)
     mirrored = getattr(functional, mirror)(given)
     chosen = (found == mirrored).flatten(1).all(1)
@@ -261,7 +261,7 @@ def test_corners_of_crops_are_uniform(step: int) -> None:
     assert float(((counts - 200).square() / 200).sum()) < 62.0  # chi-square, 24 degrees of freedom, p = 3e-5
 
 
-def test_sizes_and_corners_of_erasing_fill_the_picture() -> None:
+def test_sizes_and_corners_of_erasing_fill_the_image() -> None:
     given = torch.zeros(4000, 1, 8, 8, dtype=torch.uint8)
     arguments = {"p": 1.0, "scale": [0.1, 0.4], "value": 1}
     found = Augmentation({"RandomErasing": arguments}, seed=0)(given, torch.arange(4000), 0)
@@ -307,7 +307,7 @@ BY_NAME: dict[str, Any] = {
 @pytest.mark.parametrize("name", BY_NAME)
 def test_any_transform_works_by_name(name: str) -> None:
     state = torch.get_rng_state()
-    augmentation, given, ids = Augmentation({name: BY_NAME[name]}, seed=0), pictures(5, pixels=8), torch.arange(5)
+    augmentation, given, ids = Augmentation({name: BY_NAME[name]}, seed=0), images(5, pixels=8), torch.arange(5)
     found = augmentation(given, ids, 0)
     assert found.dtype == torch.uint8
     assert found.shape[:2] == (5, 3)
@@ -317,12 +317,12 @@ def test_any_transform_works_by_name(name: str) -> None:
 
 def test_padding_on_demand_is_left_to_torchvision() -> None:
     arguments = {"size": 8, "pad_if_needed": True}
-    assert Augmentation({"RandomCrop": arguments}, seed=0)(pictures(2), torch.arange(2), 0).shape == (2, 3, 8, 8)
+    assert Augmentation({"RandomCrop": arguments}, seed=0)(images(2), torch.arange(2), 0).shape == (2, 3, 8, 8)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12))
-def test_any_size_of_picture_can_be_flipped_and_erased(height: int, width: int) -> None:
+def test_any_size_of_image_can_be_flipped_and_erased(height: int, width: int) -> None:
     given = torch.randint(256, (5, 1, height, width), dtype=torch.uint8)
     augmentation = Augmentation({"RandomHorizontalFlip": 0.5, "RandomVerticalFlip": 0.5}, seed=0)
     assert augmentation(given, torch.arange(5), 0).shape == given.shape
@@ -346,7 +346,7 @@ def test_any_size_of_picture_can_be_flipped_and_erased(height: int, width: int) 
         ("zzzzzz", "near are CenterCrop, Pad, RandomCrop, RandomErasing"),
         ("Transform", "no torchvision v2 transform of that name"),
         ("functional", "no torchvision v2 transform of that name"),
-        ("CutMix", "mixes labels, which a transform of single pictures cannot do"),
+        ("CutMix", "mixes labels, which a transform of single images cannot do"),
         ("mixup", "mixes labels"),
     ],
 )
@@ -382,20 +382,20 @@ def test_wrong_arguments_name_the_key_and_what_it_takes(name: str, arguments: ob
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("RandomCrop", [11, 2], r"pictures of 6x6 pixels, padded by \[2, 2, 2, 2\] .* smaller than the crop of 11x11"),
-        ("RandomErasing", {"value": [1, 2]}, "value has 2 entries, but the pictures have 3 channels"),
+        ("RandomCrop", [11, 2], r"images of 6x6 pixels, padded by \[2, 2, 2, 2\] .* smaller than the crop of 11x11"),
+        ("RandomErasing", {"value": [1, 2]}, "value has 2 entries, but the images have 3 channels"),
         ("RandomErasing", {"scale": [0.99, 1.0]}, "no rectangle of this scale and ratio fits into 6x6 pixels"),
-        ("ToDtype", [torch.float32], r"makes torch.float32 \[3, 6, 6\] of a picture; pictures stay torch.uint8"),
-        ("ToPILImage", None, "makes Image of a picture"),
-        ("FiveCrop", 3, "makes tuple of a picture"),
-        ("RandomResize", [4, 20], "gives pictures of different sizes"),
+        ("ToDtype", [torch.float32], r"makes torch.float32 \[3, 6, 6\] of an image; images stay torch.uint8"),
+        ("ToPILImage", None, "makes Image of an image"),
+        ("FiveCrop", 3, "makes tuple of an image"),
+        ("RandomResize", [4, 20], "gives images of different sizes"),
         ("Normalize", [[0.5] * 3, [0.5] * 3], "float"),
         ("Pad", {"padding": 9, "padding_mode": "reflect"}, "[Pp]adding size"),
         ("RandomCrop", {"size": 6, "padding": 9, "padding_mode": "reflect"}, "[Pp]adding size"),
         ("ElasticTransform", None, "[Pp]adding size"),
     ],
 )
-def test_transforms_that_do_not_fit_the_pictures_are_named(name: str, arguments: object, message: str) -> None:
+def test_transforms_that_do_not_fit_the_images_are_named(name: str, arguments: object, message: str) -> None:
     augmentation = Augmentation({name: arguments}, seed=0)
     with pytest.raises(ValueError, match=f"data.augmentations_train.{name}: .*{message}"):
-        augmentation(pictures(20), torch.arange(20), 0)
+        augmentation(images(20), torch.arange(20), 0)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from fullbatch.data.images import ImageData, ImageSet, TensorImages
 from fullbatch.data.label_noise import noisy_labels, with_label_noise
-from fullbatch.data.pictures import PictureData, PictureSet, TensorPictures
 
 LABELS = torch.arange(20_000) % 10
 
@@ -46,9 +46,9 @@ def test_two_classes_are_swapped() -> None:
 
 
 def test_validation_labels_stay_true() -> None:
-    pictures = TensorPictures(torch.zeros(100, 1, 2, 2, dtype=torch.uint8))
-    whole = PictureSet(pictures, LABELS[:100], tuple("0123456789"))
-    data = PictureData(whole, whole, (0.5,), (0.5,), 1, 2)
+    images = TensorImages(torch.zeros(100, 1, 2, 2, dtype=torch.uint8))
+    whole = ImageSet(images, LABELS[:100], tuple("0123456789"))
+    data = ImageData(whole, whole, (0.5,), (0.5,), 1, 2)
     noisy = with_label_noise(data, 0.5, seed=3)
     assert torch.equal(noisy.valid.labels, LABELS[:100])
     assert torch.equal(noisy.train.labels, noisy_labels(LABELS[:100], 10, 0.5, seed=3))

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-COUNT, SIDE, MIB = 256, 512, 1 << 20  # 192 MiB of decoded pictures in small files
+COUNT, SIDE, MIB = 256, 512, 1 << 20  # 192 MiB of decoded images in small files
 
 CODE = """
 import sys, pathlib, torch
-from fullbatch.data import blocks
-from fullbatch.data.datasets import load_pictures
+from fullbatch.data import loader as blocks
+from fullbatch.data.dataset import load_images
 folder, free, workers = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 blocks._free_ram = lambda: free
 options = {"pixels": 512, "channels": 3, "mean": [0.0] * 3, "std": [1.0] * 3}
-part = load_pictures("imagefolder", path=str(folder), **options).train
+part = load_images("imagefolder", path=str(folder), **options).train
 warm = blocks.BlockLoader(part, batch_size=2, caching=False, num_workers=workers)
 next(iter(warm.blocks(0)))
 status = pathlib.Path("/proc/self/status")
@@ -36,13 +36,13 @@ print(samples, most // 1024)
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for number in range(COUNT):
-        path = tmp_path / "pictures" / "train" / "ab"[number % 2] / f"{number}.png"
+        path = tmp_path / "images" / "train" / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((SIDE, SIDE, 3), number, np.uint8)).save(path, compress_level=1)
     for name in "ab":
-        (tmp_path / "pictures" / "val" / name).mkdir(parents=True)
-        Image.fromarray(np.zeros((SIDE, SIDE, 3), np.uint8)).save(tmp_path / "pictures" / "val" / name / "0.png")
-    return tmp_path / "pictures"
+        (tmp_path / "images" / "val" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((SIDE, SIDE, 3), np.uint8)).save(tmp_path / "images" / "val" / name / "0.png")
+    return tmp_path / "images"
 
 
 def grown(folder: Path, free: int, workers: int) -> int:
@@ -58,6 +58,6 @@ def grown(folder: Path, free: int, workers: int) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_streaming_takes_a_bounded_memory(folder: Path) -> None:
     whole = COUNT * SIDE * SIDE * 3 // MIB
-    assert grown(folder, free=1 << 40, workers=0) > 0.9 * whole  # cached: all the pictures
+    assert grown(folder, free=1 << 40, workers=0) > 0.9 * whole  # cached: all the images
     for workers in (0, 2):  # a block is 6 MiB of floats, two of a worker are on their way, 128 MiB may be freed late
         assert grown(folder, free=150 * MIB, workers=workers) < 0.9 * whole

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fullbatch.data.augmentation import Augmentation
-from fullbatch.data.blocks import BlockLoader
-from fullbatch.data.pictures import PictureSet, TensorPictures
+from fullbatch.data.images import ImageSet, TensorImages
+from fullbatch.data.loader import BlockLoader
 from fullbatch.data.prefetch import one_ahead
 from fullbatch.typing import Block
 
@@ -71,8 +71,8 @@ def test_the_next_block_is_made_before_the_present_one_is_used(monkeypatch: pyte
 @pytest.mark.parametrize("caching", ["device", "ram", False])
 def test_blocks_on_the_gpu_are_those_on_the_cpu(caching: str | bool) -> None:
     """While long products keep the main stream busy with each of them."""
-    pictures = torch.randint(256, (2000, 3, 32, 32), dtype=torch.uint8)
-    part = PictureSet(TensorPictures(pictures), torch.arange(2000) % 3, ("a", "b", "c"))
+    images = torch.randint(256, (2000, 3, 32, 32), dtype=torch.uint8)
+    part = ImageSet(TensorImages(images), torch.arange(2000) % 3, ("a", "b", "c"))
     augmentation = Augmentation({"RandomCrop": [32, 4], "RandomHorizontalFlip": 0.5, "RandomErasing": 0.5}, 3)
     on_cpu, on_gpu = (
         BlockLoader(

@@ -1,4 +1,4 @@
-"""Files of surfaces: numbers that are read back, pictures that open, and one line where a library is missing."""
+"""Files of surfaces: numbers that are read back, images that open, and one line where a library is missing."""
 
 import csv
 import logging
@@ -42,7 +42,7 @@ SURFACES = {
 @pytest.mark.parametrize("name", SURFACES)
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_surface_has_every_file(tmp_path: Path, name: str, form: str) -> None:
-    path = tmp_path / f"picture.{form}"
+    path = tmp_path / f"image.{form}"
     assert save_surface(SURFACES[name], path, "a title")
     starts = {
         "png": b"\x89PNG",

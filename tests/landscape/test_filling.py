@@ -80,7 +80,7 @@ def test_a_point_that_fails_is_free_again(tmp_path: Path) -> None:
         def __iter__(self) -> Iterator[Any]:
             yield DATA[0]
             if broken:
-                raise OSError("a picture is missing")
+                raise OSError("an image is missing")
             yield DATA[1]
 
     def compute() -> Surface:
@@ -89,7 +89,7 @@ def test_a_point_that_fails_is_free_again(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("fullbatch.landscape.any_module.digest_of_data", lambda _: "same")
         broken = True
-        with pytest.raises(OSError, match="a picture is missing"):
+        with pytest.raises(OSError, match="an image is missing"):
             compute()
         with lmdb.open(str(tmp_path / "s"), max_dbs=3) as environment:
             leases = environment.open_db(b"leases")

@@ -1,4 +1,4 @@
-"""Data bases of surfaces: verified when opened again, leased by living processes alone, never unpickled or torn."""
+"""Databases of surfaces: verified when opened again, leased by living processes alone, never unpickled or torn."""
 
 import os
 import subprocess
@@ -130,7 +130,7 @@ def write_letter(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (spoil_manifest, "not a whole data base of this program"),
+        (spoil_manifest, "not a whole database of this program"),
         (lose_manifest, "no manifest"),
         (put_foreign_manifest, "its manifest is that of another program"),
         (spoil_array, "the array x/weight is damaged"),
@@ -151,7 +151,7 @@ def test_what_is_damaged_is_refused_and_left(folder: Path, spoil: Callable[[Path
 
     with pytest.raises(OSError, match=message) as refusal:
         read()
-    assert str(refusal.value).startswith(f"{folder}: not a whole data base")
+    assert str(refusal.value).startswith(f"{folder}: not a whole database")
     assert "viz.rebuild_existing_database=True makes it anew" in str(refusal.value)
     assert (folder / "data.mdb").read_bytes() == before
     with opened(folder, rebuild=True) as store:

@@ -14,7 +14,8 @@ from fullbatch.landscape.grid import Axis, Grid
 from fullbatch.landscape.surface import PointEvaluator, surface_of
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.gradient_penalty import GradRegularizer
-from fullbatch.training.validation import mode, validate
+from fullbatch.tensors import mode
+from fullbatch.training.validation import validate
 
 PLANE = {"x": Axis(-1, 1, 5), "y": Axis(-2, 1, 4)}
 SIZES = cases.PARTITIONS["uneven"]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from references import loss_and_gradient, vector
-from small_models import CASES, pictures_for, shrink, small
+from small_models import CASES, images_for, shrink, small
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,7 +28,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def three_steps(case: str, loss: str | None = None, memory_format: Any = None, **options: Any) -> list[float]:
     """The losses before each of three regularized full-batch steps without warm-up, and after them."""
-    return steps_of(small(case), pictures_for(case, 12), loss, memory_format or torch.contiguous_format, **options)
+    return steps_of(small(case), images_for(case, 12), loss, memory_format or torch.contiguous_format, **options)
 
 
 def steps_of(
@@ -74,7 +74,7 @@ def test_the_loss_falls(case: str, loss: str | None) -> None:
 )
 def test_the_loss_of_the_real_networks_falls(monkeypatch: pytest.MonkeyPatch, name: str, pixels: int) -> None:
     monkeypatch.undo()  # the families' own tables
-    inputs = pictures_for("resnet", 12, pixels)
+    inputs = images_for("resnet", 12, pixels)
     model = build_model(name, channels=3, classes=5, pixels=pixels)
     losses = steps_of(model, inputs, None, torch.channels_last, lr=0.002)
     assert losses[0] > losses[-1], losses
@@ -94,7 +94,7 @@ def test_both_exact_hessian_products_agree(case: str) -> None:
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))  # away from where zeros hide a branch
     direction = [torch.randn_like(parameter) for parameter in model.parameters()]
-    point = SubBatchLoss(model, lambda forward: F.cross_entropy(forward(pictures_for(case, 4)), torch.arange(4)))
+    point = SubBatchLoss(model, lambda forward: F.cross_entropy(forward(images_for(case, 4)), torch.arange(4)))
     expected = reverse_over_reverse(point, point.gradient(create_graph=True), lambda: direction)
     scale = max(float(product.abs().max()) for product in expected)
     for found, product in zip(forward_over_reverse(point, (), lambda: direction), expected, strict=True):
@@ -107,7 +107,7 @@ def test_whether_the_gradient_depends_on_the_blocks_is_known(case: str) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    inputs, labels = pictures_for(case, 9), torch.arange(9) % 5
+    inputs, labels = images_for(case, 9), torch.arange(9) % 5
     expected = loss_and_gradient(model, F.cross_entropy, inputs, labels)[1]
     blocks = list(zip(inputs.split(4), labels.split(4), strict=True))
     found = vector(FullBatchObjective(model, F.cross_entropy, blocks).evaluate().gradient)
@@ -170,7 +170,7 @@ DENSE = [
 @pytest.mark.parametrize("options", DENSE, ids=str)
 def test_every_variation_of_a_dense_network_learns(options: dict[str, Any]) -> None:
     model = small("densenet", pixels=64, **options).double()
-    loss = F.cross_entropy(model(pictures_for("densenet", 5, 64)), torch.arange(5))
+    loss = F.cross_entropy(model(images_for("densenet", 5, 64)), torch.arange(5))
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     assert loss.isfinite()
     assert gradients[0].any()
@@ -179,7 +179,7 @@ def test_every_variation_of_a_dense_network_learns(options: dict[str, Any]) -> N
 
 def test_recomputing_changes_nothing_but_the_memory() -> None:
     models = [small("densenet", memory_efficient=kind).double().train() for kind in (False, True)]
-    inputs, labels = pictures_for("densenet"), torch.arange(6) % 5
+    inputs, labels = images_for("densenet"), torch.arange(6) % 5
     (loss, gradient), (other_loss, other_gradient) = (
         loss_and_gradient(model, F.cross_entropy, inputs, labels) for model in models
     )
@@ -191,13 +191,13 @@ def test_recomputing_changes_nothing_but_the_memory() -> None:
     assert all(int(count) == 1 for count in counted)
 
 
-def test_large_pictures_have_the_network_of_torchvision() -> None:
+def test_large_images_have_the_network_of_torchvision() -> None:
     from torchvision.models import densenet121
 
     theirs = densenet121(num_classes=10).double().eval()
     ours = build_model("densenet121", channels=3, classes=10, pixels=64, stem="standard").double().eval()
     ours.load_state_dict(theirs.state_dict())
-    inputs = pictures_for("densenet", 2, 64)
+    inputs = images_for("densenet", 2, 64)
     torch.testing.assert_close(ours(inputs), theirs(inputs))
 
 
@@ -219,9 +219,9 @@ def test_heads_see_their_maps(head: str, features: int) -> None:
     model: Any = small("vgg", head=head, pixels=64, drop_rate=0.5)
     first = next(module for module in model.classifier.modules() if isinstance(module, nn.Linear))
     assert first.in_features == features
-    outputs = [model(pictures_for("vgg", 5, 64).float()) for _ in range(2)]
+    outputs = [model(images_for("vgg", 5, 64).float()) for _ in range(2)]
     assert not torch.equal(*outputs)  # dropout
-    assert torch.equal(*(model.eval()(pictures_for("vgg", 5, 64).float()) for _ in range(2)))
+    assert torch.equal(*(model.eval()(images_for("vgg", 5, 64).float()) for _ in range(2)))
 
 
 @pytest.mark.parametrize("classical", [True, False])
@@ -245,7 +245,7 @@ def test_the_width_grows_evenly_by_alpha() -> None:
 
 @pytest.mark.parametrize("pixels", [7, 8, 32])
 @pytest.mark.parametrize("case", ["pyramidnet", "pyramidnet-bottleneck"])
-def test_shortcuts_pass_the_picture_on_with_zeros_for_what_is_new(case: str, pixels: int) -> None:
+def test_shortcuts_pass_the_image_on_with_zeros_for_what_is_new(case: str, pixels: int) -> None:
     model: Any = small(case, pixels=pixels).double().eval()
     block = model.layer2[0]
     with torch.no_grad():
@@ -275,7 +275,7 @@ def test_filters_are_standardized() -> None:
     deviations = filters - filters.mean(dim=1, keepdim=True)
     variance = deviations.square().sum(dim=1, keepdim=True) / 26
     weight = deviations / (27 * variance).sqrt() * torch.arange(1.0, 5.0)[:, None]
-    inputs = pictures_for("nfn")
+    inputs = images_for("nfn")
     torch.testing.assert_close(layer(inputs), F.conv2d(inputs, weight.view(4, 3, 3, 3), layer.bias))
 
 
@@ -322,8 +322,8 @@ def test_dropout_only_where_it_is_asked_for(variant: str) -> None:
 
 
 @pytest.mark.parametrize(("stem", "pixels"), [("CIFAR", 9), ("CIFAR", 33), ("ImageNet", 65), ("ImageNet", 224)])
-def test_pictures_of_any_size_fit(stem: str, pixels: int) -> None:
-    assert small("nfn", stem=stem, pixels=pixels)(pictures_for("nfn", 1, pixels).float()).shape == (1, 5)
+def test_images_of_any_size_fit(stem: str, pixels: int) -> None:
+    assert small("nfn", stem=stem, pixels=pixels)(images_for("nfn", 1, pixels).float()).shape == (1, 5)
 
 
 def test_an_untrained_network_is_its_shortcuts() -> None:

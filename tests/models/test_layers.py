@@ -14,28 +14,28 @@ from fullbatch.models.layers import (
     normalization_named,
 )
 
-PICTURES = inputs(4, 3, 16)
+IMAGES = inputs(4, 3, 16)
 
 
 @pytest.mark.parametrize("name", ["circular", "reflect", "replicate"])
 def test_paddings_are_their_own(name: str) -> None:
     layer = convolution_named(name)(3, 4, 3, padding=1).double()
-    padded = F.pad(PICTURES, (1, 1, 1, 1), mode=name)
-    torch.testing.assert_close(layer(PICTURES), F.conv2d(padded, layer.weight, layer.bias))
+    padded = F.pad(IMAGES, (1, 1, 1, 1), mode=name)
+    torch.testing.assert_close(layer(IMAGES), F.conv2d(padded, layer.weight, layer.bias))
 
 
 @pytest.mark.parametrize("shifts", [(1, 0), (0, 5), (7, 3)])
 def test_circular_convolutions_commute_with_shifts(shifts: tuple[int, int]) -> None:
     layer = convolution_named("Circular")(3, 4, 3, padding=1).double()
-    torch.testing.assert_close(layer(PICTURES.roll(shifts, (2, 3))), layer(PICTURES).roll(shifts, (2, 3)))
+    torch.testing.assert_close(layer(IMAGES.roll(shifts, (2, 3))), layer(IMAGES).roll(shifts, (2, 3)))
 
 
 def test_standardized_filters_ignore_their_mean_and_scale() -> None:
     layer = StandardizedConv2d(3, 4, 3).double()
-    before = layer(PICTURES)
+    before = layer(IMAGES)
     with torch.no_grad():
         layer.weight.mul_(torch.tensor([1.0, 20.0, 30.0, 40.0]).view(4, 1, 1, 1)).add_(5.0)
-    torch.testing.assert_close(layer(PICTURES), before, rtol=2e-3, atol=1e-3)  # up to the 1e-5 beside the variance
+    torch.testing.assert_close(layer(IMAGES), before, rtol=2e-3, atol=1e-3)  # up to the 1e-5 beside the variance
 
 
 def test_standardized_filters_have_mean_0_and_variance_1() -> None:
@@ -43,7 +43,7 @@ def test_standardized_filters_have_mean_0_and_variance_1() -> None:
     filters = layer.weight.detach().flatten(1)
     deviations = filters - filters.mean(dim=1, keepdim=True)
     weight = deviations / (deviations.square().mean(dim=1, keepdim=True) + 1e-5).sqrt()
-    torch.testing.assert_close(layer(PICTURES), F.conv2d(PICTURES, weight.view(4, 3, 3, 3), layer.bias))
+    torch.testing.assert_close(layer(IMAGES), F.conv2d(IMAGES, weight.view(4, 3, 3, 3), layer.bias))
     assert layer.state_dict().keys() == nn.Conv2d(3, 4, 3).state_dict().keys()
 
 
@@ -68,7 +68,7 @@ def test_group_norms_have_their_groups(name: str, groups: int) -> None:
 
 @pytest.mark.parametrize("pixels", [7, 8])
 def test_pooling_by_the_stride_takes_what_is_there_at_the_rim(pixels: int) -> None:
-    pictures = inputs(2, 3, pixels)
-    rows = [pictures[:, :, i : i + 2] for i in range(0, pixels, 2)]
+    images = inputs(2, 3, pixels)
+    rows = [images[:, :, i : i + 2] for i in range(0, pixels, 2)]
     expected = [torch.stack([row[..., j : j + 2].mean(dim=(2, 3)) for j in range(0, pixels, 2)], 2) for row in rows]
-    torch.testing.assert_close(SubsampledMean(2)(pictures), torch.stack(expected, 2))
+    torch.testing.assert_close(SubsampledMean(2)(images), torch.stack(expected, 2))

@@ -30,7 +30,7 @@ def torchvision_model(name: str, channels: int = 3, classes: int = 10, pixels: i
         pytest.param("inception_v3", 3, 80, marks=pytest.mark.slow),
     ],
 )
-def test_a_classifier_of_torchvision_takes_the_pictures(name: str, channels: int, pixels: int) -> None:
+def test_a_classifier_of_torchvision_takes_the_images(name: str, channels: int, pixels: int) -> None:
     model = torchvision_model(name, channels, 7, pixels).train()
     outputs = model(torch.randn(2, channels, pixels, pixels))
     assert outputs.shape == (2, 7)
@@ -61,20 +61,20 @@ def test_other_channels_keep_the_size_of_what_follows() -> None:
     ("name", "pixels", "warns"),
     [("shufflenet_v2_x0_5", 32, True), ("shufflenet_v2_x0_5", 224, False), ("vgg11", 32, False)],
 )
-def test_a_stem_for_large_pictures_is_pointed_out(
+def test_a_stem_for_large_images_is_pointed_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, pixels: int, warns: bool
 ) -> None:
     monkeypatch.setattr(libraries, "check_outputs", lambda *_: None)
     with caplog.at_level(logging.WARNING, "fullbatch"), torch.device("meta"):
         torchvision_model(name, pixels=pixels)
     said = [record.getMessage() for record in caplog.records]
-    expected = "model.name=shufflenet_v2_x0_5: its stem, a 3x3 convolution with stride 2, is made for large pictures"
+    expected = "model.name=shufflenet_v2_x0_5: its stem, a 3x3 convolution with stride 2, is made for large images"
     assert len(said) == warns
     assert all(line.startswith(expected) for line in said)
 
 
 def stand_in_timm(accepted: dict[str, bool]) -> Any:
-    """A module with what is used of timm: two models, one of which needs to know the size of the pictures."""
+    """A module with what is used of timm: two models, one of which needs to know the size of the images."""
     timm: Any = types.ModuleType("timm")
 
     def create_model(name: str, *, pretrained: bool, num_classes: int, in_chans: int, **options: int) -> nn.Module:
@@ -94,7 +94,7 @@ def stand_in_timm(accepted: dict[str, bool]) -> Any:
     return timm
 
 
-def test_a_classifier_of_timm_takes_the_pictures(
+def test_a_classifier_of_timm_takes_the_images(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "timm", stand_in_timm({"plain": False, "strided": True}))
@@ -168,7 +168,7 @@ MISTAKES = [
     (
         "mine:build",
         "def build(channels, classes): return nn.Conv2d(5, 3, 1)",
-        r"fails on pictures \[1, 2, 8, 8\] \(Given",
+        r"fails on images \[1, 2, 8, 8\] \(Given",
     ),
     ("mine:build", "def build(channels, classes): return nn.Flatten()", r"to \[1, 128\] in the place of \[1, 3\]"),
     ("mine:build", "import nothing_of_the_kind", "cannot be imported .*nothing_of_the_kind"),
@@ -189,7 +189,7 @@ def test_a_mistake_is_named(user_module: Callable[[str], None], target: str, bod
         ("resnet19", 32, "name=resnet19: no classifier of torchvision; near are resnet18"),
         ("fasterrcnn_resnet50_fpn", 32, "no classifier of torchvision"),
         ("vit_b_32", 40, r"name=vit_b_32: fails \(Input shape indivisible by patch size!"),
-        ("alexnet", 16, r"name=alexnet: fails on pictures \[1, 3, 16, 16\]"),
+        ("alexnet", 16, r"name=alexnet: fails on images \[1, 3, 16, 16\]"),
     ],
 )
 def test_a_mistake_with_torchvision_is_named(name: str, pixels: int, message: str) -> None:

@@ -16,11 +16,11 @@ FOREIGN = ("torchvision", "timm", "import")  # their models are the user's choic
 FILES = sorted(path for path in (CONFIG / "model").glob("*.yaml") if path.stem not in FOREIGN)
 
 
-def test_softmax_regression_sees_the_whole_picture() -> None:
+def test_softmax_regression_sees_the_whole_image() -> None:
     model = build_model("linear", channels=3, classes=5, pixels=16).double()
     assert [tuple(p.shape) for p in model.parameters()] == [(5, 768), (5,)]
-    pictures = inputs(4, 3, 16).requires_grad_()
-    (gradient,) = torch.autograd.grad(model(pictures).sum(), pictures)
+    images = inputs(4, 3, 16).requires_grad_()
+    (gradient,) = torch.autograd.grad(model(images).sum(), images)
     assert gradient.ne(0).all()
 
 
@@ -66,13 +66,13 @@ MISTAKES = [
     ("densenet121", {"normalization": "skipinit"}, "normalization=skipinit: unknown; known: BatchNorm2d"),
     ("densenet121", {"downsample": "A"}, "downsample: no option of densenet121; accepted: depth, stem, conv"),
     ("densenet121", {"bn_size": 0}, "bn_size=0: should be at least 1"),
-    ("densenet121", {"pixels": 7}, "pictures of 7 pixels shrink to nothing"),
-    ("densenet121", {"convolution": "reflect", "pixels": 15}, "reflect: pictures of 15 pixels shrink to one"),
-    ("densenet121", {"normalization": "InstanceNorm2d", "pixels": 8}, "InstanceNorm2d: pictures of 8 pixels shrink"),
+    ("densenet121", {"pixels": 7}, "images of 7 pixels shrink to nothing"),
+    ("densenet121", {"convolution": "reflect", "pixels": 15}, "reflect: images of 15 pixels shrink to one"),
+    ("densenet121", {"normalization": "InstanceNorm2d", "pixels": 8}, "InstanceNorm2d: images of 8 pixels shrink"),
     ("vgg12", {}, "depth=12: unknown; known: 11, 13, 16, 19"),
     ("vgg11", {"head": "MNIST"}, "head=MNIST: unknown; known: CIFAR, TinyImageNet, ImageNet"),
     ("vgg11", {"stem": "CIFAR"}, "stem: no option of vgg11; accepted: depth, head, convolution"),
-    ("vgg11", {"pixels": 31}, "pictures of 31 pixels cannot be halved 5 times; needs 32 pixels"),
+    ("vgg11", {"pixels": 31}, "images of 31 pixels cannot be halved 5 times; needs 32 pixels"),
     ("pyramidnet111", {}, "depth=111: should be 2 plus a multiple of 6 with bottleneck=False; known: 110, 272"),
     ("pyramidnet110", {"bottleneck": True, "depth": 111}, "name=pyramidnet110 and depth=111 contradict"),
     ("pyramidnet2", {}, "depth=2: should be 2 plus a multiple of 6"),
@@ -82,7 +82,7 @@ MISTAKES = [
     ("nfnet", {"stem": "standard"}, "stem=standard: unknown; known: CIFAR, ImageNet"),
     ("nfn", {"nonlin": "silu"}, "nonlin=silu: unknown; known: gelu, relu"),
     ("nfn", {"normalization": "BatchNorm2d"}, "normalization: no option of nfn; accepted: stem, variant"),
-    ("nfn", {"pixels": 8}, "pictures of 8 pixels vanish in the stem CIFAR"),
+    ("nfn", {"pixels": 8}, "images of 8 pixels vanish in the stem CIFAR"),
     ("torchvision", {}, "name=torchvision: needs a name"),
     ("import", {}, "name=import: needs a target"),
     ("linear", {"width": 3}, "width: no option of linear; accepted: none"),
@@ -97,9 +97,9 @@ MISTAKES = [
     ("resnet20", {"normalization": "Norm"}, "normalization=Norm: unknown; known: BatchNorm2d, .*groupnorm4th"),
     ("resnet20", {"nonlin_fn": "Softmax"}, "nonlin_fn=Softmax: unknown; known: ReLU"),
     ("resnet20", {"normalization": "skipinit", "initialization": "skip-residual"}, "residual: needs a normalization"),
-    ("resnet20", {"convolution": "reflect", "pixels": 4}, "convolution=reflect: pictures of 4 pixels shrink to one"),
-    ("resnet20", {"convolution": "Circular", "stem": "standard", "pixels": 2}, "circular: pictures of 2 pixels are sm"),
-    ("resnet18", {"normalization": "InstanceNorm2d", "pixels": 8}, "InstanceNorm2d: pictures of 8 pixels shrink"),
+    ("resnet20", {"convolution": "reflect", "pixels": 4}, "convolution=reflect: images of 4 pixels shrink to one"),
+    ("resnet20", {"convolution": "Circular", "stem": "standard", "pixels": 2}, "circular: images of 2 pixels are sm"),
+    ("resnet18", {"normalization": "InstanceNorm2d", "pixels": 8}, "InstanceNorm2d: images of 8 pixels shrink"),
 ]
 
 
@@ -118,6 +118,6 @@ SMALLEST = [
 
 
 @pytest.mark.parametrize("options", SMALLEST, ids=str)
-def test_no_picture_is_refused_without_need(options: dict[str, int]) -> None:
+def test_no_image_is_refused_without_need(options: dict[str, int]) -> None:
     model = build_model("resnet20", width=4, channels=3, classes=2, **options)
     assert model(inputs(2, 3, options["pixels"]).float()).isfinite().all()

@@ -17,7 +17,7 @@ def small(pixels: int = 16, **options: object) -> nn.Module:
     return build_model("resnet", channels=3, classes=5, pixels=pixels, **options).double()
 
 
-def pictures(batch: int = 4, pixels: int = 16) -> Tensor:
+def images(batch: int = 4, pixels: int = 16) -> Tensor:
     return torch.randn(batch, 3, pixels, pixels, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
@@ -37,7 +37,7 @@ VARIATIONS = [
 @pytest.mark.parametrize("options", VARIATIONS, ids=str)
 def test_every_variation_learns(options: dict[str, object]) -> None:
     model = small(pixels=32, **options)
-    loss = F.cross_entropy(model(pictures(pixels=32)), torch.arange(4))
+    loss = F.cross_entropy(model(images(pixels=32)), torch.arange(4))
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     assert loss.isfinite()
     assert gradients[-1].any()  # of the linear layer's bias; the others may start where nothing reaches them
@@ -51,7 +51,7 @@ def test_every_variation_has_both_exact_hessian_products(options: dict[str, obje
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))  # away from where zeros hide a branch
     direction = [torch.randn_like(parameter) for parameter in model.parameters()]
-    point = SubBatchLoss(model, lambda forward: F.cross_entropy(forward(pictures(2, 32)), torch.arange(2)))
+    point = SubBatchLoss(model, lambda forward: F.cross_entropy(forward(images(2, 32)), torch.arange(2)))
     expected = reverse_over_reverse(point, point.gradient(create_graph=True), lambda: direction)
     scale = max(float(product.abs().max()) for product in expected)
     for found, product in zip(forward_over_reverse(point, (), lambda: direction), expected, strict=True):
@@ -60,8 +60,8 @@ def test_every_variation_has_both_exact_hessian_products(options: dict[str, obje
 
 @pytest.mark.parametrize("pixels", [7, 8, 15, 32])
 @pytest.mark.parametrize("downsample", "ABC")
-def test_pictures_of_any_size_fit(pixels: int, downsample: str) -> None:
-    assert small(pixels, downsample=downsample)(pictures(2, pixels)).shape == (2, 5)
+def test_images_of_any_size_fit(pixels: int, downsample: str) -> None:
+    assert small(pixels, downsample=downsample)(images(2, pixels)).shape == (2, 5)
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -95,13 +95,13 @@ def test_shortcuts_are_a_strided_convolution_b_with_norm_c_pooled() -> None:
 
 
 @pytest.mark.parametrize(("stem", "factor"), [("CIFAR", 1), ("standard", 4), ("efficient", 4)])
-def test_stems_shrink_large_pictures(stem: str, factor: int) -> None:
-    assert small(stem=stem, pixels=32).stem(pictures(pixels=32)).shape[-1] == 32 // factor
+def test_stems_shrink_large_images(stem: str, factor: int) -> None:
+    assert small(stem=stem, pixels=32).stem(images(pixels=32)).shape[-1] == 32 // factor
 
 
-def test_circular_networks_do_not_see_where_a_picture_starts() -> None:
+def test_circular_networks_do_not_see_where_a_image_starts() -> None:
     model = small(convolution="circular", downsample="C").eval()
-    torch.testing.assert_close(model(pictures().roll((4, 8), dims=(2, 3))), model(pictures()))
+    torch.testing.assert_close(model(images().roll((4, 8), dims=(2, 3))), model(images()))
 
 
 def test_groups_that_do_not_divide_are_refused() -> None:

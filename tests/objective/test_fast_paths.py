@@ -1,6 +1,6 @@
 """The laws of the objective hold for every fast way to evaluate it, up to the rounding of its dtype.
 
-Each is compared with one float64 autograd, or a dense float64 Hessian, over the same pictures; see ``fast_paths``.
+Each is compared with one float64 autograd, or a dense float64 Hessian, over the same images; see ``fast_paths``.
 """
 
 from collections.abc import Iterator
@@ -72,7 +72,7 @@ def test_with_batch_statistics_it_equals_float64_on_the_same_sub_batches(path: F
 
 @cache
 def exact_derivatives(name: str) -> tuple[Tensor, Tensor]:
-    """Return gradient and Hessian over all pictures."""
+    """Return gradient and Hessian over all images."""
     _, gradient = loss_and_gradient(exact_model(name), F.cross_entropy, *exact_samples())
     return gradient, dense_hessian(exact_model(name), F.cross_entropy, *exact_samples())
 

@@ -17,7 +17,7 @@ def test_products_count_two_forward_and_four_backward_but_for_the_gradient_of_th
     found = count_flops(FullBatchObjective(model, F.cross_entropy, []), cut(*samples(), [30, 3]))
     first, second = 2 * 32 * 5, 2 * 5 * 3
     assert found.loss == first + second
-    assert found.gradient == 2 * first + 3 * second  # nobody asks for the gradient of the pictures
+    assert found.gradient == 2 * first + 3 * second  # nobody asks for the gradient of the images
 
 
 def test_convolutions_count_by_their_outputs() -> None:

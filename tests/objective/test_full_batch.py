@@ -54,7 +54,7 @@ def test_no_partition_matters(cuts: set[int], sub_batch: int) -> None:
 
 
 def copied_samples(copies: int) -> tuple[Tensor, Tensor]:
-    """Every sample followed by its copies, each copy another picture."""
+    """Every sample followed by its copies, each copy another image."""
     inputs, labels = samples()
     noise = samples(SAMPLES * copies, seed=2)[0]
     return inputs.repeat_interleave(copies, 0) + noise, labels.repeat_interleave(copies)

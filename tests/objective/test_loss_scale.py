@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from fullbatch.landscape.any_module import loss_landscape
 from fullbatch.landscape.grid import Axis
-from fullbatch.objective.block import BlockObjective
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.gauss_newton import gauss_newton_product
 from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.objective.hessian_products import IMPLEMENTATIONS
+from fullbatch.objective.sub_batch import BlockObjective
 from fullbatch.tensors import trainable
 from fullbatch.typing import Block
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fullbatch.optim.descent import Descent
-from fullbatch.optim.search import Restarting
+from fullbatch.optim.line_search import Restarting
 from fullbatch.optim.weight_decay import parameter_groups
 
 OPTIONS = {

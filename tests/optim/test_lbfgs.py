@@ -10,7 +10,7 @@ from scipy.optimize import minimize as scipy_minimize
 from torch import Tensor, nn
 
 from fullbatch.optim.lbfgs import CHANGES, LBFGS, STEPS
-from fullbatch.optim.search import NonMonotone, Search
+from fullbatch.optim.line_search import NonMonotone, StepRule
 from fullbatch.optim.wolfe import Wolfe
 
 START = torch.tensor([-1.2, 1.0], dtype=torch.float64)
@@ -97,7 +97,7 @@ def test_without_a_search_it_takes_the_steps_of_torch() -> None:
         return (x - 2).pow(4).sum() + x.square().sum()
 
     start = torch.tensor([5.0], dtype=torch.float64)
-    ours = minimize(function, start, lambda p: LBFGS(p, damping=False, eps=1e-10, search=Search()), 8)[0]
+    ours = minimize(function, start, lambda p: LBFGS(p, damping=False, eps=1e-10, search=StepRule()), 8)[0]
     parameter = nn.Parameter(start.clone())
     theirs = torch.optim.LBFGS([parameter], lr=1.0, max_iter=8, history_size=10, tolerance_grad=0, tolerance_change=0)
 

@@ -14,8 +14,8 @@ from fullbatch.optim.descent import Descent
 from fullbatch.optim.fista import FISTA
 from fullbatch.optim.lars import LARS
 from fullbatch.optim.lbfgs import LBFGS
+from fullbatch.optim.line_search import NonMonotone, Restarting
 from fullbatch.optim.sam import ASAM, SAM
-from fullbatch.optim.search import NonMonotone, Restarting
 from fullbatch.optim.wolfe import Wolfe
 
 Build = Callable[..., Optimizer]

@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from fullbatch.optim.descent import Descent
 from fullbatch.optim.fista import FISTA
 from fullbatch.optim.lars import LARS
+from fullbatch.optim.line_search import NonMonotone
 from fullbatch.optim.sam import ASAM, SAM
-from fullbatch.optim.search import NonMonotone
 from fullbatch.optim.wolfe import Wolfe
 
 SHAPES = [(4, 3), (5,), (2,)]

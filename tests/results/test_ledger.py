@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from fullbatch.results.ledger import Attempt, Description, Ledger, Place, State, lease_of, needless
-from fullbatch.results.standing import standings
-from fullbatch.runtime.leases import is_held, lease
+from fullbatch.results.job_status import job_statuses
+from fullbatch.results.ledger import Attempt, Description, Ledger, Place, State, is_redundant, lease_of
+from fullbatch.runtime.locks import is_held, lease
 
 
 def description(job: str = "j", circumstances: str = "c") -> Description:
@@ -66,7 +66,7 @@ def test_folders_move_with_the_launch_folder(ledger: Ledger, tmp_path: Path) -> 
 def test_a_lease_ends_with_its_process(tmp_path: Path) -> None:
     path = tmp_path / "lease"
     code = f"""
-import time; from pathlib import Path; from fullbatch.runtime.leases import lease
+import time; from pathlib import Path; from fullbatch.runtime.locks import lease
 with lease(Path({str(path)!r})):
     print(flush=True)
     time.sleep(600)
@@ -109,16 +109,16 @@ def test_what_need_not_run(ledger: Ledger, tmp_path: Path, states: list[State], 
             lease_ = lease(lease_of(tmp_path / str(number)))
             lease_.__enter__()
     attempts = ledger.attempts() if states else []
-    found = needless(attempts, "c")
+    found = is_redundant(attempts, "c")
     assert (found.state if found else None) is settled
-    assert settled is not State.DIVERGED or needless(attempts, "another program") is None
+    assert settled is not State.DIVERGED or is_redundant(attempts, "another program") is None
     if State.RUNNING in states:
         lease_.__exit__(None, None, None)
 
 
 WORK = """
 import random, sys; from pathlib import Path
-from fullbatch.results.ledger import *; from fullbatch.runtime.leases import lease
+from fullbatch.results.ledger import *; from fullbatch.runtime.locks import lease
 ledger, folder, worker, jobs = Ledger(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3]), 12
 print(flush=True); sys.stdin.readline()  # all begin together
 for number in random.Random(worker).sample(range(jobs), jobs):
@@ -127,7 +127,7 @@ for number in random.Random(worker).sample(range(jobs), jobs):
     mine = folder / f"{worker}_{number}"
     mine.mkdir()
     with lease(lease_of(mine)):
-        found = ledger.begin(what, mine, place, lambda before: needless(before, "c"))
+        found = ledger.begin(what, mine, place, lambda before: is_redundant(before, "c"))
         if isinstance(found, list):
             ledger.end(found[-1].number, State.FINISHED, "", {"worker": worker})
 """
@@ -186,7 +186,7 @@ def test_jobs_whose_turn_has_not_come_are_waiting(ledger: Ledger, tmp_path: Path
     assert ledger.waiting() == [("name=mine", "seed=1"), ("name=mine", "seed=2")]
     ledger.begin(description("another"), tmp_path, Place(tmp_path / "again", 1, jobs))
     assert ledger.waiting() == [("name=mine", "seed=2")]
-    assert [one.state for one in standings(ledger)] == [State.INTERRUPTED] * 2 + [State.WAITING]
+    assert [one.state for one in job_statuses(ledger)] == [State.INTERRUPTED] * 2 + [State.WAITING]
     ledger.forget(["another"])
     assert [attempt.job for attempt in ledger.attempts()] == ["j"]
 

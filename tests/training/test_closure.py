@@ -16,12 +16,12 @@ from fullbatch.optim.closure import parameters_of
 from fullbatch.optim.descent import Descent
 from fullbatch.optim.fista import FISTA
 from fullbatch.optim.lbfgs import LBFGS
+from fullbatch.optim.line_search import NonMonotone
 from fullbatch.optim.sam import SAM
-from fullbatch.optim.search import NonMonotone
 from fullbatch.optim.weight_decay import parameter_groups
 from fullbatch.optim.wolfe import Wolfe
 from fullbatch.training.closure import StepClosure
-from fullbatch.training.steps import KNOWN, Step
+from fullbatch.training.step import KNOWN, Step
 from fullbatch.transforms.clipping import ClipByNorm
 
 STRENGTHS = {

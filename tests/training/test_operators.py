@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fullbatch import build_model
-from fullbatch.data.blocks import BlockLoader
+from fullbatch.data.loader import BlockLoader
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.runtime.cuda_streams import streams_on
-from fullbatch.training.steps import Step
+from fullbatch.training.step import Step
 from fullbatch.transforms.clipping import ClipByNorm
 
 SIZE = 10  # samples of a block
@@ -50,7 +50,7 @@ def network() -> nn.Module:
     return build_model("resnet20", channels=1, classes=10, pixels=8, width=4)
 
 
-def pictures(num_blocks: int, **options: Any) -> BlockLoader:
+def images(num_blocks: int, **options: Any) -> BlockLoader:
     return loader(size=SIZE * num_blocks, batch_size=SIZE, dtype=torch.float32, augmentation=None, **options)
 
 
@@ -58,7 +58,7 @@ def our_step(num_blocks: int, streams: int = 0, **options: Any) -> Callable[[], 
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     regularizer = GradRegularizer(model, optimizer, F.cross_entropy, **options) if options else None
-    data = pictures(num_blocks)
+    data = images(num_blocks)
     some = [Late() for _ in range(streams)]
     objective = FullBatchObjective(model, F.cross_entropy, [], regularizer=regularizer, streams=some)
     step = Step(objective, optimizer, [ClipByNorm(1.0)], data)
@@ -149,7 +149,7 @@ def test_no_evaluation_waits_for_the_gpu(options: dict[str, Any]) -> None:
     model = network().cuda()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     regularizer = GradRegularizer(model, optimizer, F.cross_entropy, **options) if options else None
-    data = pictures(3, device=torch.device("cuda"))
+    data = images(3, device=torch.device("cuda"))
     objective = FullBatchObjective(model, F.cross_entropy, data.blocks(0), regularizer=regularizer, streams=streams)
     objective.evaluate()  # the first one may measure algorithms
     torch.cuda.set_sync_debug_mode("error")

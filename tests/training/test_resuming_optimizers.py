@@ -8,7 +8,7 @@ from optimizer_runs import CASES, always_the_same, built
 from states import assert_equal_states, run_to, without_times
 
 from fullbatch.training.checkpoint import load_checkpoint, save_checkpoint
-from fullbatch.training.steps import KNOWN
+from fullbatch.training.step import KNOWN
 from fullbatch.training.trainer import Trainer
 
 

@@ -9,8 +9,8 @@ import torch
 from composing import composed
 from shared_runs import STOPS, continued, distance, tasks, together
 
-from fullbatch.config import plain
-from fullbatch.runtime.distributed import ALONE
+from fullbatch.runtime.process_group import ALONE
+from fullbatch.settings.parse import plain
 
 BASE = (
     "data=digits data.size=28 data.valid_size=20 data.batch_size=8 hyp=fb1 "

@@ -10,7 +10,7 @@ from states import assert_equal_states, run_to, without_times
 
 from fullbatch.training.checkpoint import load_checkpoint, save_checkpoint
 from fullbatch.training.state import TrainState
-from fullbatch.training.steps import DivergedError
+from fullbatch.training.step import DivergedError
 
 
 @pytest.mark.parametrize("stochastic", [False, True])

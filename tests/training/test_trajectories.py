@@ -11,14 +11,14 @@ from composing import composed
 from filling import fill_, inputs
 from torch import Tensor
 
-from fullbatch import build
-from fullbatch.build_optimizer import build_optimizer
-from fullbatch.config import parse
+from fullbatch.build import trainer as build
+from fullbatch.build.optimizer import build_optimizer
 from fullbatch.models.registry import build_model
 from fullbatch.objective.losses import loss_function
 from fullbatch.optim.schedules import schedule_named
+from fullbatch.settings.parse import parse
 from fullbatch.training.state import TrainState
-from fullbatch.training.steps import Step
+from fullbatch.training.step import Step
 from fullbatch.training.trainer import Trainer
 from fullbatch.training.validation import validate
 from fullbatch.typing import Block
@@ -36,7 +36,7 @@ ROWS = {"sam": slice(None, None, 2)}
 
 
 class GoldenBlocks(list[Block]):
-    """64 pictures in four blocks of 16, always in the same order."""
+    """64 images in four blocks of 16, always in the same order."""
 
     def __init__(self, blocks: list[Block]) -> None:
         super().__init__(blocks)

@@ -1,0 +1,1 @@
+"""One job, from the command line to its exit status."""

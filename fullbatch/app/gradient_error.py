@@ -1,0 +1,169 @@
+"""How exact the full gradient is: its error against float64, run to run, by dtype, block size and fast paths."""
+
+import csv
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from fullbatch.app.resume import restored
+from fullbatch.app.train import DONE, mistake
+from fullbatch.build.data import build_data, build_loader
+from fullbatch.build.optimizer import build_optimizer
+from fullbatch.build.trainer import build_model, build_objective, set_up_machine
+from fullbatch.data.images import ImageData
+from fullbatch.models.weights import load_weights
+from fullbatch.runtime.compilation import compile_in_place
+from fullbatch.runtime.device import describe, find_device, tf32
+from fullbatch.runtime.logs import job_log
+from fullbatch.settings.parse import changed, plain, settings_of
+from fullbatch.tensors import flatten
+
+log = logging.getLogger(__name__)
+
+UNSCALED = {"impl.mixed_precision": False, "impl.grad_scaling": False}
+FLOAT64 = {**UNSCALED, "impl.dtype": "double", "impl.accumulation_dtype": "double"}
+FLOAT32 = {**UNSCALED, "impl.dtype": "float", "impl.memory": "contiguous"}
+BFLOAT16 = {**FLOAT32, "impl.mixed_precision": True}
+FLOAT16 = {**FLOAT32, "impl.mixed_precision": "float16", "impl.grad_scaling": True}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to compute the gradient: changes of the configuration, flags, and what is done to the model."""
+
+    name: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    prepare: Callable[[nn.Module], nn.Module] = lambda model: model
+    tf32: bool = False
+    needs: str = "cpu"
+    """The device that it needs; ``cpu``: any."""
+    may_fail: bool = False
+    """Whether there are machines on which it cannot work; an error of any other variant is one."""
+    repeated: bool = False
+    """Whether to compare two evaluations with each other, too."""
+
+
+class Errors(NamedTuple):
+    """Relative errors ||g - exact||_p / ||exact||_p for p = 1, 2 and infinity."""
+
+    l1: float
+    l2: float
+    max: float
+
+
+VARIANTS = (
+    Variant("float32", FLOAT32, repeated=True),
+    Variant("float32, sums in float64", {**FLOAT32, "impl.accumulation_dtype": "double"}),
+    Variant("float32, channels_last", {**FLOAT32, "impl.memory": "channels_last"}),
+    *(Variant(f"float32, blocks of {n}", {**FLOAT32, "data.batch_size": n}) for n in (32, 128, 512)),
+    Variant("float32, TF32", FLOAT32, tf32=True, needs="cuda"),
+    Variant("float32, compiled", FLOAT32, prepare=compile_in_place, may_fail=True),
+    Variant("bfloat16 autocast", BFLOAT16, repeated=True),
+    Variant("bfloat16 autocast, channels_last", {**BFLOAT16, "impl.memory": "channels_last"}),
+    Variant("float16 autocast, scaled losses", FLOAT16, needs="cuda"),  # CPUs take eighty times as long as for float32
+)
+
+
+def relative_errors(found: Sequence[Tensor], exact: Sequence[Tensor]) -> Errors:
+    """Return the errors of ``found`` against ``exact``, taken as vectors, in float64."""
+    difference, reference = flatten(found).double() - flatten(exact).double(), flatten(exact).double()
+    return Errors(*(float(difference.norm(p) / reference.norm(p)) for p in (1, 2, torch.inf)))
+
+
+def measure_job(cfg: DictConfig) -> int:
+    """Measure, print a table and write it as CSV into the run folder; return the exit status, 0 or 2 for a mistake."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    with job_log(folder / "log.txt") as terminal:
+        try:
+            rows = list(measure(plain(cfg), HydraConfig.get().overrides.task))
+            _show(rows, terminal.out)
+            _write(rows, folder / "floating_point_accuracy.csv")
+        except (ValueError, OSError) as error:
+            return mistake(error)
+    return DONE
+
+
+def measure(
+    tree: dict[str, Any], typed: Sequence[str] = (), variants: Sequence[Variant] = VARIANTS
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each variant: its errors against float64 on the same blocks, and the seconds it took.
+
+    The gradient is that of the configuration's objective, regularizer included, at the initial weights or at those of
+    the checkpoint ``impl.checkpoint.name``. What a machine cannot do is logged and left out.
+    """
+    weights, name = None, settings_of(tree).impl.checkpoint.name
+    if name is not None:
+        tree, stored = restored(tree, name, typed)
+        weights = stored.checkpoint["state"]["model"] if stored.checkpoint else stored.weights
+    run = settings_of(tree)
+    set_up_machine(run)
+    data, device = build_data(run, run.seed or 0), find_device(run.impl.device)
+    log.info("%s; %d images in blocks of %d", describe(device), len(data.train), run.data.batch_size)
+    gradient = partial(_gradient, tree, data, device, weights)
+    exact: dict[Any, list[Tensor]] = {}  # for each size of the blocks
+    for variant in variants:
+        if variant.needs not in ("cpu", device.type):
+            log.warning("%s: not possible here (needs %s)", variant.name, variant.needs)
+            continue
+        size = {key: value for key, value in variant.changes.items() if key == "data.batch_size"}
+        if str(size) not in exact:
+            exact[str(size)], _ = gradient(Variant("float64", {**FLOAT64, **size}))
+        try:
+            (found, seconds), again = gradient(variant), gradient(variant) if variant.repeated else None
+        except RuntimeError as error:
+            if not variant.may_fail:
+                raise
+            log.warning("%s: not possible here (%s)", variant.name, str(error).strip().splitlines()[0])
+            continue
+        yield {"variant": variant.name, **relative_errors(found, exact[str(size)])._asdict(), "seconds": seconds}
+        if again is not None:
+            repeated = relative_errors(again[0], found)
+            yield {"variant": f"{variant.name}, run to run", **repeated._asdict(), "seconds": again[1]}
+
+
+def _gradient(
+    tree: dict[str, Any],
+    data: ImageData,
+    device: torch.device,
+    weights: dict[str, Tensor] | None,
+    variant: Variant,
+) -> tuple[list[Tensor], float]:
+    """Return the gradient computed in the variant's way, and the seconds of the evaluation."""
+    run = settings_of(changed(tree, variant.changes))
+    seed = run.seed or 0
+    model = build_model(run, data, seed, device).train()
+    if weights is not None:
+        load_weights(model, weights)
+    blocks = build_loader(run, data, data.train, seed, device).blocks(0)
+    objective = build_objective(run, variant.prepare(model), build_optimizer(run.hyp, model), blocks)
+    with tf32(variant.tf32):
+        start = time.perf_counter()
+        found = objective.evaluate()
+        float(found.loss)  # waits for the device
+        return found.gradient, time.perf_counter() - start
+
+
+def _show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    table = Table("full gradient", "L1", "L2", "L-inf", "seconds", title="relative error against float64, same blocks")
+    for row in rows:
+        errors = (f"{row[norm]:.1e}" for norm in Errors._fields)
+        table.add_row(row["variant"], *errors, f"{row['seconds']:.2f}")
+    console.print(table)
+
+
+def _write(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["variant", *Errors._fields, "seconds"], delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,130 @@
+"""From settings to objects, as far as samples and their labels go: data, noise in labels, blocks, the loss."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+
+import torch
+
+from fullbatch.build.frozen_data import build_frozen
+from fullbatch.data.augmentation import AUGMENTATION, Augmentation
+from fullbatch.data.dataset import ImageData, ImageSet, load_images
+from fullbatch.data.label_noise import with_label_noise
+from fullbatch.data.loader import BlockLoader
+from fullbatch.objective.losses import Loss, loss_function
+from fullbatch.randomness import derive_seed
+from fullbatch.runtime.device import DTYPES
+from fullbatch.runtime.memory_format import MEMORY_FORMATS
+from fullbatch.settings import Data, Hyp, Run
+from fullbatch.settings.data import LMDB
+
+log = logging.getLogger(__name__)
+
+
+class Stream(IntEnum):
+    """What the seed of a run is for; each use has random numbers of its own."""
+
+    WEIGHTS = 0
+    BLOCKS = 1
+    AUGMENTATION = AUGMENTATION
+    NOISE = 3
+    LABELS = 4
+    ANALYSIS = 5
+    GLOBAL = 6
+    """The global generators, for modules and transforms of the user that draw from them outside a step."""
+
+    def seed(self, run_seed: int) -> int:
+        """Return the stream's own seed."""
+        return derive_seed(run_seed, self)
+
+
+@contextmanager
+def about(key: str) -> Iterator[None]:
+    """Say which key a ``ValueError`` is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
+def build_data(run: Run, seed: int) -> ImageData:
+    """Load the images, put noise into the training labels and copies from a database in their place if asked for."""
+    data = _loaded(run.data)
+    noisy = _noisy(run.hyp, data, seed) if run.hyp.label_noise else data
+    if not isinstance(run.data.db, LMDB):
+        return noisy
+    # Noise is this run's own: the database holds the labels as they are, and all copies of a sample get the same one.
+    return build_frozen(run, run.data.db, data, noisy.train.labels)
+
+
+def _loaded(settings: Data) -> ImageData:
+    data = load_images(
+        settings.name,
+        path=settings.path,
+        size=settings.size,
+        valid_size=settings.valid_size,
+        subset_seed=settings.subset_seed,
+        channels=settings.channels,
+        classes=settings.classes,
+        pixels=settings.pixels,
+        mean=settings.mean,
+        std=settings.std,
+        download=settings.download,
+        mirrors=settings.mirrors or (),
+        resize_on_read=settings.resize_on_read,
+    )
+    shape = f"{data.channels}x{data.pixels}x{data.pixels}"
+    counts = f"{len(data.train):,} training and {len(data.valid):,} validation images"
+    log.info("data %s: %s of %s in %d classes", settings.name, counts, shape, len(data.classes))
+    return data
+
+
+def _noisy(hyp: Hyp, data: ImageData, seed: int) -> ImageData:
+    noisy = with_label_noise(data, hyp.label_noise, Stream.LABELS.seed(seed))
+    replaced = int((noisy.train.labels != data.train.labels).sum())
+    log.info(
+        "label noise %g: %s of %s training labels replaced", hyp.label_noise, f"{replaced:,}", f"{len(data.train):,}"
+    )
+    return noisy
+
+
+def build_loader(run: Run, data: ImageData, part: ImageSet, seed: int, device: torch.device) -> BlockLoader:
+    """Build what yields blocks of the training or the validation set."""
+    training = part is data.train
+    key = "augmentations_train" if training else "augmentations_val"
+    transforms = getattr(run.data, key)
+    augmentation = Augmentation(transforms, Stream.AUGMENTATION.seed(seed), f"data.{key}") if transforms else None
+    copies = build_loss(run.hyp).copies if training else 1
+    if copies > 1 and augmentation is None:
+        log.warning("hyp.loss_modification=maxup-%d: without data.%s all copies of a sample are the same", copies, key)
+    return BlockLoader(
+        part,
+        batch_size=run.data.batch_size,
+        mean=data.mean if run.data.normalize else None,
+        std=data.std if run.data.normalize else None,
+        augmentation=augmentation,
+        device=device,
+        dtype=DTYPES[run.impl.dtype],
+        memory_format=MEMORY_FORMATS[run.impl.memory],
+        caching="ram" if run.data.caching is True else run.data.caching,
+        num_workers=min(run.impl.threads, torch.get_num_threads()),
+        pin_memory=run.impl.pin_memory,
+        non_blocking=run.impl.non_blocking,
+        persistent_workers=run.impl.persistent_workers,
+        drop_last=run.data.drop_last and training,
+        copies=copies,
+        rounds=rounds_of_a_step(run) if training else 1,
+        seed=Stream.BLOCKS.seed(seed),
+    )
+
+
+def rounds_of_a_step(run: Run) -> int:
+    """Return how many parts the training set has that steps take turns with: the rounds, in semi-stochastic mode."""
+    return run.data.db.rounds if run.hyp.train_semi_stochastic and isinstance(run.data.db, LMDB) else 1
+
+
+def build_loss(hyp: Hyp) -> Loss:
+    """Build the training loss."""
+    with about("hyp.loss_modification"):
+        return loss_function(hyp.loss_modification, hyp.label_smoothing)

@@ -1,0 +1,150 @@
+"""From the settings of the analysis to probes, and the files that they keep."""
+
+import logging
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from fullbatch.analysis.gradient_statistics import require_separable
+from fullbatch.analysis.measurements import (
+    FlatnessProbe,
+    GradientProbe,
+    ParameterNorm,
+    SampleGradients,
+    WorstCase,
+)
+from fullbatch.analysis.outputs import Notes, SavedModels, write_columns
+from fullbatch.analysis.probes import Note, Observation, Probe, Probes
+from fullbatch.analysis.sharpness_probe import SharpnessProbe
+from fullbatch.analysis.stability import has_threshold
+from fullbatch.build.data import Stream, about
+from fullbatch.objective.full_batch import FullBatchObjective
+from fullbatch.settings import Analysis, Run
+from fullbatch.tensors import mode, trainable
+from fullbatch.training.state import TrainState
+from fullbatch.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+SPREAD = ("snr", "noise_scale")
+"""What needs two sub-batches."""
+
+
+def build_probes(run: Run, trainer: Trainer, seed: int, folder: Path | None) -> Probes:
+    """Build the probes of a run, whose files go into ``folder``; ``ValueError`` for what cannot be measured.
+
+    Of several processes each measures for itself, on all the data, and all find the same; the others than that of
+    rank 0 have no folder.
+    """
+    settings, seed = run.analysis, Stream.ANALYSIS.seed(seed)
+    _require_measurable(run, trainer)
+    every = settings.check_every_nth_step
+    scheduled: list[tuple[int, Probe]] = [(every, probe) for probe in _statistics(settings, seed)]
+    if settings.sharpness.every is not None:
+        scheduled.append((settings.sharpness.every, _sharpness(settings, trainer, seed)))
+    if folder is None:
+        return Probes(partial(observed, trainer), scheduled)
+    if settings.save_model_every_nth_step is not None:
+        scheduled.append((settings.save_model_every_nth_step, SavedModels(folder / "models")))
+    notes = Notes(folder / f"table_{run.name}_analysis.csv", trainer.state.step)
+    probes = Probes(partial(observed, trainer), scheduled, notes)
+    if probes.columns:
+        write_columns(folder / f"analysis_{run.name}.json", probes.columns)
+    return probes
+
+
+def _statistics(settings: Analysis, seed: int) -> Iterator[Probe]:
+    if settings.measure_param_norm:
+        yield ParameterNorm()
+    if parts := _parts(settings):
+        yield GradientProbe(parts, settings.internal_batch_size_chunks)
+    if settings.sample_gradient_norms is not None:
+        yield SampleGradients(settings.sample_gradient_norms == "train")
+    if settings.compute_flatness:
+        yield FlatnessProbe(
+            settings.flatness_step_size,
+            settings.flatness_threshold,
+            settings.flatness_norm,
+            settings.flatness_directions,
+            settings.flatness_max_steps,
+            seed,
+        )
+    if settings.compute_worst_case:
+        yield WorstCase(settings.worst_case_rho, settings.worst_case_m)
+
+
+def _parts(settings: Analysis) -> frozenset[str]:
+    table = {
+        "gradient": settings.measure_grad_norm,
+        "momentum": settings.check_momentum,
+        "snr": settings.compute_gradient_SNR,
+        "noise_scale": settings.compute_gradient_noise_scale,
+        "curvature": settings.compute_gradient_curvature,
+        "sub_batches": settings.record_gradient_norm_per_batch,
+    }
+    return frozenset(name for name, asked in table.items() if asked)
+
+
+def _sharpness(settings: Analysis, trainer: Trainer, seed: int) -> SharpnessProbe:
+    optimizer, wanted = trainer.state.optimizer, settings.sharpness
+    if not has_threshold(optimizer):
+        log.info("analysis: no threshold of stability is known for %s as it is set up", type(optimizer).__name__)
+    if trainer.take_step.objective.regularizer is not None:
+        log.info("analysis: the sharpness is that of the loss; the gradient regularizer is no part of it")
+    return SharpnessProbe(
+        top_k=wanted.top_k,
+        tolerance=wanted.tolerance,
+        max_matvecs=wanted.max_matvecs,
+        matrix=wanted.matrix,
+        trace_matvecs=wanted.trace_matvecs,
+        density_vectors=wanted.density_vectors,
+        density_steps=wanted.density_steps,
+        seed=seed,
+    )
+
+
+def _require_measurable(run: Run, trainer: Trainer) -> None:
+    settings, step = run.analysis, trainer.take_step
+    size = sum(p.numel() for p in trainable(trainer.state.model))
+    top_k = settings.sharpness.top_k
+    if settings.sharpness.every is not None and top_k > size:
+        raise ValueError(f"analysis.sharpness.top_k={top_k}: the model has {size} parameters, and as many eigenvalues")
+    if settings.sample_gradient_norms is not None:
+        with (
+            about("analysis.sample_gradient_norms"),
+            mode(trainer.state.model, training=settings.sample_gradient_norms == "train"),
+        ):
+            require_separable(step.objective)
+    if _parts(settings) & {*SPREAD} and not run.dryrun:
+        objective, chunks = step.objective_at(0), settings.internal_batch_size_chunks
+        if objective.num_sub_batches(chunks) < 2:
+            raise ValueError(
+                f"analysis.internal_batch_size_chunks={chunks}: the data are one sub-batch, and SNR and noise scale "
+                "need two; accepted: a larger number, a smaller data.batch_size or hyp.sub_batch"
+            )
+    if settings.check_momentum and not any("betas" in g or g.get("momentum") for g in _groups(trainer)):
+        log.info("analysis.check_momentum: the optimizer keeps no momentum; nothing is recorded")
+
+
+def _groups(trainer: Trainer) -> list[dict[str, object]]:
+    return trainer.state.optimizer.param_groups
+
+
+def observed(trainer: Trainer, state: TrainState, note: Note) -> Observation:
+    """Return what there is to see after the last step of a trainer's state."""
+    step, number = trainer.take_step, state.step - 1
+    stochastic = trainer.stochastic(number)
+
+    def batches() -> Iterator[FullBatchObjective]:
+        return (batch.plain() for batch in step.objectives_at(number, stochastic=stochastic))
+
+    return Observation(
+        step=state.step,
+        model=state.model,
+        optimizer=state.optimizer,
+        objective=step.objective_at(number).plain(),
+        batches=batches,
+        stochastic=stochastic,
+        memory=state.memory,
+        note=note,
+    )

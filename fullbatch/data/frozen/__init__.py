@@ -1,0 +1,1 @@
+"""Frozen augmented copies of a data set, in LMDB."""

@@ -1,0 +1,235 @@
+"""Sets of labelled images: what every source of data returns, and the arithmetic all sources share.
+
+Images are uint8 [n, C, H, W] until a block of them lies on the device; the id of a sample is its position in its set.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from fullbatch.randomness import random_bits
+from fullbatch.runtime.stop_requests import stop_if_interrupted
+
+_WITHIN, _ACROSS, _MIXED = (0x5375_6273_6574_0000 + n for n in (1, 2, 3))  # streams of the subset's seed
+_CHUNK = 1024  # images read at once for statistics
+
+
+class Images(Protocol):
+    """Images of one size, read by position."""
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, ids: Tensor) -> Tensor:
+        """Return the images ``ids`` (int64 [n], on the CPU) as uint8 [n, C, H, W] on the CPU."""
+        ...
+
+    def checksum(self) -> str:
+        """Return what is equal for equal images in the same order, and only then."""
+        ...
+
+
+@runtime_checkable
+class WholeImages(Images, Protocol):
+    """Images of various sizes; ``fetch`` gives their middle parts, resized to one size."""
+
+    def whole(self, index: int) -> Tensor:
+        """Return one image as large as it is, uint8 [C, H, W] on the CPU."""
+        ...
+
+    def where(self, index: int) -> object:
+        """Return what names an image in messages."""
+        ...
+
+
+@dataclass(frozen=True)
+class TensorImages:
+    """Images held in memory: ``tensor`` is uint8 [N, C, H, W] on the CPU."""
+
+    tensor: Tensor
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def fetch(self, ids: Tensor) -> Tensor:
+        """Return copies of the images ``ids`` (int64 [n])."""
+        return self.tensor.index_select(0, ids)
+
+    def checksum(self) -> str:
+        """Return BLAKE2b over shape and bytes."""
+        state = hashlib.blake2b(repr(tuple(self.tensor.shape)).encode(), digest_size=16)
+        state.update(self.tensor.contiguous().numpy())
+        return state.hexdigest()
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images: ``labels`` int64 [N] on the CPU count from 0 into ``classes``."""
+
+    images: Images
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.images) == len(self.labels), "one label for each image"
+        assert self.labels.dtype == torch.int64
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def checksum(self) -> str:
+        """Return what is equal for equal images with equal labels in the same order, and only then."""
+        state = hashlib.blake2b(self.images.checksum().encode(), digest_size=16)
+        state.update(self.labels.contiguous().numpy())
+        return state.hexdigest()
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A training and a validation set of square images, ``channels`` x ``pixels`` x ``pixels``.
+
+    ``mean`` and ``std`` have one entry a channel, in units of the full range: 0 is black, 1 is 255.
+    """
+
+    train: ImageSet
+    valid: ImageSet
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    channels: int
+    pixels: int
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the labels."""
+        return self.train.classes
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """What the settings ``data.*`` ask of a source; None leaves the choice to what is found."""
+
+    path: str | None = None
+    size: int | None = None
+    valid_size: int | None = None
+    subset_seed: int = 0
+    channels: int | None = None
+    classes: int | None = None
+    pixels: int | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    download: bool = True
+    mirrors: Sequence[str] = ()
+    resize_on_read: bool | None = None
+
+
+def check_found(key: str, given: int | None, found: int, name: str) -> None:
+    """Raise ValueError when the setting ``data.<key>`` contradicts what the data set ``name`` really has."""
+    if given is not None and given != found:
+        raise ValueError(f"data.{key}={given}: {name} has {key}={found}; leave data.{key} blank or give {found}")
+
+
+def choose_samples(labels: Tensor, size: int | None, key: str, seed: int | None) -> Tensor:
+    """Return the ascending ids (int64) of the ``size`` samples to use; None means all of them.
+
+    Args:
+        labels: int64 [N], the labels of the whole set.
+        size: how many to use.
+        key: the setting that gave ``size``, ``size`` or ``valid_size``, for the messages.
+        seed: None for the first samples, otherwise the seed of a class-balanced choice.
+
+    Raises:
+        ValueError: the set is smaller than ``size``, or ``size`` is below 1.
+    """
+    total = len(labels)
+    if size is None:
+        return torch.arange(total)
+    if not 1 <= size <= total:
+        noun = "validation" if key == "valid_size" else "training"
+        raise ValueError(f"data.{key}={size}: the {noun} set has {total} images; give a number from 1 to {total}")
+    return torch.arange(size) if seed is None else balanced_subset(labels, size, seed)
+
+
+def balanced_subset(labels: Tensor, size: int, seed: int) -> Tensor:
+    """Draw ``size`` samples, as many of each class as of any other; ascending int64 ids.
+
+    The classes take turns, each giving its next sample in an order drawn with ``seed``, until ``size`` samples are
+    there. So counts differ by at most 1 unless a class runs out, and a smaller subset is part of a larger one.
+    """
+    total = len(labels)
+    ids = torch.arange(total)
+    order = torch.argsort(random_bits(ids, seed, _WITHIN), stable=True)
+    order = order[torch.argsort(labels[order], stable=True)]  # class by class, shuffled inside each
+    counts = torch.bincount(labels)
+    starts = torch.cumsum(counts, 0) - counts
+    turn = ids - starts[labels[order]]
+    who_goes_first = torch.argsort(torch.argsort(random_bits(torch.arange(len(counts)), seed, _ACROSS)))
+    priority = turn * len(counts) + who_goes_first[labels[order]]
+    return order[torch.argsort(priority)[:size]].sort().values
+
+
+def mixed(ids: Tensor, seed: int) -> Tensor:
+    """Return the ids (int64) in an order drawn with ``seed``."""
+    return ids[torch.argsort(random_bits(ids, seed, _MIXED), stable=True)]
+
+
+def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and population standard deviation of each channel of value/255, exact up to the last rounding.
+
+    Computed from one histogram a channel in integers, so neither order nor precision matters.
+    """
+    histograms = torch.zeros(0, 256, dtype=torch.int64)
+    for ids in torch.arange(len(images)).split(_CHUNK):
+        stop_if_interrupted("stopped while reading the images for their mean and std")
+        values = images.fetch(ids).transpose(0, 1).flatten(1)
+        counts = torch.stack([torch.bincount(channel, minlength=256) for channel in values])
+        histograms = counts if len(histograms) == 0 else histograms + counts
+    moments = [_moments(histogram.tolist()) for histogram in histograms]
+    return tuple(mean for mean, _ in moments), tuple(std for _, std in moments)
+
+
+def _moments(histogram: list[int]) -> tuple[float, float]:
+    count = sum(histogram)
+    first = sum(value * times for value, times in enumerate(histogram))
+    second = sum(value * value * times for value, times in enumerate(histogram))
+    return first / (255 * count), math.sqrt((count * second - first * first) / (255 * count) ** 2)
+
+
+def normalisation(
+    request: ImageRequest, found: tuple[tuple[float, ...], tuple[float, ...]] | None, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and std to use: those requested, and where blank those ``found`` in the training images.
+
+    A blank ``data.mean`` makes both blank, since a std belongs to its mean.
+
+    Raises:
+        ValueError: a number of values that is not ``channels``, or a std that is not positive.
+    """
+    mean, std = request.mean, request.std
+    if found is not None:
+        mean, std = found if mean is None else (mean, found[1] if std is None else std)
+    assert mean is not None
+    assert std is not None
+    for key, values in (("mean", mean), ("std", std)):
+        if len(values) != channels:
+            raise ValueError(f"data.{key}: {len(values)} values, but the images have {channels} channels")
+    if min(std) <= 0:
+        raise ValueError(
+            f"data.std={list(std)}: must be positive (a channel of one colour needs a data.std of its own)"
+        )
+    return tuple(map(float, mean)), tuple(map(float, std))
+
+
+def needs_statistics(request: ImageRequest) -> bool:
+    """Say whether mean or std must be computed from the training images."""
+    return request.mean is None or request.std is None
+
+
+def image_data(train: ImageSet, valid: ImageSet, request: ImageRequest, channels: int, pixels: int) -> ImageData:
+    """Put the two sets together, with the mean and std requested or found."""
+    found = channel_statistics(train.images) if needs_statistics(request) else None
+    mean, std = normalisation(request, found, channels)
+    return ImageData(train, valid, mean, std, channels, pixels)
