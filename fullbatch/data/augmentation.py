@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fullbatch.data import batched
 from fullbatch.randomness import derive_seed, preserved_rng, random_bits
@@ -96,18 +96,23 @@ class _Transform(NamedTuple):
 
 
 class _RandomCrop:
-    def __init__(self, reference: Any) -> None:
-        self.height, self.width = reference.size
-        left, right, top, bottom = reference.padding or (0, 0, 0, 0)
-        self.padding, self.fill, self.mode = [left, top, right, bottom], reference.fill, reference.padding_mode
+    def __init__(self, height: int, width: int, padding: Sequence[int], pad: Callable[[Tensor], Tensor]) -> None:
+        self.height, self.width, self.padding, self.pad = height, width, list(padding), pad
 
-    def __call__(self, images: Tensor, draw: Draw) -> Tensor:
+    @classmethod
+    def like(cls, reference: Any) -> "_RandomCrop":
         from torchvision.transforms.v2 import functional  # noqa: PLC0415 (seconds to import)
 
+        height, width = reference.size
+        left, right, top, bottom = reference.padding or (0, 0, 0, 0)
+        padding = [left, top, right, bottom]
+        pad = partial(functional.pad, padding=padding, fill=reference.fill, padding_mode=reference.padding_mode)
+        return cls(height, width, padding, pad)
+
+    def __call__(self, images: Tensor, draw: Draw) -> Tensor:
         given = tuple(images.shape[-2:])
         if any(self.padding):
-            pad = partial(functional.pad, padding=self.padding, fill=self.fill, padding_mode=self.mode)
-            images = _fitted(pad, images)
+            images = _fitted(self.pad, images)
         rows, columns = images.shape[-2] - self.height + 1, images.shape[-1] - self.width + 1
         if rows < 1 or columns < 1:
             raise ValueError(
@@ -119,8 +124,8 @@ class _RandomCrop:
 
 
 class _RandomFlip:
-    def __init__(self, reference: Any, dim: int) -> None:
-        self.p, self.dim = reference.p, dim
+    def __init__(self, p: float, dim: int) -> None:
+        self.p, self.dim = p, dim
 
     def __call__(self, images: Tensor, draw: Draw) -> Tensor:
         return batched.flip(images, _chance(draw(0), self.p), self.dim)
@@ -200,9 +205,9 @@ def _fitted(transform: Callable[[Tensor], Any], images: Tensor) -> Any:
 
 
 _BATCHED: Mapping[str, Callable[[Any], BatchTransform]] = {
-    "RandomCrop": _RandomCrop,
-    "RandomHorizontalFlip": partial(_RandomFlip, dim=-1),
-    "RandomVerticalFlip": partial(_RandomFlip, dim=-2),
+    "RandomCrop": _RandomCrop.like,
+    "RandomHorizontalFlip": lambda reference: _RandomFlip(reference.p, dim=-1),
+    "RandomVerticalFlip": lambda reference: _RandomFlip(reference.p, dim=-2),
     "RandomErasing": _RandomErasing,
     "CenterCrop": _Unrandom,
     "Pad": _Unrandom,
@@ -221,6 +226,11 @@ def _two_integers(bits: Tensor, first: Tensor | int, second: Tensor | int) -> tu
 
 def _build(key: str, name: str, arguments: Any) -> tuple[BatchTransform, bool]:
     """Return the transform, and whether images of any size come out in one size."""
+    match name.lower(), arguments:  # the usual crop and flip need no torchvision, whose import takes seconds
+        case "randomcrop", [int(size), int(padding)] if size > 0 and padding >= 0:
+            return _RandomCrop(size, size, [padding] * 4, partial(nn.functional.pad, pad=[padding] * 4)), True
+        case "randomhorizontalflip", float(p) if 0 <= p <= 1:
+            return _RandomFlip(p, dim=-1), False
     transform = _find(key, name)
     try:
         with warnings.catch_warnings():

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from fullbatch.optim.closure import Closure, Point, gradients_of, parameters_of
+from fullbatch.optim.eager import EagerOptimizer
 from fullbatch.optim.line_search import Found, Line, StepRule
 from fullbatch.tensors import add_, added, clones, scale_
 
@@ -15,7 +15,7 @@ MEMORY = "search"
 """The key in the optimizer's state of what the search remembers from step to step."""
 
 
-class Descent(Optimizer):
+class Descent(EagerOptimizer):
     """Gradient descent with momentum (Polyak, 1964; Nesterov, 1983; Sutskever et al., 2013).
 
     A step from t:

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from fullbatch.optim.closure import gradients_of, parameters_of
+from fullbatch.optim.eager import EagerOptimizer
 from fullbatch.tensors import add_, added, copy_, dot, global_norm, scale_, scaled_sum
 from fullbatch.typing import Tensors
 
@@ -17,7 +17,7 @@ Projection = Callable[[Tensors], None]
 ACCELERATION = "acceleration"
 
 
-class FISTA(Optimizer):
+class FISTA(EagerOptimizer):
     """FISTA (Beck & Teboulle, 2009) with the sequence of Liang, Luo & Schönlieb (2022).
 
     The parameters are y, where gradients are taken; x, the point that descends, is state. With t_0 = 1 a step is

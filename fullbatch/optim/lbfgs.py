@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from fullbatch.optim.closure import Closure, Point, gradients_of, parameters_of
 from fullbatch.optim.descent import MEMORY
+from fullbatch.optim.eager import EagerOptimizer
 from fullbatch.optim.line_search import Line, StepRule
 from fullbatch.optim.weight_decay import with_decay
 from fullbatch.optim.wolfe import Wolfe
@@ -18,7 +18,7 @@ from fullbatch.typing import Tensors
 STEPS, CHANGES = "steps", "changes"
 
 
-class LBFGS(Optimizer):
+class LBFGS(EagerOptimizer):
     """Limited-memory BFGS (Liu & Nocedal, 1989) with Powell's damping (1978).
 
     A step from t:

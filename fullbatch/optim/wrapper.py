@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fullbatch.optim.closure import Closure, Point
+from fullbatch.optim.eager import EagerOptimizer
 
 
 class ClosureAround:
@@ -35,7 +36,7 @@ class ClosureAround:
         return self.closure.loss()
 
 
-class Wrapper(Optimizer):
+class Wrapper(EagerOptimizer):
     """Changes what ``base`` is given; parameters, groups, state and state dict are those of ``base``."""
 
     def __init__(self, base: Optimizer) -> None:

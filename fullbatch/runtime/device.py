@@ -58,7 +58,8 @@ def set_up(*, threads: int, benchmark: bool, deterministic: bool, processes: int
     _set_tf32(tf32)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its bits only with this set
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports torch's compiler (seconds)
+        torch.use_deterministic_algorithms(deterministic)
     return threads
 
 
