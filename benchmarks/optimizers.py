@@ -37,7 +37,7 @@ Build = Callable[[list[nn.Parameter], float], Optimizer]
 MOMENTUM = {"momentum": 0.9, "nesterov": True}
 CONTENDERS: dict[str, tuple[Build, list[float]]] = {
     "gd": (lambda p, lr: Descent(p, lr, **MOMENTUM), [0.03, 0.1, 0.3]),
-    "gd, Wolfe": (lambda p, lr: Descent(p, lr, **MOMENTUM, search=Wolfe()), [0.1]),
+    "gd, Wolfe": (lambda p, lr: Descent(p, lr, **MOMENTUM, step_rule=Wolfe()), [0.1]),
     "L-BFGS": (LBFGS, [1.0]),
     "FISTA": (FISTA, [0.03, 0.1, 0.3]),
     "Adam": (lambda p, lr: torch.optim.AdamW(p, lr, weight_decay=0.0), [0.003, 0.01, 0.03]),

@@ -1,6 +1,6 @@
-"""Algebra on lists of tensors, and evaluating a module somewhere else without a trace.
+"""Algebra on lists of tensors, and context managers that restore a module's state.
 
-The only home of ``torch._foreach_*``: one fused call for all parameters instead of a Python loop over them.
+All uses of ``torch._foreach_*`` are here: one fused call for all parameters instead of a Python loop over them.
 """
 
 import math
@@ -22,19 +22,19 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
 
 def device_of(module: nn.Module) -> torch.device:
     """Return the device of the module's first parameter or buffer (the CPU when it has none)."""
-    for tensor in chain(module.parameters(), module.buffers()):  # asked in every block: stops at the first
+    for tensor in chain(module.parameters(), module.buffers()):  # called for every block: stops at the first
         return tensor.device
     return torch.device("cpu")
 
 
 def global_norm(tensors: Tensors, order: float = 2.0) -> Tensor:
-    """Return the norm of all entries taken as one vector: ``order`` 2 or ``math.inf``; a scalar tensor, no sync."""
+    """Return the norm of all entries taken as one vector, a scalar tensor; ``order`` is 2 or ``math.inf``."""
     norms = torch.stack(torch._foreach_norm(list(tensors), order))
     return norms.max() if order == math.inf else torch.linalg.vector_norm(norms, order)
 
 
 def norms(tensors: Tensors) -> list[Tensor]:
-    """Return the 2-norm of each tensor, scalars."""
+    """Return the 2-norm of each tensor as scalar tensors."""
     return list(torch._foreach_norm(list(tensors)))
 
 
@@ -45,7 +45,7 @@ def dot(left: Tensors, right: Tensors) -> Tensor:
 
 
 def zeros_like(tensors: Tensors, dtype: torch.dtype | None = None) -> list[Tensor]:
-    """Return zeros of the tensors' shapes and devices, in ``dtype`` where that is more precise than their own."""
+    """Return zeros of the same shapes and devices, in the more precise of ``dtype`` and the tensor's own."""
     return [
         torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, dtype or tensor.dtype)) for tensor in tensors
     ]
@@ -96,7 +96,7 @@ def copy_(target: Tensors, source: Tensors) -> None:
 
 @torch.no_grad()
 def clones(tensors: Tensors) -> list[Tensor]:
-    """Return detached copies, made by one call for all of them."""
+    """Return detached copies."""
     copies = [torch.empty_like(tensor) for tensor in tensors]
     copy_(copies, tensors)
     return copies
@@ -121,16 +121,16 @@ def scaled_sum(base: Tensors, direction: Tensors, factor: float | Tensor) -> lis
 
 
 def separate(tensors: Tensors) -> list[Tensor]:
-    """Return tensors to change in place: copies stand for those in another's memory, or whose entries are one number.
+    """Return tensors that can be changed in place, with copies of those that share memory or are expanded.
 
-    Autograd gives such gradients to parameters that are only ever added to each other, or summed up.
+    Autograd returns such gradients for parameters that are only added to each other or summed up.
     """
-    places: set[int] = set()
+    addresses: set[int] = set()
     separated = []
     for tensor in tensors:
-        shared = tensor.data_ptr() in places or (not tensor.is_contiguous() and 0 in tensor.stride())
+        shared = tensor.data_ptr() in addresses or (not tensor.is_contiguous() and 0 in tensor.stride())
         separated.append(tensor.clone() if shared else tensor)
-        places.add(tensor.data_ptr())
+        addresses.add(tensor.data_ptr())
     return separated
 
 
@@ -147,7 +147,7 @@ def unflatten(vector: Tensor, like: Tensors) -> list[Tensor]:
 
 @contextmanager
 def preserved(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Give ``tensors`` their values back, bitwise, whatever happens inside."""
+    """Restore the values of ``tensors`` bitwise on exit, also after an exception."""
     saved = clones(tensors)
     try:
         yield
@@ -158,7 +158,7 @@ def preserved(tensors: Sequence[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Set training or evaluation mode inside, and give every module its own back."""
+    """Set training or evaluation mode inside the context, and restore each module's own mode on exit."""
     before = [(module, module.training) for module in model.modules()]
     model.train(training)
     try:
@@ -170,34 +170,34 @@ def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 @contextmanager
 def parameters_at(module: nn.Module, values: Tensors) -> Iterator[None]:
-    """Evaluate ``module`` with its trainable parameters at ``values``, and leave no trace.
+    """Set the trainable parameters of ``module`` to ``values`` inside the context.
 
-    Afterwards parameters and buffers have their bits back and the random number generators their states. Under a
-    caller's autocast, casts of the parameters that it keeps are made anew, here and afterwards.
+    On exit, parameters, buffers and the states of the random number generators are restored bitwise. The cache of a
+    surrounding autocast is cleared on entry and exit.
     """
     parameters = trainable(module)
     with ExitStack() as stack:
-        stack.callback(torch.clear_autocast_cache)  # knows parameters by identity, whatever their values are now
+        stack.callback(torch.clear_autocast_cache)  # its keys are parameters, whatever their values are
         stack.enter_context(preserved(parameters))
         stack.enter_context(preserved(list(module.buffers())))
         stack.enter_context(preserved_rng(device_of(module)))
         with torch.no_grad():
             copy_(parameters, values)
         torch.clear_autocast_cache()
-        del values  # a copy of the parameters that nobody needs meanwhile
+        del values  # frees a copy of the parameters
         yield
 
 
 def in_places(module: nn.Module, values: Tensors) -> dict[str, Tensor]:
-    """Return ``values`` of the trainable parameters by the names that ``functional_call(tie_weights=False)`` takes.
+    """Return ``values`` of the trainable parameters by name, for ``functional_call(tie_weights=False)``.
 
-    Each place has one name: a parameter of several modules is named in each of them, a module that is registered
-    several times by the first of its names (by all, it would not get back what it had).
+    A parameter of several modules is named in each of them. A module that is registered several times has the first of
+    its names only: with all of them ``functional_call`` would not restore its parameters.
     """
     value_of = dict(zip(map(id, trainable(module)), values, strict=True))
     return {
         name: value_of[id(parameter)]
-        for prefix, part in module.named_modules()
-        for name, parameter in part.named_parameters(prefix, recurse=False, remove_duplicate=False)
+        for prefix, submodule in module.named_modules()
+        for name, parameter in submodule.named_parameters(prefix, recurse=False, remove_duplicate=False)
         if id(parameter) in value_of
     }

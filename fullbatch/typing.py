@@ -1,4 +1,4 @@
-"""The vocabulary of the package: aliases and small protocols, nothing that runs."""
+"""Type aliases and protocols that the whole package shares."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
@@ -7,14 +7,14 @@ from torch import Tensor
 
 Tensors: TypeAlias = Sequence[Tensor]
 LossFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""(outputs [B, C], labels [B]) -> mean loss of the sub-batch, a scalar."""
+"""(outputs [n, C], labels [n]) -> mean loss of the sub-batch, a scalar."""
 
 
 class Block(NamedTuple):
-    """Some samples on the device, with the key of everything random that happens to them.
+    """A block of samples on the device.
 
-    ``inputs`` [n, C, H, W], ``labels`` [n]; ``key`` is an integer that seeds the random numbers a model draws on this
-    block (dropout masks), so that a repeated evaluation of the block repeats them.
+    ``inputs`` [n, C, H, W], ``labels`` [n]; ``key`` seeds the random numbers that the model draws on this block
+    (dropout masks), so that a repeated evaluation of the block repeats them.
     """
 
     inputs: Tensor
@@ -23,7 +23,7 @@ class Block(NamedTuple):
 
 
 class Blocks(Protocol):
-    """The samples of one evaluation, block by block; iterating again yields the same blocks again."""
+    """The samples of one evaluation, block by block; each iteration yields the same blocks."""
 
     def __iter__(self) -> Iterator[Block]: ...
 

@@ -1,4 +1,4 @@
-"""Problems with known minima, and the simplest closure that optimizers understand."""
+"""Test problems with known minima and a minimal closure for optimizers."""
 
 from collections.abc import Callable
 
@@ -14,26 +14,26 @@ Function = Callable[[Tensor], Tensor]
 
 
 class Counted:
-    """Evaluates ``function`` of the one parameter, and counts; what is known of a point is not computed again."""
+    """Evaluates ``function`` of one parameter and counts; the last evaluation is cached."""
 
     pure = True
 
     def __init__(self, function: Function, parameter: nn.Parameter, optimizer: Optimizer) -> None:
         self.function, self.parameter, self.optimizer = function, parameter, optimizer
         self.num_gradients = self.num_losses = 0
-        self._known: tuple[Tensor, Tensor, Tensor] | None = None
+        self._cached: tuple[Tensor, Tensor, Tensor] | None = None
 
     def __call__(self) -> Tensor:
         return self.evaluate().loss
 
     def evaluate(self) -> Point:
-        if self._known is None or not torch.equal(self._known[0], self.parameter):
+        if self._cached is None or not torch.equal(self._cached[0], self.parameter):
             self.num_gradients += 1
             with torch.enable_grad():
                 loss = self.function(self.parameter)
                 (gradient,) = torch.autograd.grad(loss, [self.parameter])
-            self._known = (self.parameter.detach().clone(), loss.detach(), gradient)
-        _, loss, gradient = self._known
+            self._cached = (self.parameter.detach().clone(), loss.detach(), gradient)
+        _, loss, gradient = self._cached
         self.parameter.grad = gradient.clone()
         return Point(loss + decay_penalty(self.optimizer), with_decay(self.optimizer, [gradient]))
 
@@ -46,7 +46,7 @@ class Counted:
 def minimize(
     function: Function, start: Tensor, build: Callable[[list[nn.Parameter]], Optimizer], steps: int
 ) -> tuple[Tensor, list[float], Counted]:
-    """Return where ``steps`` steps lead, the losses on the way, and the closure with its counts."""
+    """Return the parameters after ``steps`` steps, all losses (the last one included), and the closure."""
     parameter = nn.Parameter(start.clone())
     optimizer = build([parameter])
     closure = Counted(function, parameter, optimizer)
@@ -56,12 +56,12 @@ def minimize(
 
 
 def rosenbrock(x: Tensor) -> Tensor:
-    """Minimum 0 at (1, 1, ...), at the end of a bent valley."""
+    """Return Rosenbrock's function, whose minimum is 0 at (1, 1, ...)."""
     return (100 * (x[1:] - x[:-1].square()).square() + (1 - x[:-1]).square()).sum()
 
 
 def quadratic(size: int, condition: float = 100.0, seed: int = 0) -> tuple[Function, Tensor]:
-    """x'Ax/2 - b'x with the eigenvalues of A spread from 1/condition to 1; and its minimizer."""
+    """Return (x - s)'A(x - s)/2 with eigenvalues of A from 1/condition to 1, and its minimizer s."""
     generator = torch.Generator().manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))[0]
     matrix = basis @ torch.diag(torch.logspace(-float(np.log10(condition)), 0, size, dtype=torch.float64)) @ basis.T
@@ -70,7 +70,7 @@ def quadratic(size: int, condition: float = 100.0, seed: int = 0) -> tuple[Funct
 
 
 def logistic_regression(num: int = 60, features: int = 5, seed: int = 3) -> tuple[Function, Tensor]:
-    """Mean logistic loss of labels that no plane separates, and where to start."""
+    """Return the mean logistic loss of data that are not separable, and a start."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(num, features, generator=generator, dtype=torch.float64)
     truth = torch.randn(features, generator=generator, dtype=torch.float64)
@@ -80,7 +80,7 @@ def logistic_regression(num: int = 60, features: int = 5, seed: int = 3) -> tupl
 
 
 def as_numpy(function: Function) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
-    """Return a function that gives value and gradient as SciPy wants them."""
+    """Return a function of arrays that returns value and gradient, for SciPy."""
 
     def value_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:
         point = torch.tensor(x, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Every optimizer and wrapper in a small run with everything on, or in one all of whose steps are one function."""
+"""Small trainers for every optimizer and wrapper."""
 
 from composing import composed
 from small_training import loader, trainer
@@ -30,7 +30,7 @@ CASES = {
 
 
 def built(overrides: list[str], seed: int = 0) -> Trainer:
-    """The small trainer, with everything on but noise, which excludes searches."""
+    """Return the small trainer with all options except noise, which excludes line searches."""
     some_trainer = trainer(6, seed=seed)
     state, step = some_trainer.state, some_trainer.take_step
     optimizer = build_optimizer(parse(composed("hyp=fb1", *overrides)).hyp, state.model)
@@ -41,7 +41,7 @@ def built(overrides: list[str], seed: int = 0) -> Trainer:
 
 
 def always_the_same(overrides: list[str], seed: int = 0) -> Trainer:
-    """A trainer all of whose steps are one function."""
+    """Return a trainer whose steps all have the same objective."""
     some_trainer = built(overrides, seed)
     step = some_trainer.take_step
     step.data = loader(augmentation=None)

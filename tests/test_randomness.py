@@ -1,4 +1,4 @@
-"""Counter-based randomness: pure functions of the counters, with the right distribution, and no trace."""
+"""Counter-based random numbers are pure functions of the counters, well distributed, and change no generator."""
 
 import torch
 from hypothesis import given
@@ -20,7 +20,7 @@ counters = st.integers(-(2**63), 2**63 - 1)
 
 
 def test_the_mixing_function_is_splitmix64() -> None:
-    """The first output of the published generator seeded with 0 is 0xE220A8397B1DCDAF; a seed keeps 63 bits of it."""
+    """The first output of the published generator for seed 0 is 0xE220A8397B1DCDAF; ``derive_seed`` keeps 63 bits."""
     assert derive_seed(0) == 0xE220A8397B1DCDAF >> 1
 
 
@@ -30,7 +30,7 @@ def test_scalar_and_tensor_agree(first: int, second: int, third: int) -> None:
     assert random_bits(ids, first, second).tolist() == [derive_seed(first, second, i) for i in (third, 0, -1)]
 
 
-def test_numbers_do_not_depend_on_company_or_order() -> None:
+def test_a_number_does_not_depend_on_the_other_ids_or_their_order() -> None:
     ids = torch.arange(1000)
     order = torch.randperm(1000)
     assert torch.equal(random_bits(ids, 5)[order], random_bits(ids[order], 5))
@@ -43,8 +43,8 @@ def test_uniform_numbers_fill_the_interval_evenly() -> None:
     assert numbers.max() < 1
     counts = torch.histc(numbers, 20, 0, 1)
     assert float(((counts - 5000).square() / 5000).sum()) < 43.8  # chi-square, 19 degrees of freedom, p = 0.001
-    neighbours = torch.corrcoef(torch.stack([numbers[:-1], numbers[1:]]))[0, 1]
-    assert abs(float(neighbours)) < 0.01
+    correlation = torch.corrcoef(torch.stack([numbers[:-1], numbers[1:]]))[0, 1]
+    assert abs(float(correlation)) < 0.01
 
 
 def test_integers_are_in_range_and_even() -> None:
@@ -60,7 +60,7 @@ def test_streams_differ() -> None:
     assert len({derive_seed(*args) for args in ((), (0,), (0, 0), (1,), (0, 1), (1, 0))}) == 6
 
 
-def test_contexts_leave_no_trace() -> None:
+def test_contexts_restore_the_generators() -> None:
     before = torch.get_rng_state()
     with seeded(3, CPU):
         first = torch.randn(3)
@@ -73,9 +73,9 @@ def test_contexts_leave_no_trace() -> None:
 
 def test_seeding_is_that_of_torch() -> None:
     with seeded(3, CPU):
-        found = torch.randn(3)
+        numbers = torch.randn(3)
     torch.manual_seed(3)
-    assert torch.equal(found, torch.randn(3))
+    assert torch.equal(numbers, torch.randn(3))
 
 
 def test_states_repeat_the_numbers() -> None:

@@ -1,4 +1,4 @@
-"""Lists of tensors behave as the one vector that they are."""
+"""Lists of tensors behave like one vector; context managers restore what they change."""
 
 import math
 
@@ -37,7 +37,7 @@ def test_algebra() -> None:
     assert torch.equal(vector(x), vector(y))
 
 
-def test_accumulators_are_at_least_as_precise_as_what_they_add_up() -> None:
+def test_accumulators_are_at_least_as_precise_as_the_summands() -> None:
     low, high = torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.float64)
     assert [z.dtype for z in tensors.zeros_like([low, high], torch.float32)] == [torch.float32, torch.float64]
     assert [z.dtype for z in tensors.zeros_like([low, high])] == [torch.bfloat16, torch.float64]
@@ -51,7 +51,7 @@ def test_flatten_and_back() -> None:
 
 
 @pytest.mark.parametrize("name", ["dropout", "batchnorm"])
-def test_parameters_at_evaluates_elsewhere_and_leaves_no_trace(name: str) -> None:
+def test_parameters_at_sets_the_parameters_and_restores_the_state(name: str) -> None:
     model = build(name)
     before = trace_of(model)
     values = [torch.ones_like(p) for p in model.parameters()]
@@ -61,7 +61,7 @@ def test_parameters_at_evaluates_elsewhere_and_leaves_no_trace(name: str) -> Non
     assert_no_trace(model, before)
 
 
-def test_a_callers_autocast_sees_the_parameters_as_they_are() -> None:
+def test_autocast_around_parameters_at_casts_the_current_parameters() -> None:
     model, inputs = build("linear").float(), samples()[0].float()
     with torch.autocast("cpu"):
         here, elsewhere = model(inputs), [p + 1 for p in model.parameters()]
@@ -73,7 +73,7 @@ def test_a_callers_autocast_sees_the_parameters_as_they_are() -> None:
     assert not torch.equal(here, there)
 
 
-def test_parameters_come_back_after_an_error() -> None:
+def test_parameters_are_restored_after_an_error() -> None:
     model = build("batchnorm")
     before = trace_of(model)
     with pytest.raises(KeyError), parameters_at(model, [torch.ones_like(p) for p in model.parameters()]):

@@ -53,7 +53,7 @@ def is_adaptive(optimizer: Optimizer) -> bool:
 
 def has_threshold(optimizer: Optimizer) -> bool:
     """Whether ``stability_threshold`` knows the optimizer."""
-    searches = isinstance(optimizer, Descent) and optimizer.search.needs_gradient
+    searches = isinstance(optimizer, Descent) and optimizer.step_rule.needs_gradient
     return type(optimizer) in THRESHOLDS and not searches
 
 

@@ -1,4 +1,4 @@
-"""From settings to optimizers: a table of optimizers and a table of what may wrap them."""
+"""Builds optimizers from settings: a table of optimizers, one of step rules and one of wrappers."""
 
 import dataclasses
 import math
@@ -25,16 +25,23 @@ Groups = list[dict[str, Any]]
 
 
 def build_optimizer(hyp: Hyp, model: nn.Module) -> Optimizer:
-    """Build the optimizer, weight decay where it applies, and what wraps it."""
+    """Build the optimizer of the model's trainable parameters and its wrapper."""
     groups = parameter_groups(model, only_linear_layers=hyp.only_linear_layers_weight_decay)
     if isinstance(hyp.optim, optim.AdaptivelyClippedDescent):
-        groups = _exempt_linear(groups, model)
+        linear = {parameter for name, parameter in model.named_parameters() if name.startswith("linear")}
+        groups = _without_clipping(linear, groups)
     optimizer = OPTIMIZERS[hyp.optim.name](groups, hyp.optim)
     return MODIFICATIONS[hyp.optim_modification.name](optimizer, hyp.optim_modification)
 
 
-def _gradient_descent(groups: Groups, settings: optim.GradientDescent) -> Optimizer:
-    return Descent(groups, **_momentum(settings), search=SEARCHES[settings.line_search](settings))
+def _without_clipping(exempt: set[nn.Parameter], groups: Groups) -> Groups:
+    """Split each group, so that the gradients of ``exempt`` are not clipped."""
+    split: Groups = []
+    for group in groups:
+        clipped = [p for p in group["params"] if p not in exempt]
+        others = [p for p in group["params"] if p in exempt]
+        split += [{**group, "params": clipped}, {**group, "params": others, "clipping": None}]
+    return [group for group in split if group["params"]]
 
 
 def _adam(groups: Groups, settings: optim.Adam) -> Optimizer:
@@ -47,17 +54,8 @@ def _adam(groups: Groups, settings: optim.Adam) -> Optimizer:
 def _fista(groups: Groups, settings: optim.Fista) -> Optimizer:
     projection = None if settings.projection is None else PROJECTIONS[settings.projection](settings.radius)
     for group in groups:
-        group.pop("weight_decay", None)  # FISTA has none to exempt from
+        group.pop("weight_decay", None)  # FISTA has no weight decay
     return FISTA(groups, settings.lr, settings.fista_mod, projection, settings.restart)
-
-
-def _agc(groups: Groups, settings: optim.AdaptivelyClippedDescent) -> Optimizer:
-    return AdaptivelyClippedDescent(groups, **_momentum(settings), clipping=settings.clipping, eps=settings.eps)
-
-
-def _clipped(groups: Groups, settings: optim.ClippedDescent) -> Optimizer:
-    order = math.inf if settings.norm_type == "inf" else 2.0
-    return ClippedDescent(groups, **_momentum(settings), interval=settings.interval, norm_type=order)
 
 
 def _lbfgs(groups: Groups, settings: optim.LBFGS) -> Optimizer:
@@ -87,41 +85,28 @@ def _momentum(settings: optim.Momentum) -> dict[str, Any]:
     }
 
 
-def _exempt_linear(groups: Groups, model: nn.Module) -> Groups:
-    """Split each group, so that parameters whose name starts with ``linear`` are not clipped."""
-    exempt = {parameter for name, parameter in model.named_parameters() if name.startswith("linear")}
-    parts = [
-        {
-            **group,
-            "params": [p for p in group["params"] if (p in exempt) == free],
-            **({"clipping": None} if free else {}),
-        }
-        for group in groups
-        for free in (False, True)
-    ]
-    return [part for part in parts if part["params"]]
-
-
 OPTIMIZERS: dict[str, Callable[[Groups, Any], Optimizer]] = {
-    "gd": _gradient_descent,
+    "gd": lambda groups, s: Descent(groups, **_momentum(s), step_rule=STEP_RULES[s.line_search](s)),
     "adam": _adam,
     "fista": _fista,
-    "gd_agc": _agc,
-    "gd_clip": _clipped,
+    "gd_agc": lambda groups, s: AdaptivelyClippedDescent(groups, **_momentum(s), clipping=s.clipping, eps=s.eps),
+    "gd_clip": lambda groups, s: ClippedDescent(
+        groups, **_momentum(s), interval=s.interval, norm_type=math.inf if s.norm_type == "inf" else 2.0
+    ),
     "lbfgs": _lbfgs,
 }
 
-SEARCHES: dict[str | None, Callable[[optim.GradientDescent], StepRule]] = {
-    None: lambda settings: StepRule(),
-    "wolfe": lambda settings: Wolfe(settings.c1, settings.c2, settings.alpha_max, settings.max_iter),
-    "non-monotone": lambda settings: NonMonotone(settings.c1, settings.interval, settings.factor, settings.max_iter),
-    "restarting": lambda settings: Restarting(),
+STEP_RULES: dict[str | None, Callable[[optim.GradientDescent], StepRule]] = {
+    None: lambda s: StepRule(),
+    "wolfe": lambda s: Wolfe(s.c1, s.c2, s.alpha_max, s.max_iter),
+    "non-monotone": lambda s: NonMonotone(s.c1, s.interval, s.factor, s.max_iter),
+    "restarting": lambda s: Restarting(),
 }
 
 MODIFICATIONS: dict[str, Callable[[Optimizer, Any], Optimizer]] = {
-    "none": lambda base, settings: base,
-    "lars": lambda base, settings: LARS(base, settings.trust_coefficient, settings.eps),
-    "larc": lambda base, settings: LARS(base, settings.trust_coefficient, settings.eps, clip=True),
-    "sam": lambda base, settings: SAM(base, settings.rho),
-    "asam": lambda base, settings: ASAM(base, settings.rho, settings.eta),
+    "none": lambda base, s: base,
+    "lars": lambda base, s: LARS(base, s.trust_coefficient, s.eps),
+    "larc": lambda base, s: LARS(base, s.trust_coefficient, s.eps, clip=True),
+    "sam": lambda base, s: SAM(base, s.rho),
+    "asam": lambda base, s: ASAM(base, s.rho, s.eta),
 }

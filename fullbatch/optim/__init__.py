@@ -1,1 +1,1 @@
-"""Optimizers beyond ``torch.optim``, learning-rate schedules, weight-decay groups and the average of the weights."""
+"""Optimizers beyond ``torch.optim``, learning-rate schedules, weight decay and the average of the weights."""

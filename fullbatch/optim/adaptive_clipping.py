@@ -1,4 +1,4 @@
-"""Gradient descent clipped to what the last gradients were like."""
+"""Gradient descent with gradients clipped to the norms of the last steps."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,19 +12,20 @@ from fullbatch.tensors import global_norm
 from fullbatch.transforms.clipping import clip_by_norm_
 
 NORMS = "norms"
+"""Key of the last norms in the optimizer's state."""
 
 
 class ClippedDescent(Descent):
-    """Momentum descent; a gradient that is longer than all of the last ``interval`` is clipped to the longest of them.
+    """Momentum descent that clips a gradient to the largest norm of the last ``interval`` steps.
 
     With n_k the norm of the gradient of step k before this clip and c = max(n_{k-1}, ..., n_{k-interval}),
-    g <- g c / (n_k + 1e-6) where n_k > c. The first gradient is not clipped. Gradients alone are scaled, and a step is
+    g <- g c / (n_k + 1e-6) where n_k > c. The first gradient is not clipped. Only gradients are scaled, and a step is
     always taken. Weight decay and momentum come after.
 
     Args:
         params: parameters or groups of them.
         lr, momentum, dampening, weight_decay, nesterov: as in ``Descent``.
-        interval: how many norms are remembered.
+        interval: number of norms.
         norm_type: 2 or ``math.inf``.
     """
 
@@ -37,9 +38,8 @@ class ClippedDescent(Descent):
     def _gradients(self) -> list[Tensor]:
         gradients = gradients_of(self)
         norm = global_norm(gradients, self.norm_type)
-        known: Tensor = self.state.get(NORMS, norm.new_zeros(0))  # type: ignore[call-overload]  # as it is in state dicts
-        known = known.to(norm.device)
-        if len(known):
-            clip_by_norm_(gradients, known.max(), self.norm_type)
-        self.state[NORMS] = torch.cat([known, norm[None]])[-self.interval :]  # type: ignore[index]
+        last: Tensor = self.state.get(NORMS, norm.new_zeros(0)).to(norm.device)  # type: ignore[call-overload]
+        if len(last):
+            clip_by_norm_(gradients, last.max(), self.norm_type)
+        self.state[NORMS] = torch.cat([last, norm[None]])[-self.interval :]  # type: ignore[index]
         return gradients

@@ -1,14 +1,16 @@
-"""What an optimizer may ask of the objective within one step, in which the objective is one function."""
+"""The interface between an optimizer and the objective within one step."""
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fullbatch.typing import Tensors
+
 
 class Point(NamedTuple):
-    """The full loss at the present parameters, and its own gradient."""
+    """The full loss at the current parameters and its own gradient."""
 
     loss: Tensor
     """full_loss, a scalar: L + weight_decay/2 ||t||^2 + penalty of the regularizer."""
@@ -17,16 +19,17 @@ class Point(NamedTuple):
 
 
 class Closure(Protocol):
-    """Evaluates the objective at the present parameters, as often as an optimizer likes.
+    """Evaluates the objective at the current parameters, any number of times per step.
 
-    All evaluations of a step are of one function: the same samples, augmentation, dropout masks and order, eta fixed at
-    the group's learning rate. They leave no trace but ``.grad``; batch-norm statistics move in the first one alone.
-    Each is counted. Optimizers that never search take any callable that sets gradients and returns the loss.
+    All evaluations of a step are of the same function: same samples, augmentation, dropout masks and order, eta fixed
+    at the learning rate of the group. They change nothing but ``.grad``; batch-norm statistics are updated by the first
+    one only. Every evaluation is counted. Optimizers without a line search accept any callable that sets the gradients
+    and returns the loss.
     """
 
     @property
     def pure(self) -> bool:
-        """Whether ``loss`` is forward passes alone; else it costs a gradient evaluation."""
+        """Whether ``loss`` needs forward passes only; otherwise it costs a gradient evaluation."""
         ...
 
     def __call__(self) -> Tensor:
@@ -34,11 +37,11 @@ class Closure(Protocol):
         ...
 
     def evaluate(self) -> Point:
-        """Do as a call does, and return the full loss with its own gradient."""
+        """Set the gradients as a call does, and return the full loss with its own gradient."""
         ...
 
     def loss(self) -> Tensor:
-        """Return the full loss and leave ``.grad`` alone."""
+        """Return the full loss without changing ``.grad``."""
         ...
 
 
@@ -48,5 +51,11 @@ def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
 
 
 def gradients_of(optimizer: Optimizer) -> list[Tensor]:
-    """Return what the closure left in ``.grad``, zeros for a parameter that it left out, in the same order."""
+    """Return ``.grad`` of all parameters in the same order, zeros where it is None."""
     return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters_of(optimizer)]
+
+
+def by_group(optimizer: Optimizer, tensors: Tensors) -> list[tuple[dict[str, Any], list[Tensor]]]:
+    """Pair each group with its part of ``tensors``, one per parameter, in the order of ``parameters_of``."""
+    rest = iter(tensors)
+    return [(group, [next(rest) for _ in group["params"]]) for group in optimizer.param_groups]

@@ -6,10 +6,10 @@ import torch
 
 
 class EagerOptimizer(torch.optim.Optimizer):
-    """A ``torch.optim.Optimizer`` whose methods do not import PyTorch's compiler, which takes seconds.
+    """A ``torch.optim.Optimizer`` that does not import PyTorch's compiler, which takes seconds.
 
-    PyTorch decorates these four methods so that ``torch.compile`` never traces them, and the decorator imports the
-    compiler when it is first called. This package compiles models, never optimizers, and does without the decorator.
+    PyTorch decorates these four methods so that ``torch.compile`` does not trace them, and the first call of the
+    decorator imports the compiler. This package compiles models, never optimizers, and needs no decorator.
     """
 
     add_param_group = unwrap(torch.optim.Optimizer.add_param_group)

@@ -9,25 +9,31 @@ from fullbatch.tensors import copy_, lerp_
 
 
 class ExponentialMovingAverage:
-    """A copy of the model that follows it: e <- m e + (1 - m) t.
+    """The average e <- m e + (1 - m) t of a model's parameters t, itself a model.
 
-    ``model`` is the average. It starts as a copy; floating-point buffers are averaged like parameters, integer buffers
-    are copied. (``torch.optim.swa_utils`` would average integer counters, too, and start at the first update.)
+    It starts as a copy. Floating-point buffers are averaged like parameters, integer buffers are copied.
+    (``torch.optim.swa_utils`` would average integer counters, too, and start at the first update.)
+
+    Args:
+        model: the model at the start; ``self.model`` is the average.
+        momentum: m.
+
+    Raises:
+        ValueError: momentum is not in [0, 1].
     """
 
     def __init__(self, model: nn.Module, momentum: float) -> None:
         if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum={momentum}: accepted are numbers from 0 to 1")
+            raise ValueError(f"momentum={momentum}: must be between 0 and 1")
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.momentum = momentum
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move towards the model's present parameters and buffers."""
-        ours = [*self.model.parameters(), *self.model.buffers()]
-        theirs = [*model.parameters(), *model.buffers()]
-        pairs = list(zip(ours, theirs, strict=True))
-        averaged = [pair for pair in pairs if pair[0].is_floating_point()]
-        counted = [pair for pair in pairs if not pair[0].is_floating_point()]
-        lerp_([own for own, _ in averaged], [other.detach() for _, other in averaged], 1 - self.momentum)
-        copy_([own for own, _ in counted], [other for _, other in counted])
+        """Average the current parameters and buffers of ``model`` in."""
+        averages = [*self.model.parameters(), *self.model.buffers()]
+        pairs = list(zip(averages, [*model.parameters(), *model.buffers()], strict=True))
+        floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+        lerp_([average for average, _ in floating], [value.detach() for _, value in floating], 1 - self.momentum)
+        copy_([average for average, _ in counters], [value for _, value in counters])

@@ -6,21 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fullbatch.optim.closure import gradients_of, parameters_of
+from fullbatch.optim.closure import by_group, gradients_of, parameters_of
 from fullbatch.optim.eager import EagerOptimizer
 from fullbatch.tensors import add_, added, copy_, dot, global_norm, scale_, scaled_sum
 from fullbatch.typing import Tensors
 
 Projection = Callable[[Tensors], None]
-"""Moves tensors, taken as one vector, to the nearest point of a set, in place."""
+"""Projects tensors, taken as one vector, onto a set, in place."""
 
 ACCELERATION = "acceleration"
+"""Key of {"t": t} in the optimizer's state."""
 
 
 class FISTA(EagerOptimizer):
     """FISTA (Beck & Teboulle, 2009) with the sequence of Liang, Luo & Schönlieb (2022).
 
-    The parameters are y, where gradients are taken; x, the point that descends, is state. With t_0 = 1 a step is
+    The parameters are y, where gradients are evaluated; the iterate x is kept in the state. With t_0 = 1 a step is
 
         x+ = P(y - eta g),    t+ = (p + sqrt(q + r t^2))/2,    y = x+ + ((t - 1)/t+)(x+ - x).
 
@@ -28,9 +29,9 @@ class FISTA(EagerOptimizer):
         params: parameters or groups of them.
         lr: eta.
         fista_mod: p, q, r; (1, 1, 4) is the original sequence.
-        projection: P, None for none.
-        restart: start again from t = 1 and y = x+ when (y - x+)'(x+ - x) > 0, that is, when the momentum points uphill
-            (O'Donoghue & Candès, 2015). Waits for the device once a step.
+        projection: P; None: the identity.
+        restart: restart from t = 1 and y = x+ when (y - x+)'(x+ - x) > 0, that is, when the momentum points uphill
+            (O'Donoghue & Candès, 2015). Waits for the device once per step.
     """
 
     def __init__(
@@ -51,33 +52,21 @@ class FISTA(EagerOptimizer):
             loss = closure()
         y = parameters_of(self)
         x = [self.state[parameter].setdefault("x", parameter.detach().clone()) for parameter in y]
-        x_plus = self._proximal_step()
-        factor = self._momentum(uphill=self.restart and self._points_uphill(y, x_plus, x))
-        copy_(y, x_plus)
-        add_(y, scaled_sum(x_plus, x, -1.0), alpha=factor)
-        copy_(x, x_plus)
-        return loss
-
-    def _proximal_step(self) -> list[Tensor]:
-        rest = iter(gradients_of(self))
         x_plus: list[Tensor] = []
-        for group in self.param_groups:
-            x_plus += added([p.detach() for p in group["params"]], [next(rest) for _ in group["params"]], -group["lr"])
+        for group, gradients in by_group(self, gradients_of(self)):
+            x_plus += added([p.detach() for p in group["params"]], gradients, -group["lr"])
         if self.projection is not None:
             self.projection(x_plus)
-        return x_plus
-
-    def _momentum(self, *, uphill: bool) -> float:
-        """Return (t - 1)/t+ and move on to t+."""
+        change = scaled_sum(x_plus, x, -1.0)
+        uphill = self.restart and bool(dot(scaled_sum(y, x_plus, -1.0), change) > 0)
         acceleration: dict[str, float] = self.state[ACCELERATION]  # type: ignore[index]  # kept in state dicts as it is
         p, q, r = self.fista_mod
         t = 1.0 if uphill else acceleration.get("t", 1.0)
         acceleration["t"] = (p + (q + r * t * t) ** 0.5) / 2
-        return (t - 1) / acceleration["t"]
-
-    @staticmethod
-    def _points_uphill(y: Tensors, x_plus: Tensors, x: Tensors) -> bool:
-        return bool(dot(scaled_sum(y, x_plus, -1.0), scaled_sum(x_plus, x, -1.0)) > 0)
+        copy_(y, x_plus)
+        add_(y, change, alpha=(t - 1) / acceleration["t"])
+        copy_(x, x_plus)
+        return loss
 
 
 def l2_ball(radius: float) -> Projection:
@@ -99,3 +88,4 @@ def box(radius: float) -> Projection:
 
 
 PROJECTIONS: dict[str, Callable[[float], Projection]] = {"l2-ball": l2_ball, "box": box}
+"""radius -> projection."""

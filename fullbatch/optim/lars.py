@@ -1,4 +1,4 @@
-"""Layer-wise adaptive rates: every parameter moves in proportion to its own norm."""
+"""Layer-wise adaptive rates: each parameter moves in proportion to its own norm."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,27 +7,27 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fullbatch.optim.closure import Closure, Point, gradients_of
-from fullbatch.optim.wrapper import ClosureAround, Wrapper
+from fullbatch.optim.closure import Closure, Point, by_group, gradients_of
+from fullbatch.optim.wrapper import ClosureWrapper, Wrapper
 from fullbatch.tensors import add_, norms, scale_each_, scaled
 from fullbatch.typing import Tensors
 
 
 class LARS(Wrapper):
-    """LARS (You, Gitman & Ginsburg, 2017) around an optimizer; with ``clip`` it is LARC.
+    """LARS (You, Gitman & Ginsburg, 2017) around an optimizer; LARC with ``clip``.
 
-    On the gradient g of each parameter p, of this very step, with eta and weight decay w of its group:
+    Scales the gradient g of each parameter p, with eta and weight decay w of its group, in the step that uses g:
 
         q = trust ||p|| / (||g|| + w ||p|| + eps),    LARC: q <- min(q/eta, 1),    g <- (g + w p) q.
 
-    The decay is then in the gradient, and the base does not apply it. A parameter is left alone, decay included, when
-    its norm or its gradient's is 0.
+    The gradient then contains the decay, and the base does not apply it. A parameter whose norm or gradient is 0 is
+    left unchanged, decay included.
 
     Args:
         base: the optimizer.
         trust_coefficient: trust.
         eps: keeps q finite.
-        clip: whether no parameter may have more than the learning rate of the base.
+        clip: limits the rate of each parameter to the learning rate of the base.
     """
 
     def __init__(
@@ -38,19 +38,19 @@ class LARS(Wrapper):
 
     @torch.no_grad()
     def step(self, closure: Closure) -> Tensor:  # type: ignore[override]
-        """Take a step of the base, without its weight decay, and return the full loss at its start."""
-        around = self.around(closure)
+        """Take a step of the base without its weight decay, and return the full loss at its start."""
+        wrapped = self.wrap(closure)
         with self.decays([0.0] * len(self.param_groups)):
-            loss: Tensor = self.base.step(around)  # type: ignore[arg-type, assignment]
+            loss: Tensor = self.base.step(wrapped)  # type: ignore[arg-type, assignment]
         return loss
 
-    def around(self, closure: Closure) -> ClosureAround:
-        """Return a closure that scales the gradients; the full loss keeps its decay."""
+    def wrap(self, closure: Closure) -> ClosureWrapper:
+        """Return a closure that scales the gradients; its full loss still contains the decay."""
         return _Scaled(closure, self)
 
     @contextmanager
     def decays(self, values: Sequence[float]) -> Iterator[None]:
-        """Give each group that decays a weight decay inside."""
+        """Set the weight decays of the groups that have one inside the context."""
         pairs = zip(self.param_groups, values, strict=True)
         groups = [(group, value) for group, value in pairs if "weight_decay" in group]
         before = [group["weight_decay"] for group, _ in groups]
@@ -64,11 +64,9 @@ class LARS(Wrapper):
 
     @torch.no_grad()
     def scale(self) -> None:
-        """Scale the gradients that the closure left."""
-        rest = iter(gradients_of(self))
-        for group in self.param_groups:
-            own = [next(rest) for _ in group["params"]]
-            self._scale(group["params"], own, group["lr"], group.get("weight_decay", 0.0))
+        """Scale ``.grad`` of all parameters."""
+        for group, gradients in by_group(self, gradients_of(self)):
+            self._scale(group["params"], gradients, group["lr"], group.get("weight_decay", 0.0))
 
     def _scale(self, parameters: Tensors, gradients: Tensors, lr: float, decay: float) -> None:
         size, slope = torch.stack(norms(parameters)), torch.stack(norms(gradients))
@@ -83,7 +81,7 @@ class LARS(Wrapper):
         scale_each_(gradients, torch.where(moves, rate, 1.0).unbind())
 
 
-class _Scaled(ClosureAround):
+class _Scaled(ClosureWrapper):
     def __init__(self, closure: Closure, lars: LARS) -> None:
         super().__init__(closure)
         self.lars = lars

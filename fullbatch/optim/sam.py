@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fullbatch.optim.closure import Closure, Point, gradients_of, parameters_of
-from fullbatch.optim.wrapper import ClosureAround, Wrapper
+from fullbatch.optim.wrapper import ClosureWrapper, Wrapper
 from fullbatch.tensors import add_, global_norm, preserved, scaled
 
 TINY = 1e-12
@@ -17,25 +17,25 @@ class SAM(Wrapper):
 
     A step from t:
 
-    1. g, transformed (clipped) as always, is evaluated at t.
-    2. The base's gradient is evaluated, and transformed, at t + e(g), e = rho g/(||g|| + 1e-12).
-    3. The parameters come back bitwise, and the base takes its step from t.
+    1. g, transformed (clipped) as usual, is evaluated at t.
+    2. The gradient for the base is evaluated and transformed at t + e(g), e = rho g/(||g|| + 1e-12).
+    3. The parameters are restored bitwise, and the base takes its step from t.
 
     Args:
-        base: the optimizer.
-        rho: the distance.
+        base: the optimizer, without a line search.
+        rho: length of the perturbation e.
     """
 
     def __init__(self, base: Optimizer, rho: float = 0.05) -> None:
         super().__init__(base)
         self.rho = rho
 
-    def around(self, closure: Closure) -> ClosureAround:
-        """Return a closure whose gradient is taken at the perturbed parameters."""
+    def wrap(self, closure: Closure) -> ClosureWrapper:
+        """Return a closure whose gradient is evaluated at the perturbed parameters."""
         return _Perturbed(closure, self)
 
     def perturbation(self) -> list[Tensor]:
-        """Return e(g) for the gradients that the closure left."""
+        """Return e(g) for the g in ``.grad``."""
         gradients = gradients_of(self)
         return scaled(gradients, self.rho / (global_norm(gradients) + TINY))
 
@@ -43,12 +43,13 @@ class SAM(Wrapper):
 class ASAM(SAM):
     """Adaptive SAM (Kwon, Kim, Park & Choi, ICML 2021): SAM in units of the parameters.
 
-    With T = |t| + eta, entry by entry, e = rho T^2 g/(||T g|| + 1e-12): the same whatever the scale of the parameters.
+    With T = |t| + eta, entry by entry, e = rho T^2 g/(||T g|| + 1e-12); for eta = 0 rescaling the parameters without
+    changing the function does not change the perturbed function.
 
     Args:
-        base: the optimizer.
-        rho: the distance in those units.
-        eta: lets parameters of 0 be perturbed.
+        base: the optimizer, without a line search.
+        rho: length of the perturbation in units of T.
+        eta: perturbs parameters of 0, too.
     """
 
     def __init__(self, base: Optimizer, rho: float = 0.5, eta: float = 0.01) -> None:
@@ -56,14 +57,14 @@ class ASAM(SAM):
         self.eta = eta
 
     def perturbation(self) -> list[Tensor]:
-        """Return e(g) for the gradients that the closure left."""
+        """Return e(g) for the g in ``.grad``."""
         units = [parameter.detach().abs() + self.eta for parameter in parameters_of(self)]
         stretched = [unit * gradient for unit, gradient in zip(units, gradients_of(self), strict=True)]
         rate = self.rho / (global_norm(stretched) + TINY)
         return [rate * unit * gradient for unit, gradient in zip(units, stretched, strict=True)]
 
 
-class _Perturbed(ClosureAround):
+class _Perturbed(ClosureWrapper):
     def __init__(self, closure: Closure, sam: SAM) -> None:
         super().__init__(closure)
         self.sam = sam
@@ -77,4 +78,4 @@ class _Perturbed(ClosureAround):
         return loss
 
     def evaluate(self) -> Point:
-        raise ValueError("SAM's gradient is not that of the loss along which a search looks: no search with SAM")
+        raise ValueError("SAM: not with a line search, because its gradient is not that of the loss along the line")

@@ -12,32 +12,37 @@ def constant(step: int) -> float:
 
 
 def cosine(length: int, floor: float = 0.0) -> Schedule:
-    """floor + (1 - floor) (1 + cos(pi k/length))/2, and ``floor`` from k = length on (Loshchilov & Hutter, 2017)."""
+    """Return floor + (1 - floor) (1 + cos(pi k/length))/2, from k = length on ``floor`` (Loshchilov & Hutter, 2017)."""
     return lambda step: floor + (1 - floor) * (1 + math.cos(math.pi * min(step / length, 1.0))) / 2
 
 
 def piecewise(milestones: tuple[int, ...], factor: float = 0.1) -> Schedule:
-    """``factor`` to the power of the number of milestones reached."""
+    """Return ``factor`` to the power of the number of milestones reached."""
     return lambda step: factor ** sum(step >= milestone for milestone in milestones)
 
 
 def exponential(base: float) -> Schedule:
-    """base^k."""
+    """Return base^k."""
     return lambda step: base**step
 
 
 def warmed_up(schedule: Schedule, warmup: int) -> Schedule:
-    """k/warmup for the steps k = 0..warmup, then ``schedule`` from its own step 0; warmup 0: ``schedule``."""
+    """Return k/warmup for the steps k = 0..warmup, then ``schedule`` from its step 0; for warmup 0 ``schedule``."""
     if warmup == 0:
         return schedule
     return lambda step: step / warmup if step <= warmup else schedule(step - warmup - 1)
 
 
 def schedule_named(name: str | None, steps: int, warmup: int = 0) -> Schedule:
-    """Return the schedule by name, None for a constant; with ``warmup`` in front.
+    """Return a schedule after ``warmup`` steps of warm-up.
 
-    Names, in any case: cosine-decay, cosine-4000, cosine-decay-floored, linear, exponential. ``steps`` is the length of
-    the run. Raises ``ValueError`` for other names.
+    Args:
+        name: cosine-decay, cosine-4000, cosine-decay-floored, linear or exponential, in any case; None: constant.
+        steps: length of the run.
+        warmup: number of steps.
+
+    Raises:
+        ValueError: for other names.
     """
     table: dict[str | None, Schedule] = {
         None: constant,
@@ -49,5 +54,5 @@ def schedule_named(name: str | None, steps: int, warmup: int = 0) -> Schedule:
     }
     key = name.lower() if name else None
     if key not in table:
-        raise ValueError(f"unknown scheduler {name!r}; known: {', '.join(str(known) for known in table if known)}")
+        raise ValueError(f"unknown scheduler {name!r}; known: {', '.join(filter(None, table))}")
     return warmed_up(table[key], warmup)

@@ -1,4 +1,4 @@
-"""Which parameters decay, and what the decay adds to the objective."""
+"""Weight decay: parameter groups, penalty and gradient."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fullbatch.optim.closure import by_group
 from fullbatch.tensors import global_norm, scaled_sum
 from fullbatch.typing import Tensors
 
@@ -29,27 +30,21 @@ def parameter_groups(model: nn.Module, *, only_linear_layers: bool) -> list[dict
 
 @torch.no_grad()
 def decay_penalty(optimizer: Optimizer) -> Tensor:
-    """Return sum over groups of weight_decay/2 ||t||^2, a scalar tensor."""
+    """Return the sum over groups of weight_decay/2 ||t||^2, a scalar."""
     penalties = [
         group["weight_decay"] / 2 * global_norm(group["params"]).square()
         for group in optimizer.param_groups
         if group.get("weight_decay")
     ]
-    return torch.stack(penalties).sum() if penalties else torch.zeros((), device=_device(optimizer))
+    device = optimizer.param_groups[0]["params"][0].device
+    return torch.stack(penalties).sum() if penalties else torch.zeros((), device=device)
 
 
 @torch.no_grad()
 def with_decay(optimizer: Optimizer, gradients: Tensors) -> list[Tensor]:
-    """Return ``gradients``, in the order of the groups' parameters, plus weight_decay t; new where that is not 0."""
-    rest = iter(gradients)
-    found: list[Tensor] = []
-    for group in optimizer.param_groups:
-        own = [next(rest) for _ in group["params"]]
+    """Return ``gradients``, in the order of ``parameters_of``, plus weight_decay t; new tensors where that is not 0."""
+    decayed: list[Tensor] = []
+    for group, own in by_group(optimizer, gradients):
         decay = group.get("weight_decay")
-        found += scaled_sum(own, group["params"], decay) if decay else own
-    return found
-
-
-def _device(optimizer: Optimizer) -> torch.device:
-    device: torch.device = optimizer.param_groups[0]["params"][0].device
-    return device
+        decayed += scaled_sum(own, group["params"], decay) if decay else own
+    return decayed

@@ -1,1 +1,1 @@
-"""Gradient transforms: (gradients, parameters) -> gradients, chained one after the other."""
+"""Gradient transformations: functions that change gradients in place, chained one after the other."""

@@ -1,4 +1,4 @@
-"""Gradient transforms and their composition, in the sense of optax (DeepMind, 2020)."""
+"""Gradient transformations and their composition, as in optax (DeepMind, 2020)."""
 
 from collections.abc import Iterable
 from typing import Protocol
@@ -12,17 +12,17 @@ Statistics = dict[str, Tensor]
 
 
 class GradientTransform(Protocol):
-    """Changes gradients in place; knows nothing of where they come from or what follows."""
+    """A function that changes gradients in place."""
 
     def __call__(self, gradients: Tensors, parameters: Tensors) -> None:
-        """Change ``gradients``, of the shapes of ``parameters``, in place."""
+        """Transform ``gradients``, of the shapes of ``parameters``, in place."""
         ...
 
 
 def chain(transforms: Iterable[GradientTransform], gradients: Tensors, parameters: Tensors) -> Statistics:
-    """Apply the transforms in order, in place.
+    """Apply the transformations in order, in place.
 
-    Returns the 2-norms read before the first stage (``full_grad_norm``) and after the last (``update_norm``).
+    Returns the 2-norm before the first one as ``full_grad_norm`` and after the last one as ``update_norm``.
     """
     statistics = {"full_grad_norm": global_norm(gradients)}
     for transform in transforms:

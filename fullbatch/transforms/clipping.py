@@ -11,9 +11,10 @@ from fullbatch.typing import Tensors
 
 @torch.no_grad()
 def clip_by_norm_(gradients: Tensors, max_norm: float | Tensor, order: float = 2.0) -> tuple[Tensor, Tensor]:
-    """Multiply by c / (norm + 1e-6) in place where the norm of order 2 or ``math.inf`` exceeds c = ``max_norm``.
+    """Multiply by c / (norm + 1e-6) in place if the norm exceeds c = ``max_norm``; ``order`` is 2 or ``math.inf``.
 
-    Returns the norm before, and 1.0 or 0.0 for clipped or not; scalar tensors, nothing waits for the device.
+    Returns the norm before clipping, and 1.0 or 0.0 for clipped or not. Both are scalar tensors; nothing waits for the
+    device.
     """
     norm = global_norm(gradients, order)
     exceeds = norm > max_norm
@@ -23,7 +24,7 @@ def clip_by_norm_(gradients: Tensors, max_norm: float | Tensor, order: float = 2
 
 @dataclass(frozen=True)
 class ClipByNorm:
-    """The clip as a gradient transform."""
+    """``clip_by_norm_`` as a gradient transformation."""
 
     max_norm: float
     order: float = 2.0

@@ -1,4 +1,4 @@
-"""Gaussian noise on the gradient; draws from the global generator, which the training step seeds."""
+"""Gaussian noise on the gradient, drawn from the global generator, which the training step seeds."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from fullbatch.typing import Tensors
 
 @dataclass(frozen=True)
 class AdditiveNoise:
-    """g <- g + s z with z standard normal."""
+    """g <- g + s z with z standard normal and s = ``strength``."""
 
     strength: float
 
@@ -22,12 +22,12 @@ class AdditiveNoise:
 
 @dataclass(frozen=True)
 class MultiplicativeNoise:
-    """g <- g (1 + s z) with z standard normal, entry by entry."""
+    """g <- g (1 + s z), entry by entry, with z standard normal and s = ``strength``."""
 
     strength: float
 
     @torch.no_grad()
     def __call__(self, gradients: Tensors, parameters: Tensors) -> None:
-        """Multiply noise in place."""
+        """Multiply by the noise in place."""
         for gradient in gradients:
             gradient.mul_(1 + self.strength * torch.randn_like(gradient))

@@ -1,4 +1,4 @@
-"""A bias of the parameter norm towards a value."""
+"""Gradient of a penalty that pulls the norm of the parameters towards a value."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,10 @@ from fullbatch.typing import Tensors
 
 @dataclass(frozen=True)
 class NormBias:
-    """With d = ||t||^2 - bias^2: norm_type 2 adds 2 s d t, the gradient of s/2 d^2; norm_type 1 adds 2 s sign(d) t."""
+    """With d = ||t||^2 - bias^2: norm_type 2 adds 2 s d t, the gradient of s/2 d^2; norm_type 1 adds 2 s sign(d) t.
+
+    The latter is the gradient of s |d|; s = ``strength``, t are the parameters.
+    """
 
     strength: float
     norm_type: int = 1
@@ -18,11 +21,11 @@ class NormBias:
 
     def __post_init__(self) -> None:
         if self.norm_type not in (1, 2):
-            raise ValueError(f"norm_type={self.norm_type}: accepted are 1 and 2")
+            raise ValueError(f"norm_type={self.norm_type}: accepted: 1, 2")
 
     @torch.no_grad()
     def __call__(self, gradients: Tensors, parameters: Tensors) -> None:
-        """Add the bias' gradient in place."""
+        """Add the gradient of the penalty in place."""
         distance = global_norm(parameters).square() - self.bias**2
         slope = distance if self.norm_type == 2 else distance.sign()
         add_(gradients, scaled(parameters, 2 * self.strength * slope))

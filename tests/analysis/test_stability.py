@@ -135,7 +135,7 @@ def test_preconditioned_sharpness_of_a_quadratic() -> None:
 def test_what_has_no_threshold() -> None:
     make = parameter
     for optimizer in (
-        Descent([make()], LR, search=Wolfe()),
+        Descent([make()], LR, step_rule=Wolfe()),
         SAM(Descent([make()], LR)),
         ClippedDescent([make()], LR),
         FISTA([make()], LR),
@@ -143,7 +143,7 @@ def test_what_has_no_threshold() -> None:
     ):
         assert not has_threshold(optimizer)
         assert stability_threshold(optimizer) is None
-    assert has_threshold(Descent([make()], LR, momentum=0.9, search=Restarting()))
+    assert has_threshold(Descent([make()], LR, momentum=0.9, step_rule=Restarting()))
     assert stability_threshold(Descent([make()], 0.0)) is None
     assert not is_adaptive(Descent([make()], LR))
 

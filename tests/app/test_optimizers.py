@@ -9,7 +9,7 @@ from composing import CONFIG, composed
 from fixed_blocks import Fixed
 from torch.nn import functional as F
 
-from fullbatch.build.optimizer import MODIFICATIONS, OPTIMIZERS, SEARCHES, build_optimizer
+from fullbatch.build.optimizer import MODIFICATIONS, OPTIMIZERS, STEP_RULES, build_optimizer
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.optim.agc import AdaptivelyClippedDescent
 from fullbatch.settings.parse import parse
@@ -56,7 +56,7 @@ def test_files_tables_and_tests_name_the_same_optimizers() -> None:
     files = {path.stem for path in (CONFIG / "hyp/optim_modification").glob("*.yaml")}
     assert files == set(WRAPPERS)
     assert {name.lower() for name in files} == set(MODIFICATIONS)
-    assert {"none", *filter(None, SEARCHES)} == set(LINE_SEARCHES["gd"])
+    assert {"none", *filter(None, STEP_RULES)} == set(LINE_SEARCHES["gd"])
 
 
 def test_the_documented_defaults() -> None:
@@ -90,12 +90,19 @@ def test_settings_reach_the_optimizers() -> None:
     def built(*overrides: str) -> Any:
         return build_optimizer(parse(composed("hyp=fb1", *overrides)).hyp, build("tanh"))
 
-    wolfe = built("hyp.optim.line_search=wolfe", "hyp.optim.c1=0.1", "hyp.optim.c2=0.2", "hyp.optim.alpha_max=3").search
+    wolfe = built(
+        "hyp.optim.line_search=wolfe", "hyp.optim.c1=0.1", "hyp.optim.c2=0.2", "hyp.optim.alpha_max=3"
+    ).step_rule
     assert (wolfe.c1, wolfe.c2, wolfe.alpha_max, wolfe.max_iter) == (0.1, 0.2, 3, 10)
-    relaxed = built("hyp.optim.line_search=Non-Monotone", "hyp.optim.interval=3", "hyp.optim.factor=0.5").search
+    relaxed = built("hyp.optim.line_search=Non-Monotone", "hyp.optim.interval=3", "hyp.optim.factor=0.5").step_rule
     assert (relaxed.c1, relaxed.interval, relaxed.factor, relaxed.max_iter) == (1e-4, 3, 0.5, 10)
     armijo = built("hyp/optim=lbfgs", "hyp.optim.line_search=armijo", "hyp.optim.eta=4", "hyp.optim.history_size=7")
-    assert (armijo.search.factor, armijo.search.interval, armijo.history_size, armijo.damping) == (0.25, 1, 7, True)
+    assert (armijo.step_rule.factor, armijo.step_rule.interval, armijo.history_size, armijo.damping) == (
+        0.25,
+        1,
+        7,
+        True,
+    )
     clip = built("hyp/optim=gd_clip", "hyp.optim.norm_type=inf", "hyp.optim.interval=4")
     assert (clip.norm_type, clip.interval) == (float("inf"), 4)
     larc = built("hyp/optim_modification=LARC", "hyp.optim_modification.trust_coefficient=0.1")

@@ -1,4 +1,4 @@
-"""Adaptive clipping by its formula, unit by unit, and clipping to the last gradient norms."""
+"""Adaptive clipping follows its formula unit by unit; clipping to the norms of the last gradients."""
 
 import math
 
@@ -30,11 +30,10 @@ def clipped_by_hand(gradient: Tensor, weights: Tensor, clipping: float, eps: flo
 @pytest.mark.parametrize("scale", [1e-3, 0.02, 1.0])
 def test_every_unit_is_clipped_by_the_formula(scale: float) -> None:
     gradients, weights = tensors(0, scale), tensors(1)
-    weights[0][1] = 0  # a unit of weight 0 still moves
+    weights[0][1] = 0  # a unit whose weights are 0 still moves
     expected = [clipped_by_hand(g, w, 0.01, 1e-3) for g, w in zip(gradients, weights, strict=True)]
     clip_units_(gradients, weights, 0.01, 1e-3)
-    for found, wanted in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradients, expected, rtol=1e-12, atol=0)
 
 
 def test_adaptive_clipping_agrees_with_timm() -> None:
@@ -72,16 +71,15 @@ def test_agc_is_descent_along_clipped_gradients_and_exempts_groups() -> None:
             g = (clipped_by_hand(gradient, copy, 0.02, 1e-3) if i < 2 else gradient) + 0.01 * copy
             momenta[i] = 0.9 * momenta[i] + g
             copies[i] = copy - 0.5 * (g + 0.9 * momenta[i])
-    for parameter, copy in zip(parameters, copies, strict=True):
-        torch.testing.assert_close(parameter.detach(), copy, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close([parameter.detach() for parameter in parameters], copies, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("order", [2.0, math.inf])
-def test_gradients_are_clipped_to_the_longest_of_the_last(order: float) -> None:
+def test_gradients_are_clipped_to_the_largest_of_the_last_norms(order: float) -> None:
     parameter = nn.Parameter(torch.zeros(2, dtype=torch.float64))
     optimizer = ClippedDescent([parameter], 1.0, interval=2, norm_type=order)
     lengths = [3.0, 5.0, 1.0, 2.0, 9.0, 4.0, 9.5]
-    # the longest of the two before:  3    5    5    2    9    9
+    # the larger of the two before:  3    5    5    2    9    9
     allowed = [3.0, 3.0, 1.0, 2.0, 2.0, 4.0, 9.0]
     for length, expected in zip(lengths, allowed, strict=True):
         before = parameter.detach().clone()
@@ -102,7 +100,7 @@ def test_without_a_growing_gradient_clipped_descent_is_descent() -> None:
 
 
 def test_parameters_are_never_scaled() -> None:
-    """A step of length 0 changes nothing, however long the gradient is."""
+    """At learning rate 0 nothing changes, however large the gradient is."""
     parameter = nn.Parameter(torch.tensor([-1.2, 1.0], dtype=torch.float64))
     optimizer = ClippedDescent([parameter], 0.1, interval=1)
     closure = Counted(rosenbrock, parameter, optimizer)

@@ -1,4 +1,4 @@
-"""L-BFGS against the dense recursion, torch and SciPy."""
+"""L-BFGS compared to the dense recursion, torch and SciPy."""
 
 import math
 
@@ -21,19 +21,19 @@ ARMIJO = NonMonotone(interval=1, factor=0.5)
 @pytest.mark.parametrize("size", [2, 10])
 def test_it_solves_rosenbrock(search: Wolfe, size: int) -> None:
     start = START.repeat(size // 2)
-    found, losses, _ = minimize(rosenbrock, start, lambda p: LBFGS(p, search=search), 40 * size)
+    end, losses, _ = minimize(rosenbrock, start, lambda p: LBFGS(p, step_rule=search), 40 * size)
     assert losses[-1] < 1e-16
-    torch.testing.assert_close(found, torch.ones_like(found), rtol=0, atol=1e-8)
+    torch.testing.assert_close(end, torch.ones_like(end), rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("size", [3, 10, 25])
 def test_it_ends_on_a_quadratic_in_about_as_many_steps_as_dimensions(size: int) -> None:
     function, solution = quadratic(size)
     search = Wolfe(c2=0.01, alpha_max=math.inf)
-    options = {"history_size": size, "damping": False, "search": search}
-    found, losses, _ = minimize(function, torch.zeros_like(solution), lambda p: LBFGS(p, **options), size + 5)
+    options = {"history_size": size, "damping": False, "step_rule": search}
+    end, losses, _ = minimize(function, torch.zeros_like(solution), lambda p: LBFGS(p, **options), size + 5)
     assert losses[-1] < 1e-20
-    torch.testing.assert_close(found, solution, rtol=0, atol=1e-9)
+    torch.testing.assert_close(end, solution, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["rosenbrock2", "rosenbrock10", "quadratic20"])
@@ -90,14 +90,14 @@ def test_the_two_loops_are_the_dense_update() -> None:
     torch.testing.assert_close(optimizer._direction([gradient])[0], inverse @ gradient)
 
 
-def test_without_a_search_it_takes_the_steps_of_torch() -> None:
-    """torch's first step is min(1, 1/|g|_1) long, ours min(1, 1/|g|_2); in one dimension the two are one."""
+def test_with_the_fixed_step_it_takes_the_steps_of_torch() -> None:
+    """torch's first step is min(1, 1/|g|_1) long, ours min(1, 1/|g|_2); in one dimension the two are equal."""
 
     def function(x: Tensor) -> Tensor:
         return (x - 2).pow(4).sum() + x.square().sum()
 
     start = torch.tensor([5.0], dtype=torch.float64)
-    ours = minimize(function, start, lambda p: LBFGS(p, damping=False, eps=1e-10, search=StepRule()), 8)[0]
+    ours = minimize(function, start, lambda p: LBFGS(p, damping=False, eps=1e-10, step_rule=StepRule()), 8)[0]
     parameter = nn.Parameter(start.clone())
     theirs = torch.optim.LBFGS([parameter], lr=1.0, max_iter=8, history_size=10, tolerance_grad=0, tolerance_change=0)
 
@@ -113,9 +113,9 @@ def test_without_a_search_it_takes_the_steps_of_torch() -> None:
 
 @pytest.mark.parametrize("damping", [False, True])
 def test_pairs_without_curvature_are_skipped_or_damped(damping: bool) -> None:
-    """Armijo's rule accepts steps along which the slope grows: the cosine bends down here."""
+    """Armijo's rule accepts steps of negative curvature: the cosine is concave here."""
     parameter = nn.Parameter(torch.tensor([0.3, 0.2], dtype=torch.float64))
-    optimizer = LBFGS([parameter], damping=damping, eps=0.1, search=ARMIJO)
+    optimizer = LBFGS([parameter], damping=damping, eps=0.1, step_rule=ARMIJO)
     closure = Counted(lambda x: torch.cos(x).sum(), parameter, optimizer)
     start = closure.evaluate()
     before = parameter.detach().clone()
@@ -133,7 +133,7 @@ def test_pairs_without_curvature_are_skipped_or_damped(damping: bool) -> None:
         torch.testing.assert_close(kept, theta * change + (1 - theta) * expected)
 
 
-def test_weight_decay_is_part_of_the_function() -> None:
+def test_weight_decay_is_part_of_the_objective() -> None:
     function, start = rosenbrock, START
     ours = minimize(function, start, lambda p: LBFGS(p, weight_decay=0.3), 60)[0]
     theirs = scipy_minimize(
@@ -142,17 +142,17 @@ def test_weight_decay_is_part_of_the_function() -> None:
     np.testing.assert_allclose(ours.numpy(), theirs.x, rtol=1e-6)
 
 
-def test_a_search_without_a_lower_point_ends_the_memory() -> None:
+def test_a_search_that_finds_no_lower_point_deletes_the_history() -> None:
     parameter = nn.Parameter(START.clone())
     optimizer = LBFGS([parameter])
     closure = Counted(rosenbrock, parameter, optimizer)
     for _ in range(4):
         optimizer.step(closure)
     assert len(optimizer._pairs()) == 4
-    optimizer.search = Wolfe(c2=1e-12, max_iter=1)
+    optimizer.step_rule = Wolfe(c2=1e-12, max_iter=1)
     optimizer.step(closure)
     assert optimizer.statistics["search_failed"] == 1
-    assert len(optimizer._pairs()) == 5  # the point was lower, and what it says of the curvature is true
+    assert len(optimizer._pairs()) == 5  # the fallback was lower, and its pair is valid
     optimizer.param_groups[0]["lr"] = 1e6
     optimizer.step(closure)
     assert optimizer.statistics["search_failed"] == 1

@@ -1,4 +1,4 @@
-"""Line searches: what they accept satisfies their conditions, recomputed from outside; and what they do otherwise."""
+"""Line searches: accepted steps satisfy the conditions, recomputed independently; fallbacks, costs and limits."""
 
 import itertools
 import math
@@ -20,14 +20,14 @@ EPS = torch.finfo(torch.float64).eps
 
 
 def wavy(size: int, seed: int) -> Function:
-    """Not convex, bounded from below, smooth."""
+    """Return a smooth function that is not convex and bounded from below."""
     generator = torch.Generator().manual_seed(seed)
     a, b = (torch.randn(size, size, generator=generator, dtype=torch.float64) for _ in range(2))
     return lambda x: (a @ x).square().sum() / 2 + torch.sin(3 * b @ x).sum() + 0.1 * x.pow(4).sum()
 
 
 def slope(function: Function, x: Tensor, direction: Tensor, h: float = 1e-6) -> float:
-    """Central differences, good to about 1e-7 of the values that occur here."""
+    """Return the slope by central differences, accurate to about 1e-7 of the values that occur here."""
     return float((function(x + h * direction) - function(x - h * direction)) / (2 * h))
 
 
@@ -55,9 +55,9 @@ def test_an_accepted_step_satisfies_the_strong_wolfe_conditions(
 ) -> None:
     function, search = wavy(size, seed), Wolfe(c2=c2, alpha_max=1e3, max_iter=30)
     parameter = nn.Parameter(torch.linspace(-1, 1, size, dtype=torch.float64) + 0.3)
-    optimizer: Any = Descent([parameter], lr, momentum, search=search)
+    optimizer: Any = Descent([parameter], lr, momentum, step_rule=search)
     if quasi_newton:
-        optimizer = LBFGS([parameter], search=search)
+        optimizer = LBFGS([parameter], step_rule=search)
     closure = Counted(function, parameter, optimizer)
     for _ in range(6):
         start = parameter.detach().clone()
@@ -73,7 +73,7 @@ def test_an_accepted_step_satisfies_the_strong_wolfe_conditions(
 def test_an_accepted_step_decreases_below_the_largest_of_the_last_losses(size: int, seed: int, lr: float) -> None:
     function, search = wavy(size, seed), NonMonotone(c1=1e-3, interval=3, factor=0.5, max_iter=40)
     parameter = nn.Parameter(torch.linspace(-1, 1, size, dtype=torch.float64) + 0.3)
-    optimizer = Descent([parameter], lr, search=search)
+    optimizer = Descent([parameter], lr, step_rule=search)
     losses: list[float] = []
     for _ in range(8):
         start = parameter.detach().clone()
@@ -90,7 +90,7 @@ def test_non_monotone_lets_the_loss_rise_where_armijo_does_not() -> None:
     start = torch.tensor([-1.2, 1.0], dtype=torch.float64)
 
     def rises(interval: int) -> int:
-        losses = minimize(rosenbrock, start, lambda p: Descent(p, 0.1, search=NonMonotone(interval=interval)), 60)[1]
+        losses = minimize(rosenbrock, start, lambda p: Descent(p, 0.1, step_rule=NonMonotone(interval=interval)), 60)[1]
         return sum(later > earlier for earlier, later in itertools.pairwise(losses))
 
     assert rises(1) == 0 < rises(10)
@@ -98,67 +98,68 @@ def test_non_monotone_lets_the_loss_rise_where_armijo_does_not() -> None:
 
 def test_wolfe_solves_rosenbrock() -> None:
     start = torch.tensor([-1.2, 1.0], dtype=torch.float64)
-    found, losses, _ = minimize(rosenbrock, start, lambda p: Descent(p, 1e-3, 0.9, nesterov=True, search=Wolfe()), 1200)
+    end, losses, _ = minimize(
+        rosenbrock, start, lambda p: Descent(p, 1e-3, 0.9, nesterov=True, step_rule=Wolfe()), 1200
+    )
     assert losses[-1] < 1e-8
-    torch.testing.assert_close(found, torch.ones_like(found), rtol=0, atol=1e-3)
+    torch.testing.assert_close(end, torch.ones_like(end), rtol=0, atol=1e-3)
 
 
 def test_the_search_finds_the_minimum_of_a_parabola_exactly() -> None:
     for lr in (1e-3, 1.0, 50.0):
         search = Wolfe(c2=1e-6, alpha_max=1e6, max_iter=30)
         function, start = (lambda x: (x - 3).square().sum()), torch.zeros(1, dtype=torch.float64)
-        found = minimize(function, start, lambda p, lr=lr, s=search: Descent(p, lr, search=s), 1)[0]
-        torch.testing.assert_close(found, torch.full_like(found, 3.0), rtol=1e-6, atol=0)
+        end = minimize(function, start, lambda p, lr=lr, s=search: Descent(p, lr, step_rule=s), 1)[0]
+        torch.testing.assert_close(end, torch.full_like(end, 3.0), rtol=1e-6, atol=0)
 
 
-def test_pure_losses_are_used_where_no_gradient_is_needed() -> None:
+def test_losses_are_evaluated_without_gradients_where_these_are_not_needed() -> None:
     function, solution = quadratic(5)
     start = torch.zeros_like(solution)
     for search, gradients in ((NonMonotone(), 20), (NonMonotone(interval=1, factor=0.5), 20)):
-        _, _, closure = minimize(function, start, lambda p, s=search: Descent(p, 10.0, search=s), 20)
+        _, _, closure = minimize(function, start, lambda p, s=search: Descent(p, 10.0, step_rule=s), 20)
         assert closure.num_gradients == gradients
         assert closure.num_losses > 21
-    # trials of a Wolfe search that are too high cost no gradient: the first of each step is 1000 times too long
-    _, _, closure = minimize(function, start, lambda p: Descent(p, 1e3, search=Wolfe(max_iter=20)), 5)
+    # too high trials of a Wolfe search cost no gradient: the first trial of each step is 1000 times too long
+    _, _, closure = minimize(function, start, lambda p: Descent(p, 1e3, step_rule=Wolfe(max_iter=20)), 5)
     assert closure.num_losses > closure.num_gradients
 
 
-class Blind(Counted):
-    """A loss that needs gradients."""
+class Impure(Counted):
+    """A loss that cannot be evaluated without gradients."""
 
     pure = False
 
     def loss(self) -> Tensor:
-        raise AssertionError("a value costs as much as a gradient here")
+        raise AssertionError("the loss costs as much as the gradient here")
 
 
 @pytest.mark.parametrize("search", [Wolfe(), NonMonotone()])
-def test_where_a_value_needs_gradients_it_is_asked_for_with_its_slope(search: StepRule) -> None:
+def test_where_the_loss_needs_gradients_the_slope_is_evaluated_with_it(search: StepRule) -> None:
     parameter = nn.Parameter(torch.tensor([-1.2, 1.0], dtype=torch.float64))
-    optimizer = Descent([parameter], 0.1, search=search)
-    closure = Blind(rosenbrock, parameter, optimizer)
+    optimizer = Descent([parameter], 0.1, step_rule=search)
+    closure = Impure(rosenbrock, parameter, optimizer)
     for _ in range(3):
         optimizer.step(closure)
     assert not optimizer.statistics["search_failed"]
 
 
 @pytest.mark.parametrize("search", [Wolfe(max_iter=1, c2=1e-3), NonMonotone(max_iter=1)])
-def test_a_search_that_fails_says_so_and_takes_the_lowest_point_or_stays(search: StepRule) -> None:
+def test_a_search_that_fails_reports_it_and_takes_the_lowest_point_or_stays(search: StepRule) -> None:
     for lr, moved in ((0.01, isinstance(search, Wolfe)), (10.0, False)):
         parameter = nn.Parameter(torch.tensor([4.0], dtype=torch.float64))
-        optimizer = Descent([parameter], lr, 0.9, search=search)
+        optimizer = Descent([parameter], lr, 0.9, step_rule=search)
         optimizer.step(Counted(lambda x: x.square().sum(), parameter, optimizer))
         failed = moved or lr == 10.0
         assert optimizer.statistics["search_failed"] == failed
         assert (parameter.item() == 4.0) == (lr == 10.0)
-        assert ("momentum_buffer" in optimizer.state[parameter]) == (
-            lr != 10.0
-        )  # where it stays, momentum starts again
+        # the momentum is reset where the parameters stay
+        assert ("momentum_buffer" in optimizer.state[parameter]) == (lr != 10.0)
 
 
-def test_a_direction_that_does_not_descend_ends_the_momentum() -> None:
+def test_a_direction_that_does_not_descend_resets_the_momentum() -> None:
     parameter = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
-    optimizer = Descent([parameter], 0.1, 0.9, search=Wolfe())
+    optimizer = Descent([parameter], 0.1, 0.9, step_rule=Wolfe())
     optimizer.state[parameter]["momentum_buffer"] = torch.tensor([-100.0], dtype=torch.float64)
     optimizer.step(Counted(lambda x: x.square().sum(), parameter, optimizer))
     assert not optimizer.statistics["search_failed"]
@@ -171,7 +172,7 @@ def test_a_direction_that_does_not_descend_ends_the_momentum() -> None:
 def test_nothing_moves_at_learning_rate_0_or_at_a_stationary_point(search: StepRule, lr: float) -> None:
     parameter = nn.Parameter(torch.tensor([2.0 if lr == 0 else 0.0], dtype=torch.float64))
     before = parameter.detach().clone()
-    optimizer = Descent([parameter], lr, search=search)
+    optimizer = Descent([parameter], lr, step_rule=search)
     closure = Counted(lambda x: x.square().sum(), parameter, optimizer)
     optimizer.step(closure)
     assert torch.equal(parameter, before)
@@ -185,7 +186,7 @@ def test_points_where_the_loss_is_infinite_are_too_far(search: StepRule) -> None
         return (-torch.log(1 - x) - torch.log(1 + x)).sum()
 
     start = torch.tensor([0.9], dtype=torch.float64)
-    losses = minimize(barrier, start, lambda p: Descent(p, 5.0, search=search), 10)[1]
+    losses = minimize(barrier, start, lambda p: Descent(p, 5.0, step_rule=search), 10)[1]
     assert all(math.isfinite(loss) for loss in losses)
     assert losses[-1] < 1e-6
 
@@ -194,12 +195,12 @@ def test_a_longer_step_than_alpha_max_is_never_tried() -> None:
     lengths = []
 
     class Recorded(Wolfe):
-        def find(self, line: Any, memory: dict[str, Any]) -> Any:
-            found = super().find(line, memory)
+        def advance(self, line: Any, memory: dict[str, Any]) -> Any:
+            result = super().advance(line, memory)
             lengths.extend(trial.a for trial in line.trials)
-            return found
+            return result
 
     search = Recorded(alpha_max=7.0, c2=0.1, max_iter=30)
     start = torch.ones(1, dtype=torch.float64)
-    minimize(lambda x: x.square().sum(), start, lambda p: Descent(p, 1e-3, search=search), 2)
+    minimize(lambda x: x.square().sum(), start, lambda p: Descent(p, 1e-3, step_rule=search), 2)
     assert max(lengths) == 7.0

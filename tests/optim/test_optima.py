@@ -1,4 +1,4 @@
-"""Every optimizer finds the minimum of a logistic regression that SciPy finds, a row each."""
+"""Every optimizer finds the minimum of a logistic regression that SciPy finds; one entry per optimizer."""
 
 from collections.abc import Callable
 
@@ -23,17 +23,17 @@ MOMENTUM = {"momentum": 0.9, "nesterov": True}
 
 EXACT: dict[str, tuple[Build, int, float]] = {
     "gd": (lambda p: Descent(p, 0.5, **MOMENTUM), 150, 1e-4),
-    "gd, wolfe": (lambda p: Descent(p, 0.5, **MOMENTUM, search=Wolfe()), 300, 1e-8),
-    "gd, non-monotone": (lambda p: Descent(p, 2.0, **MOMENTUM, search=NonMonotone()), 150, 1e-8),
-    "gd, restarting": (lambda p: Descent(p, 1.0, **MOMENTUM, search=Restarting()), 150, 1e-8),
+    "gd, wolfe": (lambda p: Descent(p, 0.5, **MOMENTUM, step_rule=Wolfe()), 300, 1e-8),
+    "gd, non-monotone": (lambda p: Descent(p, 2.0, **MOMENTUM, step_rule=NonMonotone()), 150, 1e-8),
+    "gd, restarting": (lambda p: Descent(p, 1.0, **MOMENTUM, step_rule=Restarting()), 150, 1e-8),
     "lbfgs, wolfe": (LBFGS, 20, 1e-8),
-    "lbfgs, armijo": (lambda p: LBFGS(p, search=NonMonotone(interval=1, factor=0.5)), 20, 1e-8),
+    "lbfgs, armijo": (lambda p: LBFGS(p, step_rule=NonMonotone(interval=1, factor=0.5)), 20, 1e-8),
     "fista": (lambda p: FISTA(p, 1.0), 600, 1e-8),
     "fista, restart": (lambda p: FISTA(p, 1.0, restart=True), 150, 1e-8),
     "gd_clip": (lambda p: ClippedDescent(p, 0.5, **MOMENTUM), 150, 1e-4),
     "adam": (lambda p: torch.optim.AdamW(p, 0.05, weight_decay=0.0), 300, 1e-4),
 }
-"""Optimizer, steps, and how close the loss comes."""
+"""name -> (optimizer, steps, largest distance of the loss from the minimum)."""
 
 BIASED: dict[str, tuple[Build, int]] = {
     "gd_agc": (lambda p: AdaptivelyClippedDescent(p, 0.5, **MOMENTUM, clipping=0.5), 150),
@@ -42,14 +42,14 @@ BIASED: dict[str, tuple[Build, int]] = {
     "SAM": (lambda p: SAM(Descent(p, 0.5, **MOMENTUM)), 150),
     "ASAM": (lambda p: ASAM(Descent(p, 0.5, **MOMENTUM), rho=0.05), 150),
 }
-"""Optimizers that minimize something else or move differently, and so only cut the loss."""
+"""Optimizers of another objective or with clipped or scaled steps: they only reduce the loss."""
 
 
 @pytest.fixture(scope="module")
 def minimum() -> float:
     function, start = logistic_regression()
-    found = scipy_minimize(as_numpy(function), start.numpy(), jac=True, method="L-BFGS-B", options={"gtol": 1e-12})
-    return float(found.fun)
+    result = scipy_minimize(as_numpy(function), start.numpy(), jac=True, method="L-BFGS-B", options={"gtol": 1e-12})
+    return float(result.fun)
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -60,7 +60,7 @@ def test_it_finds_the_optimum_of_scipy(name: str, minimum: float) -> None:
 
 
 @pytest.mark.parametrize("name", BIASED)
-def test_it_cuts_the_excess_loss_by_90_percent(name: str, minimum: float) -> None:
+def test_it_reduces_the_excess_loss_by_90_percent(name: str, minimum: float) -> None:
     (build, steps), (function, start) = BIASED[name], logistic_regression()
-    losses = minimize(function, start + 3, build, steps)[1]  # far from the optimum, and not 0, where LARS would stay
+    losses = minimize(function, start + 3, build, steps)[1]  # far from the optimum and not at 0, where LARS would stay
     assert losses[-1] - minimum <= 0.1 * (losses[0] - minimum)

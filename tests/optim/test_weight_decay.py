@@ -1,4 +1,4 @@
-"""Weight decay: which parameters have it, and that the recorded penalty is the one whose gradient is followed."""
+"""Weight decay: which parameters decay, and the penalty whose gradient SGD follows."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""LARS, LARC, SAM and ASAM by their formulas, step by step, around the optimizers that they wrap."""
+"""LARS, LARC, SAM and ASAM follow their formulas step by step."""
 
 import math
 
@@ -36,7 +36,7 @@ def scaled(g: Tensor, p: Tensor, lr: float, clip: bool) -> Tensor:
 def test_lars_and_larc_follow_their_formula(clip: bool, lr: float) -> None:
     parameters = [nn.Parameter(t) for t in tensors(0)]
     with torch.no_grad():
-        parameters[2].zero_()  # is left alone by the scaling, and moves by its gradient
+        parameters[2].zero_()  # is not scaled and moves by its gradient
     copies = [p.detach().clone() for p in parameters]
     base = Descent(parameters, lr, 0.9, weight_decay=DECAY)
     optimizer, momenta = LARS(base, TRUST, EPS, clip=clip), [torch.zeros_like(c) for c in copies]
@@ -68,19 +68,19 @@ def test_larc_has_no_rate_to_clip_at_learning_rate_0() -> None:
 
 
 @pytest.mark.parametrize("search", [Wolfe(), NonMonotone()])
-def test_a_search_around_lars_sees_the_loss_with_its_decay(search: Wolfe) -> None:
+def test_a_line_search_inside_lars_evaluates_the_loss_with_its_decay(search: Wolfe) -> None:
     parameter = nn.Parameter(torch.tensor([-1.2, 1.0], dtype=torch.float64))
-    optimizer = LARS(Descent([parameter], 1.0, weight_decay=5.0, search=search), trust_coefficient=0.1)
+    optimizer = LARS(Descent([parameter], 1.0, weight_decay=5.0, step_rule=search), trust_coefficient=0.1)
     closure = Counted(rosenbrock, parameter, optimizer)
     losses = [float(optimizer.step(closure)) for _ in range(15)]
     assert losses[0] == pytest.approx(float(rosenbrock(torch.tensor([-1.2, 1.0]))) + 2.5 * (1.2**2 + 1))
     assert losses[-1] < 0.5 * losses[0]
     assert optimizer.statistics["search_failed"] == 0
-    around = optimizer.around(closure)
+    wrapped = optimizer.wrap(closure)
     with optimizer.decays([0.0]):  # as the base sees it
         decayed = float(rosenbrock(parameter.detach()) + 2.5 * parameter.detach().square().sum())
-        assert float(around.loss()) == pytest.approx(decayed)
-        assert float(around.evaluate().loss) == pytest.approx(decayed)
+        assert float(wrapped.loss()) == pytest.approx(decayed)
+        assert float(wrapped.evaluate().loss) == pytest.approx(decayed)
 
 
 def gradient_at(x: Tensor) -> Tensor:
@@ -126,18 +126,18 @@ def test_sam_and_asam_follow_their_formula(kind: type[SAM], base: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [SAM, ASAM])
-def test_parameters_come_back_bitwise_before_the_base_moves(kind: type[SAM]) -> None:
+def test_parameters_are_restored_bitwise_before_the_base_moves(kind: type[SAM]) -> None:
     parameter = nn.Parameter(torch.tensor([0.1, -1e20, math.pi], dtype=torch.float32))
     before = parameter.detach().clone()
     optimizer = kind(Descent([parameter], 0.0), rho=1e3)
-    seen = []
+    points = []
 
     def function(x: Tensor) -> Tensor:
-        seen.append(x.detach().clone())
+        points.append(x.detach().clone())
         return (x / x.detach().abs().clamp(min=1)).square().sum()
 
     optimizer.step(Counted(function, parameter, optimizer))
-    assert not torch.equal(*seen)
+    assert not torch.equal(*points)
     assert torch.equal(parameter, before)
 
 
@@ -148,29 +148,28 @@ def test_a_gradient_of_0_perturbs_nothing(kind: type[SAM]) -> None:
     assert torch.equal(parameter, torch.zeros(3))
 
 
-def test_asam_does_not_see_the_scale_of_the_parameters() -> None:
-    """Halving one half of the weights and doubling the other leaves the perturbed function alone (for eta = 0)."""
+def test_asam_does_not_depend_on_the_scale_of_the_parameters() -> None:
+    """For eta = 0 rescaling the weights without changing the function does not change the perturbed values."""
     x = torch.tensor([2.0, 3.0], dtype=torch.float64)
-    found = []
+    values: list[list[float]] = []
     for scale in (1.0, 4.0):
         parameter = nn.Parameter(x * torch.tensor([scale, 1 / scale], dtype=torch.float64))
         optimizer = ASAM(Descent([parameter], 0.0), eta=0.0)
-        seen: list[float] = []
+        values.append([])
 
-        def function(w: Tensor, seen: list[float] = seen) -> Tensor:
+        def function(w: Tensor, values: list[float] = values[-1]) -> Tensor:
             value = torch.sin(w[0] * w[1]) + w[0] * w[1]
-            seen.append(float(value.detach()))
+            values.append(float(value.detach()))
             return value
 
         optimizer.step(Counted(function, parameter, optimizer))
-        found.append(seen)
-    assert found[0] == pytest.approx(found[1], rel=1e-12)
+    assert values[0] == pytest.approx(values[1], rel=1e-12)
 
 
-def test_a_search_inside_sam_is_refused() -> None:
+def test_a_line_search_inside_sam_is_refused() -> None:
     parameter = nn.Parameter(torch.ones(2, dtype=torch.float64))
-    optimizer = SAM(Descent([parameter], 0.1, search=Wolfe()))
-    with pytest.raises(ValueError, match="no search with SAM"):
+    optimizer = SAM(Descent([parameter], 0.1, step_rule=Wolfe()))
+    with pytest.raises(ValueError, match="SAM: not with a line search"):
         optimizer.step(Counted(rosenbrock, parameter, optimizer))
 
 

@@ -35,7 +35,7 @@ STRENGTHS = {
 def closure_on(name: str, strengths: dict[str, float] | None, transforms: Any = ()) -> StepClosure:
     model = build(name)
     groups = parameter_groups(model, only_linear_layers=True)
-    optimizer = Descent(groups, 0.5, weight_decay=0.05, search=Wolfe())
+    optimizer = Descent(groups, 0.5, weight_decay=0.05, step_rule=Wolfe())
     regularizer = None
     if strengths is not None:
         regularizer = GradRegularizer(model, optimizer, F.cross_entropy, implementation="autograd", **strengths)
@@ -103,8 +103,8 @@ def test_only_the_first_evaluation_moves_batch_norm_and_reports() -> None:
 
 
 OPTIMIZERS: dict[str, Any] = {
-    "wolfe": lambda p: Descent(p, 0.3, 0.9, search=Wolfe()),
-    "non-monotone": lambda p: Descent(p, 0.3, 0.9, search=NonMonotone()),
+    "wolfe": lambda p: Descent(p, 0.3, 0.9, step_rule=Wolfe()),
+    "non-monotone": lambda p: Descent(p, 0.3, 0.9, step_rule=NonMonotone()),
     "lbfgs": LBFGS,
     "sam": lambda p: SAM(Descent(p, 0.3)),
     "fista": lambda p: FISTA(p, 0.3),
@@ -169,7 +169,7 @@ def test_a_shuffled_or_stochastic_step_is_evaluated_anew() -> None:
 
 def test_a_penalty_changes_with_the_learning_rate() -> None:
     model = build("tanh")
-    optimizer = Descent(model.parameters(), 0.0, search=Wolfe())
+    optimizer = Descent(model.parameters(), 0.0, step_rule=Wolfe())
     regularizer = GradRegularizer(model, optimizer, F.cross_entropy, block_strength=0.7)
     objective = FullBatchObjective(model, F.cross_entropy, [], regularizer=regularizer)
     step = Step(objective, optimizer, [], Fixed.all(), constant_data=True)
@@ -198,7 +198,7 @@ def test_nothing_is_known_after_a_stochastic_step_or_where_somebody_moved_the_pa
 
 def test_a_point_that_was_left_again_is_not_known() -> None:
     model = build("tanh")
-    optimizer = Descent(model.parameters(), 1e3, search=Wolfe(max_iter=1))
+    optimizer = Descent(model.parameters(), 1e3, step_rule=Wolfe(max_iter=1))
     step = Step(FullBatchObjective(model, F.cross_entropy, []), optimizer, [], Fixed.all(), constant_data=True)
     before = vector(list(model.parameters()))
     first, second = (step(number, stochastic=False) for number in range(2))
