@@ -1,8 +1,9 @@
-"""The plain loop that speed is measured against, in a process of its own.
+"""The plain loop that speed is compared with, in a separate process.
 
-The average gradient as research code usually computes it: float32 and NCHW, a DataLoader of PIL workers, a block after
-the other, Python over the parameters. The process keeps the defaults of PyTorch and of the C library, whatever the
-parent has set: it computes when it is told to, and says when it is through. It ends when the parent does.
+It computes the average gradient as research code usually does: in float32 and NCHW, with a DataLoader of PIL workers,
+block by block, with Python loops over the parameters. The process keeps the defaults of PyTorch and of the C library,
+whatever the parent has set. It computes once per command of the parent, answers when it is done, and ends with the
+parent.
 """
 
 import json
@@ -28,7 +29,8 @@ from fullbatch.runtime.allocator import keep_freed_memory
 MEAN, STD = 0.5, 0.25  # of each channel
 PIXELS, CLASSES = 32, 10
 ALPHA, EPS, RATE = 0.5, 1e-2, 0.1  # of the regularizer, and the learning rate
-GO, DONE, PATIENCE = "go\n", "done\n", 10.0
+GO, DONE = "go\n", "done\n"
+TIMEOUT = 10.0  # seconds that the process has for ending
 
 
 def random_images(samples: int) -> tuple[Tensor, Tensor]:
@@ -39,7 +41,7 @@ def random_images(samples: int) -> tuple[Tensor, Tensor]:
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """Images as torchvision's data sets give them: an array, PIL, transforms."""
+    """Images as in torchvision's data sets: an array, converted to PIL and transformed one by one."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self._arrays, self._labels = images.permute(0, 2, 3, 1).contiguous().numpy(), labels.tolist()
@@ -55,13 +57,13 @@ class Images(Dataset[tuple[Tensor, int]]):
 
 
 def pil_loader(samples: int, batch_size: int, workers: int) -> DataLoader[tuple[Tensor, int]]:
-    """Return random images, augmented and normalized one by one in ``workers`` processes."""
+    """Return a loader of random images, augmented and normalized one by one in ``workers`` processes."""
     data = Images(*random_images(samples))
     return DataLoader(data, batch_size, num_workers=workers, persistent_workers=workers > 0)
 
 
 def research_loop(model: nn.Module, loader: DataLoader[tuple[Tensor, int]], *, regularized: bool = False) -> None:
-    """Compute the average gradient; ``regularized``: by forward differences, as GradRegularizer defines them."""
+    """Compute the average gradient, ``regularized`` by forward differences as in GradRegularizer."""
     parameters = list(model.parameters())
     device = parameters[0].device
     average = [torch.zeros_like(parameter) for parameter in parameters]
@@ -93,7 +95,7 @@ def _regularized(model: nn.Module, inputs: Tensor, labels: Tensor, gradients: Se
 
 @dataclass(frozen=True)
 class Loop:
-    """What the process is to do; ``keep_memory``: with the allocator's setting that our own runs have."""
+    """The work of the process; ``keep_memory`` applies the allocator setting of our own runs."""
 
     model: str
     batch_size: int
@@ -106,20 +108,21 @@ class Loop:
 
 
 class PlainLoop:
-    """A process that goes once through the plain loop at each call; leaving the context ends it.
+    """A process that runs the plain loop once per call; leaving the context ends it.
 
-    Raises ``RuntimeError`` from a call when the process has ended before its time.
+    Raises:
+        RuntimeError: from a call, if the process has ended early.
     """
 
     def __init__(self, loop: Loop) -> None:
         command = [sys.executable, __file__, json.dumps(asdict(loop))]
-        # a session of its own: an interrupt from the keyboard is for the parent, which then closes the pipe
+        # a separate session: Ctrl-C interrupts only the parent, which then closes the pipe
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._orders, self._answers = self._process.stdin, self._process.stdout
+        self._commands, self._replies = self._process.stdin, self._process.stdout
 
     def __enter__(self) -> "PlainLoop":
         return self
@@ -128,27 +131,27 @@ class PlainLoop:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with suppress(BrokenPipeError):
-            self._orders.close()
+            self._commands.close()
         if kind is not None:
             self._process.terminate()
         try:
-            self._process.wait(PATIENCE)
+            self._process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._answers.close()
+        self._replies.close()
 
     def __call__(self) -> None:
-        """Let the process compute, and wait until it, and its device, are through."""
+        """Run the loop once, and wait until the process and its device have finished."""
         with suppress(BrokenPipeError):
-            self._orders.write(GO)
-            self._orders.flush()
-        if self._answers.readline() != DONE:
-            raise RuntimeError(f"the process of the plain loop has ended with status {self._process.wait(PATIENCE)}")
+            self._commands.write(GO)
+            self._commands.flush()
+        if self._replies.readline() != DONE:
+            raise RuntimeError(f"the process of the plain loop ended with status {self._process.wait(TIMEOUT)}")
 
 
-def _orders() -> Iterator[None]:
-    """Yield at each order of the parent; its end, however it comes, closes the pipe and so ends this process."""
+def _commands() -> Iterator[None]:
+    """Yield once per command of the parent. The end of the parent closes the pipe, which ends the iteration."""
     while sys.stdin.readline() == GO:
         yield
         with suppress(BrokenPipeError):
@@ -156,7 +159,7 @@ def _orders() -> Iterator[None]:
 
 
 def main() -> None:
-    """Be the process."""
+    """Run the process."""
     loop = Loop(**json.loads(sys.argv[1]))
     if loop.keep_memory:
         keep_freed_memory()
@@ -165,7 +168,7 @@ def main() -> None:
     device = torch.device(loop.device)
     model = build_model(loop.model, channels=3, classes=CLASSES, pixels=PIXELS).to(device)
     loader = pil_loader(loop.samples, loop.batch_size, loop.workers)
-    for _ in _orders():
+    for _ in _commands():
         research_loop(model, loader, regularized=loop.regularized)
         if device.type != "cpu":
             torch.accelerator.synchronize(device)

@@ -1,4 +1,4 @@
-"""Images, and what is built for them to be measured."""
+"""Images, with the models, loaders and objectives that are measured on them."""
 
 import argparse
 from typing import Any
@@ -18,9 +18,9 @@ AUGMENTATIONS = {"RandomCrop": [32, 4], "RandomHorizontalFlip": 0.5}
 
 
 class Bench:
-    """Images (uint8 [N, C, H, W]) with labels, and everything that is built for them; random ones by default.
+    """Images (uint8 [N, C, H, W], random by default) with labels, and everything that is built for them.
 
-    ``facts`` are numbers by name that are no timings: memory, and rates of the device.
+    ``facts`` holds results by name that are not timings: memory, and rates of the device.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Bench:
     def loader(
         self, batch_size: int, *, augmented: bool = True, samples: int | None = None, **options: Any
     ) -> BlockLoader:
-        """Return the images, or as many ``samples`` of them, again and again where there are fewer."""
+        """Return a loader of all images, or of ``samples`` of them, repeated if there are fewer."""
         ids = torch.arange(samples or len(self.labels)) % len(self.labels)
         return BlockLoader(
             ImageSet(TensorImages(self.images[ids]), self.labels[ids], tuple("0123456789")),
@@ -53,15 +53,14 @@ class Bench:
         )
 
     def block(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Return inputs and labels of one block, full even where there are fewer images."""
+        """Return inputs and labels of one full block, in which images are repeated if there are fewer."""
         inputs, labels, _ = next(iter(self.loader(batch_size, samples=batch_size).blocks(0)))
         return inputs, labels
 
     def loop(self, model: str, batch_size: int, **options: bool) -> Loop:
-        """Return what the process of the plain loop is to do with the same images."""
-        given = self.options
-        samples, device = len(self.labels), str(self.device)
-        return Loop(model, batch_size, samples, device, torch.get_num_threads(), given.workers, **options)
+        """Return the work of the plain loop on the same images."""
+        samples, device, workers = len(self.labels), str(self.device), self.options.workers
+        return Loop(model, batch_size, samples, device, torch.get_num_threads(), workers, **options)
 
     def objective(self, model: nn.Module, data: Any, **options: Any) -> FullBatchObjective:
         return FullBatchObjective(model, F.cross_entropy, data, **options)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The paper's comparison in small: 5,000 images of CIFAR-10, ResNet-20, a hundred steps, on a CPU.
+# The paper's comparison at small scale: 5,000 images of CIFAR-10, ResNet-20, a hundred steps, on a CPU.
 #   benchmarks/cifar10_5000.sh FOLDER [SEED...]
-# FOLDER holds train/<class>/* and test/<class>/*. Each run continues from its checkpoint when the line is given again.
+# FOLDER contains train/<class>/* and test/<class>/*. Each run continues from its checkpoint when the command is repeated.
 # Finite differences need float32; the other runs use bfloat16. Afterwards: python benchmarks/compare_runs.py
 set -euo pipefail
 folder=${1:?usage: cifar10_5000.sh FOLDER [SEED...]}

@@ -1,9 +1,9 @@
-"""Lines through loss landscapes side by side, on shared axes, from the tables of ``crunch_loss_landscape.py``.
+"""Draw lines through loss landscapes side by side, on shared axes, from the tables of ``crunch_loss_landscape.py``.
 
     python benchmarks/compare_landscapes.py NAME... [--image landscapes.png]
 
-NAMEs are those of databases (``viz.database_name``, by default the checkpoint's); of each, the newest table below
-``outputs/`` is taken.
+NAMEs are names of databases (``viz.database_name``, by default the checkpoint's). For each, the newest table in
+``outputs/`` is used.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from fullbatch.landscape.plotting import draw_line, is_steep
 from fullbatch.landscape.surface import Surface
 
 FLAT = 0.1
-"""How far above its lowest value the loss may be, in the width that the table shows."""
+"""The width in the table is that of the interval where the loss is at most this much above its lowest value."""
 
 
 def read(name: str) -> Surface:
     paths = sorted(Path("outputs").rglob(f"landscape_{name}.csv"), key=lambda path: path.stat().st_mtime_ns)
     if not paths:
-        raise SystemExit(f"{name}: no landscape_{name}.csv below outputs/; run crunch_loss_landscape.py first")
+        raise SystemExit(f"{name}: no landscape_{name}.csv in outputs/; run crunch_loss_landscape.py first")
     with paths[-1].open(newline="", encoding="utf-8") as file:
         rows = [
             {key: float(value or "nan") for key, value in row.items()} for row in csv.DictReader(file, delimiter="\t")
@@ -56,7 +56,7 @@ def draw(surfaces: dict[str, Surface], path: Path) -> None:
     scale = "log" if any(is_steep(surface.loss) for surface in surfaces.values()) else "linear"
     for number, (axes, (name, surface)) in enumerate(zip(panels, surfaces.items(), strict=True)):
         last = number == len(surfaces) - 1
-        plain = replace(surface, full_loss=np.full_like(surface.loss, np.nan))  # which differs in kind from run to run
+        plain = replace(surface, full_loss=np.full_like(surface.loss, np.nan))  # its terms differ between runs
         right = draw_line(axes, plain, label_accuracy=last)
         handles = axes.get_legend().legend_handles
         axes.get_legend().remove()
@@ -70,9 +70,9 @@ def draw(surfaces: dict[str, Surface], path: Path) -> None:
 def table_of(surfaces: dict[str, Surface]) -> Table:
     table = Table("", "loss at 0", "accuracy at 0", "full objective at 0", f"width of loss < lowest + {FLAT:g}")
     for name, surface in surfaces.items():
-        centre = surface.grid.x.values().index(0.0)
+        center = surface.grid.x.values().index(0.0)
         loss, accuracy, full = (
-            float(array[centre, 0]) for array in (surface.loss, surface.accuracy, surface.full_loss)
+            float(array[center, 0]) for array in (surface.loss, surface.accuracy, surface.full_loss)
         )
         table.add_row(name, f"{loss:.4f}", f"{accuracy:.1%}", f"{full:.4f}", f"{width(surface):.2f}")
     return table

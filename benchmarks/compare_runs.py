@@ -1,10 +1,10 @@
-"""A table and an image of runs side by side, from their convergence tables.
+"""Compare runs in a table and a plot, from their convergence tables.
 
     python benchmarks/compare_runs.py [TABLE.csv ...] [--image runs.png]
 
-Tables are those that runs leave in their folders, by default all below ``outputs/``; runs named ``NAME_1``, ``NAME_2``,
-... are one experiment with several seeds: mean and standard deviation over the seeds, of the last step and never of the
-best one.
+Tables are the ones in run folders, by default all in ``outputs/``. Runs named ``NAME_1``, ``NAME_2``, ... are one
+experiment with several seeds. Mean and standard deviation are over the seeds, of the last step and never of the best
+one.
 """
 
 import argparse
@@ -29,15 +29,15 @@ def read(path: Path) -> Run:
 
 
 def experiments(paths: Sequence[Path]) -> dict[str, list[Run]]:
-    """Runs by the name of their experiment, each the longest table of its name."""
+    """Return runs by the name of their experiment; of several tables with one name, the longest is used."""
     longest: dict[str, Run] = {}
     for path in paths:
         name = re.sub(r"^table_|_convergence_results$", "", path.stem)
         longest[name] = max(longest.get(name, []), read(path), key=len)
-    found: dict[str, list[Run]] = {}
+    grouped: dict[str, list[Run]] = {}
     for name, run in longest.items():
-        found.setdefault(re.sub(r"_\d$", "", name), []).append(run)
-    return found
+        grouped.setdefault(re.sub(r"_\d$", "", name), []).append(run)
+    return grouped
 
 
 def table_of(runs: dict[str, list[Run]]) -> Table:
@@ -63,8 +63,8 @@ def draw(runs: dict[str, list[Run]], path: Path) -> None:
         for (name, seeds), color in zip(runs.items(), COLORS, strict=False):
             for number, run in enumerate(seeds):
                 points = [(row["step"], row[column]) for row in run if column in row]
-                shown = name if number == 0 else None
-                axes.plot(*zip(*points, strict=True), color=color, label=shown, linewidth=1.4, alpha=0.9)
+                label_once = name if number == 0 else None
+                axes.plot(*zip(*points, strict=True), color=color, label=label_once, linewidth=1.4, alpha=0.9)
         axes.set(xlabel="step (an epoch, where stochastic)", ylabel=label)
         axes.grid(alpha=0.3)
     axes.legend(frameon=False)
@@ -78,7 +78,7 @@ def main() -> None:
     options = parser.parse_args()
     paths = options.tables or sorted(Path("outputs").rglob("table_*_convergence_results.csv"))
     if not paths:
-        parser.error("no tables: name some, or run this where outputs/ is")
+        parser.error("no tables: name some, or run this in the folder that contains outputs/")
     runs = experiments(paths)
     Console().print(table_of(runs))
     if options.image:

@@ -1,15 +1,15 @@
-"""Speed of images from an LMDB database into blocks on the device, beside decoding the files with a DataLoader.
+"""Compare the speed of an LMDB database with that of a DataLoader that decodes image files.
 
     python benchmarks/data.py --path FOLDER [--samples 50000] [--batch-size 128] [--workers 2] [--pixels 32]
     python benchmarks/data.py --path FOLDER --memory [--pixels 224] [--crop] ...
 
-FOLDER holds train/<class>/* and val/<class>/*. Both sides make blocks of float32 images of the same samples in the
-same order, once each in one run; neither keeps images in memory, and the files were read once before. Prints images
-per second, the ratio, and how much memory of its own (not of the file, which the system maps) reading took at most.
+FOLDER contains train/<class>/* and val/<class>/*. Both make blocks of float32 images on the device, of the same
+samples in the same order, once each in one run. Neither keeps images in memory, and the files are read once before.
+Prints images per second, their ratio, and the peak of anonymous memory during reading (without the memory-mapped file).
 
-With --memory, the images go through once from the files, kept in memory and then streamed, each in a process of its
-own, and the most memory that this process and its workers took is printed; with --crop, also streamed whole and cropped
-in the workers (RandomResizedCrop).
+With --memory, all images are read from the files once cached and once streamed, each in a separate process. Prints the
+peak memory of this process and its workers. With --crop, images are also streamed at their original size and cropped in
+the workers (RandomResizedCrop).
 """
 
 import argparse
@@ -41,7 +41,7 @@ from fullbatch.runtime.device import describe, find_device
 
 
 def seconds(blocks: Iterable[Tensor], samples: int) -> float:
-    """How long it takes to go through all the blocks."""
+    """Return the time of one pass over the blocks."""
     start = time.perf_counter()
     count = sum(len(block) for block in blocks)
     if torch.accelerator.is_available():
@@ -51,14 +51,14 @@ def seconds(blocks: Iterable[Tensor], samples: int) -> float:
 
 
 def own_memory() -> float:
-    """MiB that this process has of its own, without mapped files; nan where the system is not Linux."""
+    """Return the anonymous memory of this process in MiB, without mapped files; NaN on systems other than Linux."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else ()
     return next((float(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon")), math.nan)
 
 
 def decoded(options: argparse.Namespace, device: torch.device) -> Iterable[Tensor]:
-    """What anybody would write: files decoded by the workers of a DataLoader."""
+    """Yield blocks as usual code makes them: files decoded by the workers of a DataLoader."""
     transform = v2.Compose([v2.ToImage(), v2.Resize(options.pixels), v2.ToDtype(torch.float32, scale=True)])
     folder = Subset(ImageFolder(str(options.path / "train"), transform), range(options.samples))
     for images, _ in DataLoader(folder, options.batch_size, num_workers=options.workers):
@@ -66,7 +66,7 @@ def decoded(options: argparse.Namespace, device: torch.device) -> Iterable[Tenso
 
 
 def stored(options: argparse.Namespace, device: torch.device, folder: str) -> BlockLoader:
-    """Blocks from a database, which is built first."""
+    """Build a database and return a loader of its blocks."""
     data = load_images(
         "imagefolder",
         path=str(options.path),
@@ -87,7 +87,7 @@ def stored(options: argparse.Namespace, device: torch.device, folder: str) -> Bl
 
 
 def most_memory(options: argparse.Namespace, device: torch.device, way: str) -> tuple[float, float]:
-    """Images per second and MiB, of this process and of its largest worker together, above those at the start."""
+    """Return images per second, and the MiB that this process and its largest worker use beyond those at the start."""
     whole = way == "whole"
     data = load_images(
         "imagefolder",
@@ -115,14 +115,14 @@ def most_memory(options: argparse.Namespace, device: torch.device, way: str) -> 
 
 
 def show_memory(options: argparse.Namespace, console: Console) -> None:
-    """Measure each way in a process of its own: the most memory of a process never falls."""
+    """Measure each way in a separate process, because the peak memory of a process never decreases."""
     size = options.samples * 3 * options.pixels**2 / 2**20
-    shown = Table("", "images/s", "MiB", title=f"{options.samples:,} images, {size:,.0f} MiB as bytes")
+    table = Table("", "images/s", "MiB", title=f"{options.samples:,} images, {size:,.0f} MiB as bytes")
     for way in ("cached", "streamed", *(("whole",) if options.crop else ())):
         command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
         rate, most = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-        shown.add_row(way, f"{float(rate):,.0f}", f"{float(most):,.0f}")
-    console.print(shown)
+        table.add_row(way, f"{float(rate):,.0f}", f"{float(most):,.0f}")
+    console.print(table)
 
 
 def main() -> None:
@@ -131,10 +131,12 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=50_000)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--pixels", type=int, default=32)
-    parser.add_argument("--workers", type=int, default=2, help="processes that decode, and that build")
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode files and build the database")
     parser.add_argument("--read-in-workers", action="store_true", help="read the database in the workers, too")
-    parser.add_argument("--memory", action="store_true", help="compare memory, cached and streamed, in place of speed")
-    parser.add_argument("--crop", action="store_true", help="with --memory, also crop whole images")
+    parser.add_argument(
+        "--memory", action="store_true", help="compare the memory of cached and streamed images instead of speed"
+    )
+    parser.add_argument("--crop", action="store_true", help="with --memory, also crop images at their original size")
     parser.add_argument("--way", choices=("cached", "streamed", "whole"), help=argparse.SUPPRESS)
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
@@ -152,10 +154,10 @@ def main() -> None:
         before, blocks = own_memory(), loader.blocks(1)
         grown = max(own_memory() for _ in blocks) - before
         slow = seconds(decoded(options, device), options.samples)
-    shown = Table("", "images/s", title=f"{options.samples:,} images, blocks of {options.batch_size}")
-    shown.add_row("database", f"{options.samples / fast:,.0f}")
-    shown.add_row(f"files, {options.workers} workers", f"{options.samples / slow:,.0f}")
-    console.print(shown)
+    table = Table("", "images/s", title=f"{options.samples:,} images, blocks of {options.batch_size}")
+    table.add_row("database", f"{options.samples / fast:,.0f}")
+    table.add_row(f"files, {options.workers} workers", f"{options.samples / slow:,.0f}")
+    console.print(table)
     console.print(f"the database is {slow / fast:.1f} times as fast; reading it takes {grown:.0f} MiB")
     console.print(f"{describe(device)}, Python {platform.python_version()}, {platform.machine()}")
 

@@ -1,9 +1,9 @@
-"""Throughput of two processes of one thread beside that of one process of two threads, alternating in one run.
+"""Compare the throughput of two processes of one thread with that of one process of two threads.
 
     python benchmarks/distributed.py [--model resnet18] [--samples 512] [--batch-size 64] [--repetitions 5]
 
-Prints images per second of the full-batch gradient, and the ratio of the two in each repetition. Both
-need two cores that nobody else uses. Of several GPUs this says nothing.
+The two alternate in one run. Prints images per second of the full-batch gradient, and the ratio of the two in each
+repetition. Needs two idle cores. Does not measure several GPUs.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from fullbatch.runtime.ranks import Ranks
 
 
 def objective(options: argparse.Namespace, group: Group) -> FullBatchObjective:
-    """The same data and model for all, each process with its share of the blocks."""
+    """Return the objective of this process: the same data and model in all, with its share of the blocks."""
     torch.manual_seed(0)
     model = build_model(options.model, channels=3, classes=10, pixels=32)
     inputs, labels = torch.randn(options.samples, 3, 32, 32), torch.randint(10, (options.samples,))
     blocks = list(zip(inputs.split(options.batch_size), labels.split(options.batch_size), strict=True))
-    mine = blocks[group.share(len(blocks))]
-    return FullBatchObjective(model, F.cross_entropy, mine, all_reduce=group.reduce)
+    local = blocks[group.share(len(blocks))]
+    return FullBatchObjective(model, F.cross_entropy, local, all_reduce=group.reduce)
 
 
 def seconds(some: FullBatchObjective, threads: int) -> float:
@@ -41,16 +41,16 @@ def seconds(some: FullBatchObjective, threads: int) -> float:
     return time.perf_counter() - start
 
 
-def follow(port: int, options: argparse.Namespace) -> None:
+def run_second(port: int, options: argparse.Namespace) -> None:
     with joined(Ranks(1, 2), "127.0.0.1", open_store("127.0.0.1", port, serve=False), backend="gloo") as group:
         shared = objective(options, group)
         for _ in range(options.repetitions + 1):
-            group.broadcast(None)  # the other one measures itself meanwhile
+            group.broadcast(None)  # waits while the first process measures itself alone
             seconds(shared, 1)
 
 
 def measured(options: argparse.Namespace, group: Group) -> list[tuple[float, float]]:
-    """Seconds of one process and of two, for each repetition."""
+    """Return the seconds of one process and of two, for each repetition."""
     alone, shared = objective(options, ALONE), objective(options, group)
     times = []
     for _ in range(options.repetitions + 1):
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     store = open_store("127.0.0.1", 0, serve=True)
-    other: Any = multiprocessing.get_context("spawn").Process(target=follow, args=(store.port, options))
+    other: Any = multiprocessing.get_context("spawn").Process(target=run_second, args=(store.port, options))
     other.start()
     with joined(Ranks(0, 2), "127.0.0.1", store, backend="gloo") as group:
         times = measured(options, group)

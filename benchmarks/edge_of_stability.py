@@ -1,12 +1,12 @@
-"""The edge of stability (Cohen et al., ICLR 2021) on real images: sharpness rises to 2/lr and stays there.
+"""Reproduce the edge of stability (Cohen et al., ICLR 2021): the sharpness rises to 2/lr and stays there.
 
     python benchmarks/edge_of_stability.py --data ~/cifar10 [--samples 1000] [--steps 3000] [--lr 0.07 0.1]
 
-Full-batch gradient descent with a constant learning rate, no momentum, no weight decay, no warm-up, on half the squared
-distance to the one-hot labels; a tanh network of two hidden layers of 64 on images averaged to 8x8. ``--data`` is a
-folder of images (train/<class>/*) or ``digits``, which ship with scikit-learn. Prints, for each learning rate, the
-median of lr sharpness/2 over the last third of the steps, and writes <output>.png and <output>.csv. Ends with status 1
-where a median is outside of [0.9, 1.2].
+Trains by full-batch gradient descent with a constant learning rate, without momentum, weight decay and warm-up. The
+loss is half the squared distance to the one-hot labels; the model is a tanh network with two hidden layers of 64 units
+on images averaged to 8x8. ``--data`` is a folder of images (train/<class>/*) or ``digits``, which ship with
+scikit-learn. Prints the median of lr sharpness/2 over the last third of the steps for each learning rate, and writes
+<output>.png and <output>.csv. The exit status is 1 if a median is outside [0.9, 1.2].
 """
 
 import argparse
@@ -49,16 +49,16 @@ def network(channels: int, pixels: int, classes: int, seed: int) -> nn.Module:
 
 
 def descend(model: nn.Module, loader: BlockLoader, lr: float, steps: int, every: int) -> list[Row]:
-    """Train, and return the rows; the sharpness is measured every so many steps."""
+    """Train and return the rows; the sharpness is measured after every ``every`` steps."""
     objective = FullBatchObjective(model, loss_function("squared"), [])
     optimizer = Descent(model.parameters(), lr)
-    found = objective.over(loader.blocks(0)).loss()
+    validation = objective.over(loader.blocks(0)).loss()  # stands in for validation, which this script does not need
     trainer = Trainer(
         state=TrainState(model, optimizer),
         take_step=Step(objective, optimizer, [], loader),
         steps=steps,
         schedule=constant,
-        validate=lambda *_: found,
+        validate=lambda *_: validation,
         stochastic=lambda step: False,
         validate_every=steps,
     )
@@ -67,8 +67,8 @@ def descend(model: nn.Module, loader: BlockLoader, lr: float, steps: int, every:
     return trainer.state.rows
 
 
-def closing(rows: list[Row], lr: float) -> float:
-    """The median of lr sharpness/2 over the last third."""
+def final_median(rows: list[Row], lr: float) -> float:
+    """Return the median of lr sharpness/2 over the last third."""
     last = rows[len(rows) * 2 // 3 :]
     return statistics.median(lr * row["sharpness"] / 2 for row in last if "sharpness" in row)
 
@@ -95,7 +95,7 @@ def main() -> int:
         rows = runs[f"lr {lr:g}, threshold 2/lr = {2 / lr:.3g}"] = descend(
             model, loader, lr, options.steps, options.every
         )
-        medians.append(closing(rows, lr))
+        medians.append(final_median(rows, lr))
         products = sum(row.get("sharpness_matvecs", 0) for row in rows)
         console.print(
             f"lr {lr:g}: median of lr sharpness/2 over the last third {medians[-1]:.3f}, training loss "

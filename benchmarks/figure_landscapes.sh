@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The paper's first figure in small: the loss along a random, filter-normalised direction around three minima of one
-# network, found by full-batch gradient descent, with the gradient clipped, and clipped and regularized, too.
+# The paper's first figure at small scale: the loss along a random, filter-normalized direction around three minima of one
+# network, reached by full-batch gradient descent, with clipping, and with clipping and regularization.
 #   benchmarks/figure_landscapes.sh [FOLDER]
-# Trains on the digits, computes the three lines and draws them side by side as landscapes.png; a few minutes on two cores.
-# Everything is left in FOLDER (landscapes), where the line given again continues.
+# Trains on the digits, computes the three lines and draws them side by side in landscapes.png, in a few minutes on two
+# cores. All files are written to FOLDER (landscapes); the same command continues there.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=python

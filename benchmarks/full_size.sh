@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The paper's runs at full size, one after the other: the stochastic baseline, full batch, clipped, regularized, and in
-# blocks of 32 with shuffling.
+# The paper's runs at full size, one after the other: the stochastic baseline, full batch, clipped, regularized, and
+# regularized in blocks of 32 with shuffling.
 #   benchmarks/full_size.sh FOLDER MINUTES [OVERRIDE...]
-# FOLDER holds CIFAR-10 as images: train/<class>/* and test/<class>/*. Each run gets MINUTES, is then told to save and
-# stop, and goes on when the line is given again; one that fails keeps no other from being done. Tables lie in tables/
-# and outputs/, checkpoints in checkpoints/.
+# FOLDER contains CIFAR-10 as images: train/<class>/* and test/<class>/*. After MINUTES each run saves and stops; it
+# continues when the command is repeated. A run that fails does not prevent the others. Tables are written to tables/ and
+# outputs/, checkpoints to checkpoints/.
 set -euo pipefail
 folder=${1:?usage: full_size.sh FOLDER MINUTES [OVERRIDE...]}
 minutes=${2:?usage: full_size.sh FOLDER MINUTES [OVERRIDE...]}
@@ -21,7 +21,7 @@ run() { # run NAME OVERRIDES...
         "impl.checkpoint.name=full_size/$1" data=imagefolder "data.path=$folder" \
         'data.augmentations_train={RandomCrop: [32, 4], RandomHorizontalFlip: 0.5}' \
         impl=fast impl.validate_every_nth_step=10 impl.checkpoint.save_every_nth_step=10 "${@:2}" || status=$?
-    # 124: timeout's word for having ended it
+    # 124: timeout has ended it
     [[ $status == 0 || $status == 124 || $status == "$PAUSED" ]] || failed+=("$1")
 }
 

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# All that is to be measured on a machine with a CUDA device, without network: the tests for it, the table of speeds, what
-# low precision does to gradients, the paper's runs at full size.
+# All measurements that need a CUDA device, without network: its tests, the table of speeds, the effect of low precision on
+# gradients, the paper's runs at full size.
 #   benchmarks/gpu.sh [--try] FOLDER MINUTES [RESULTS [PART...]]
-# FOLDER holds CIFAR-10 as images: train/<class>/* and test/<class>/*. Each of the five runs gets MINUTES (0.5 is half
-# of one) and goes on when the line is given again. RESULTS (gpu_results) takes what the PARTs write; without a PART all
-# of them are done, in this order:
+# FOLDER contains CIFAR-10 as images: train/<class>/* and test/<class>/*. Each of the five runs stops after MINUTES (0.5 is
+# half a minute) and continues when the command is repeated. The PARTs write to RESULTS (gpu_results). Without a PART all
+# of them run, in this order:
 #   tests      tests.log
-#   speed      speed_<block size>.log and .json, cost.log and .json: ResNet-18, compiled, too
+#   speed      speed_<block size>.log and .json, cost.log and .json: ResNet-18, also compiled
 #   precision  bfloat16_<seed>.log and .json, float16_<seed>.log and .json: the gradients of a ResNet-18; accuracy.log;
-#              regularized.log: the regularized gradient beside that in float64
+#              regularized.log: the regularized gradient compared with float64
 #   full_size  full_size.log, and the runs' outputs/, tables/ and checkpoints/
 #   others     others_<block size>.log and .json: ResNet-20, DenseNet-121
-# What fails is told at the end and keeps nothing else from being done. --try does all of it in small, on a CPU, within
-# minutes.
+# A failure does not prevent the other measurements and is reported at the end. --try makes small versions of all of them on
+# a CPU, within minutes.
 set -uo pipefail
 try=
 [[ ${1-} == --try ]] && try=yes && shift
@@ -22,7 +22,7 @@ minutes=${2:?$usage}
 parts=("${@:4}")
 [[ ${#parts[@]} == 0 ]] && parts=(tests speed precision full_size others)
 for name in "${parts[@]}"; do
-    [[ $name =~ ^(tests|speed|precision|full_size|others)$ ]] || { echo "$name: no such part; $usage" >&2 && exit 2; }
+    [[ $name =~ ^(tests|speed|precision|full_size|others)$ ]] || { echo "$name: unknown part; $usage" >&2 && exit 2; }
 done
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=python
@@ -31,7 +31,7 @@ mkdir -p "${3:-gpu_results}" && results=$(cd "${3:-gpu_results}" && pwd) || exit
 failed=()
 trap 'exit 130' INT TERM
 
-step() { # step NAME COMMAND...: its words in NAME.log
+step() { # step NAME COMMAND...: its output in NAME.log
     echo "$1: ${*:2}" >&2
     "${@:2}" 2>&1 | tee "$results/$1.log" || failed+=("$1")
 }
@@ -40,11 +40,11 @@ measure() { # measure NAME ARGUMENTS...: a table of speeds
     step "$1" "$python" "$root/benchmarks/speed.py" --json "$results/$1.json" "${@:2}"
 }
 
-low() { # low NAME ARGUMENTS...: low precision beside float32
+low() { # low NAME ARGUMENTS...: low precision compared with float32
     step "$1" "$python" "$root/benchmarks/low_precision.py" --json "$results/$1.json" "${@:2}"
 }
 
-run_tests() { # of processes as many as pay
+run_tests() { # run_tests ARGUMENTS...: the tests for a GPU
     step tests "$python" -m pytest "$root/tests" --rootdir="$root" -c "$root/pyproject.toml" -p no:benchmark -m gpu "$@"
 }
 
@@ -52,7 +52,7 @@ small=(--turns 1 --short-turns 1 --device cpu --threads 1 --workers 1)
 many=(--device cuda --turns 3 --workers "$(nproc)")
 
 tests() {
-    # on a CPU every one of them is skipped: what is tried is that they are found
+    # on a CPU all of them would be skipped: only collect them
     if [[ $try ]]; then run_tests --collect-only -q; else run_tests -q -n auto --maxprocesses 8; fi
 }
 
@@ -66,7 +66,7 @@ speed() {
         --only limits data gradient regularized overhead digits scaling
     measure speed_32 --batch-sizes 32 --samples 4096 "${many[@]}" --compile --only gradient regularized
     measure speed_512 --batch-sizes 512 --samples 16384 "${many[@]}" --compile --only limits gradient regularized kernels
-    # exact products are compiled as a whole, which takes minutes: not here
+    # no --compile: exact products are compiled as a whole, which takes minutes
     measure cost --batch-sizes 128 --samples 4096 "${many[@]}" --only products memory
 }
 
@@ -106,6 +106,6 @@ others() {
 
 cd "$results" || exit 2
 for name in "${parts[@]}"; do "$name"; done
-[[ ${#failed[@]} == 0 ]] && echo "all of it is in $results" && exit
-echo "not everything went well: ${failed[*]}; see $results" >&2
+[[ ${#failed[@]} == 0 ]] && echo "all results are in $results" && exit
+echo "failed: ${failed[*]}; see $results" >&2
 exit 1

@@ -1,10 +1,10 @@
-"""Gradients of all the images, beside the plain loop and beside the limits of the machine."""
+"""Full-batch gradients, compared with the plain loop and with the limits of the machine."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from baseline import ALPHA, EPS, RATE, PlainLoop
@@ -16,8 +16,6 @@ from torch.nn import functional as F
 from fullbatch import FullBatchObjective, GradRegularizer
 from fullbatch.objective.flops import count_flops
 from fullbatch.runtime.compilation import compile_in_place
-from fullbatch.runtime.cuda_graphs import recorder_on
-from fullbatch.runtime.cuda_streams import streams_on
 from fullbatch.runtime.device import tf32
 from fullbatch.runtime.peak import matmul_peak
 
@@ -26,70 +24,62 @@ PLAIN = "plain loop"
 
 @dataclass(frozen=True)
 class Setting:
-    """How our gradients are computed; ``rounded``: CUDA's float32 products to TF32; ``replayed``: CUDA graphs.
+    """How our gradients are computed.
 
-    ``in_flight`` blocks are evaluated at the same time.
+    ``rounded`` rounds the factors of CUDA's float32 products to TF32; ``compiled`` is as in `impl.compile`.
     """
 
     memory_format: torch.memory_format = torch.channels_last
     dtype: torch.dtype = torch.float32
     rounded: bool = False
-    compiled: bool = False
-    replayed: bool = False
-    in_flight: int = 1
+    compiled: bool | Literal["reduce-overhead"] = False
 
     @property
     def name(self) -> str:
-        """The dtype and what else there is."""
-        words = {"channels_last": self.memory_format == torch.channels_last, "compiled": self.compiled}
-        words |= {"replayed": self.replayed, f"{self.in_flight} in flight": self.in_flight > 1}
+        """The dtype, the memory format and how it is compiled."""
         dtype = "TF32" if self.rounded else str(self.dtype).removeprefix("torch.")
-        return ", ".join([dtype, *(word for word, true in words.items() if true)])
+        memory = "channels_last" if self.memory_format == torch.channels_last else ""
+        compiled = {False: "", True: "compiled"}.get(self.compiled, f"compiled {self.compiled}")
+        return ", ".join(filter(None, (dtype, memory, compiled)))
 
 
 def settings(bench: Bench) -> Iterator[Setting]:
-    """Yield what the device has."""
+    """Yield all settings that the device supports."""
     cuda, dtypes = bench.device.type == "cuda", (torch.float32, *low_dtypes(bench.device))
-    for replayed in (False, True) if cuda else (False,):
-        yield Setting(torch.contiguous_format, replayed=replayed)
-        yield Setting(replayed=replayed)
-        if cuda:
-            yield Setting(rounded=True, replayed=replayed)
-        for dtype in low_dtypes(bench.device):
-            yield Setting(dtype=dtype, replayed=replayed)
-    for number in (2, 4) if cuda else ():
-        for dtype in dtypes:
-            yield Setting(dtype=dtype, replayed=True, in_flight=number)
-    for number in (1, 2, 4) if cuda else (1,):
-        for dtype in dtypes if bench.options.compile else ():  # takes minutes: only as it is best run
-            yield Setting(dtype=dtype, compiled=True, replayed=cuda, in_flight=number)
+    yield Setting(torch.contiguous_format)
+    yield Setting()
+    if cuda:
+        yield Setting(rounded=True)
+    for dtype in dtypes[1:]:
+        yield Setting(dtype=dtype)
+    if bench.options.compile:
+        modes: tuple[bool | Literal["reduce-overhead"], ...] = (True, "reduce-overhead") if cuda else (True,)
+        yield from (Setting(dtype=dtype, compiled=mode) for mode in modes for dtype in dtypes)
 
 
 def objective(
     bench: Bench, name: str, batch_size: int, setting: Setting, *, samples: int | None = None, **options: Any
 ) -> FullBatchObjective:
-    """Return ours, on all images or as many ``samples``; ``regularized=True``: by forward differences."""
+    """Return our objective, on all images or on ``samples`` of them, ``regularized`` by forward differences."""
     model = bench.model(name, setting.memory_format)
     if options.pop("regularized", False):
         optimizer = torch.optim.SGD(model.parameters(), RATE)
         options["regularizer"] = GradRegularizer(model, optimizer, F.cross_entropy, block_strength=ALPHA, eps=EPS)
-    if setting.compiled:
+    if setting.compiled == "reduce-overhead":
+        model.compile(dynamic=False, mode=setting.compiled)
+    elif setting.compiled:
         compile_in_place(model)
-    if setting.replayed:
-        options["recorder"] = recorder_on(bench.device)
-    if setting.in_flight > 1:
-        options["streams"] = streams_on(bench.device, setting.in_flight)
     low = setting.dtype if setting.dtype != torch.float32 else False
     data = bench.loader(batch_size, samples=samples, memory_format=setting.memory_format).blocks(0)
     return bench.objective(model, data, mixed_precision=low, **options)
 
 
 def ours(bench: Bench, name: str, batch_size: int, setting: Setting, **options: Any) -> Case:
-    """Return the case of ``objective``."""
+    """Return the case that evaluates ``objective``."""
     evaluate = objective(bench, name, batch_size, setting, **options).evaluate
-    dtype = None if setting.rounded or options else setting.dtype  # the limits are those of plain gradients in float32
+    dtype = None if setting.rounded or options else setting.dtype  # the limits apply to plain gradients without TF32
     run = partial(_with_tf32, evaluate) if setting.rounded else evaluate
-    return bench.case(setting.name, run, dtype=dtype, may_fail=setting.compiled)
+    return bench.case(setting.name, run, dtype=dtype, may_fail=bool(setting.compiled))
 
 
 def _with_tf32(run: Callable[[], object]) -> None:
@@ -98,7 +88,7 @@ def _with_tf32(run: Callable[[], object]) -> None:
 
 
 def gradient(bench: Bench, model: str, batch_size: int) -> list[Timing]:
-    """The plain loop, ours in all settings, and the layers alone; with shares of what is possible."""
+    """Time the plain loop, our gradient in all settings, and the layers alone, with shares of the limits."""
     block, repetitions = bench.block(batch_size), -(-len(bench.labels) // batch_size)
     alone = {
         dtype: layers_alone(bench.model(model, torch.channels_last), block, dtype, repetitions)
@@ -113,11 +103,11 @@ def gradient(bench: Bench, model: str, batch_size: int) -> list[Timing]:
                 for dtype, run in alone.items()
             ),
         ]
-        found = measure(Title("gradient", model, batch_size), cases, bench.turns, bench.device)
+        timings = measure(Title("gradient", model, batch_size), cases, bench.turns, bench.device)
     flops = count_flops(bench.objective(bench.model(model), []), [(block[0][:2], block[1][:2])]).gradient
     bench.facts[f"operations of the gradient of an image: {model}"] = flops
-    limit = dict(zip(alone, found[-len(alone) :], strict=True))
-    return [_with_shares(timing, limit, flops, bench.device) for timing in found]
+    limit = dict(zip(alone, timings[-len(alone) :], strict=True))
+    return [_with_shares(timing, limit, flops, bench.device) for timing in timings]
 
 
 def _with_shares(timing: Timing, layers: dict[torch.dtype, Timing], flops: float, device: torch.device) -> Timing:
@@ -132,7 +122,7 @@ def _with_shares(timing: Timing, layers: dict[torch.dtype, Timing], flops: float
 
 
 def regularized(bench: Bench, model: str, batch_size: int) -> list[Timing]:
-    """The plain loop with the regularizer by forward differences, and ours in float32, which differences need."""
+    """Time the regularized gradient of the plain loop and ours, by forward differences, in float32."""
     exact = [setting for setting in settings(bench) if setting.dtype == torch.float32 and not setting.rounded]
     with PlainLoop(bench.loop(model, batch_size, regularized=True)) as loop:
         cases = [ours(bench, model, batch_size, setting, regularized=True) for setting in exact]
@@ -141,7 +131,7 @@ def regularized(bench: Bench, model: str, batch_size: int) -> list[Timing]:
 
 
 def allocator(bench: Bench, model: str, batch_size: int) -> list[Timing]:
-    """What it gives to keep freed memory in the process: the plain loop without and with it."""
+    """Time the plain loop without and with freed memory kept in the process."""
     with ExitStack() as stack:
         loops = {
             name: stack.enter_context(PlainLoop(bench.loop(model, batch_size, keep_memory=keep)))

@@ -1,4 +1,4 @@
-"""Which kernels take the time of a gradient."""
+"""The kernels that take the most time in a gradient."""
 
 import torch
 from bench import Bench
@@ -12,7 +12,7 @@ BLOCKS, ROWS = 4, 24
 
 
 def kernels(bench: Bench, model: str, batch_size: int, console: Console) -> None:
-    """Print those of a few blocks in the lowest precision that the device has; with ``--compile`` compiled, too."""
+    """Print the kernels of a few blocks in the lowest precision of the device, with ``--compile`` also compiled."""
     device, dtype = bench.device, [torch.float32, *low_dtypes(bench.device)][-1]
     activities, order = [ProfilerActivity.CPU], "self_cpu_time_total"
     if device.type == "cuda":
@@ -20,11 +20,11 @@ def kernels(bench: Bench, model: str, batch_size: int, console: Console) -> None
     for compiled in (False, True) if bench.options.compile else (False,):
         setting = Setting(dtype=dtype, compiled=compiled)
         evaluate = objective(bench, model, batch_size, setting, samples=BLOCKS * batch_size).evaluate
-        evaluate()  # measures algorithms
+        evaluate()  # warm-up, in which cuDNN times its algorithms
         wait(device)
-        with profile(activities=activities) as found:
+        with profile(activities=activities) as profiled:
             evaluate()
             wait(device)
         console.print(f"{Title('kernels', model, batch_size)}: {setting.name}", highlight=False)
-        table = found.key_averages().table(sort_by=order, row_limit=ROWS, max_name_column_width=60)
+        table = profiled.key_averages().table(sort_by=order, row_limit=ROWS, max_name_column_width=60)
         console.print(table, highlight=False, markup=False, soft_wrap=True)

@@ -1,8 +1,9 @@
-"""What a point of a loss landscape costs beside one plain evaluation of the loss, alternating in one process.
+"""Compare the cost of a point of a loss landscape with that of a plain evaluation of the loss.
 
     python benchmarks/landscape.py [--model resnet18] [--samples 512] [--batch-size 128] [--repetitions 7]
 
-Evaluation mode, no regularizer; the point moves along two directions, and everything is put back after it.
+The two alternate in one process, in evaluation mode and without regularizer. The point moves the parameters along two
+directions and restores them.
 """
 
 import argparse
@@ -24,7 +25,7 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
     start = time.process_time() if device.type == "cpu" else time.perf_counter()
     run()
     if device.type == "cpu":
-        return time.process_time() - start  # what other programs take of the machine does not count
+        return time.process_time() - start  # time of other programs is excluded
     torch.accelerator.synchronize(device)
     return time.perf_counter() - start
 
@@ -52,7 +53,7 @@ def main() -> None:
         "point": lambda: evaluate((0.1, -0.2)),
     }
     for run in table.values():
-        seconds(run, device)  # warm up
+        seconds(run, device)  # warm-up
     times = [{name: seconds(run, device) for name, run in table.items()} for _ in range(options.repetitions)]
     ratio = statistics.median(row["point"] / row["loss"] for row in times)
     loss = statistics.median(row["loss"] for row in times)

@@ -1,26 +1,26 @@
-"""What bfloat16 and float16 do to the full gradient, and whether training notices.
+"""Measure the effect of bfloat16 and float16 on the full gradient and on trained models.
 
     python benchmarks/low_precision.py [--data ~/cifar10] [--samples 2000] [--model resnet20] [--steps 10] [--lr 0.1]
     python benchmarks/low_precision.py --only accuracy [--data digits] [--seeds 3] [--accuracy-steps 60]
                                        [--precision bfloat16] [--threads 1] [--device auto] [--emulated] [--json FILE]
 
-- gradient: ||g_low - g|| / ||g||, the full gradient under autocast to ``--precision`` against that in float32, at the
-  same parameters on the same blocks, batch norm in training mode: at initialization, after ``--steps`` full-batch steps
-  in float32, and after as many in low precision (momentum, five steps of warm-up and weight decay, as ``hyp=fb1``).
-  Beside it the cosine between the two, and the relative differences of their norms and of the losses.
+- gradient: ||g_low - g|| / ||g||, the full gradient under autocast to ``--precision`` compared with that in float32, at
+  the same parameters on the same blocks, with batch norm in training mode: at initialization, after ``--steps``
+  full-batch steps in float32, and after the same number of steps in low precision (momentum, five steps of warm-up and
+  weight decay, as in ``hyp=fb1``). Also the cosine between the two, and the relative differences of norms and losses.
 - accuracy: the validation accuracy after ``--accuracy-steps`` such steps with cosine schedule and augmentation, in
   float32 and in low precision, over ``--seeds`` initializations.
 
-In float16 the losses are scaled, as by ``impl.grad_scaling=True``. With ``--emulated``, low precision is float32
-arithmetic on rounded numbers (``rounding.py``): for processors without it, on which PyTorch's own takes twenty times as
-long as float32 in bfloat16, and eighty times in float16.
+In float16 the losses are scaled, as with ``impl.grad_scaling=True``. With ``--emulated``, low precision is float32
+arithmetic on rounded numbers (``rounding.py``). This is meant for processors without low precision, where PyTorch takes
+twenty times as long in bfloat16 as in float32, and eighty times in float16.
 
-``--data`` is a folder of images (train/<class>/*, test/<class>/*) or ``digits``. Ends with status 1 where, after the
-steps, a gradient differs by more than ``--limit`` (5 %), or where the means of the accuracies differ by more than the
-spread (largest less smallest) over the seeds in float32, or one image. Resnet20 on 2,000 images takes five minutes
-on a core, on 10,000 with ``--emulated`` half an hour. README has a table, by number of images. What a narrow network
-amplifies is the rounding of its weights, which every product in bfloat16 has: of the 11 % that resnet20 shows after ten
-steps on 2,000 images of CIFAR-10, float32 at rounded weights has 8.5 %, and batch norm in float32 leaves 10.7 %.
+``--data`` is a folder of images (train/<class>/*, test/<class>/*) or ``digits``. The exit status is 1 if a gradient
+after the steps differs by more than ``--limit`` (5 %), or if the means of the accuracies differ by more than both one
+image and the range (largest minus smallest) over the seeds in float32. A ResNet-20 on 2,000 images takes five minutes
+on one core, on 10,000 with ``--emulated`` half an hour. The README has a table by number of images. A narrow network
+amplifies the rounding of its weights, which affects every product in bfloat16: of the 11 % for a ResNet-20 after ten
+steps on 2,000 images of CIFAR-10, float32 at rounded weights has 8.5 %, and with batch norm in float32 10.7 % remain.
 """
 
 import argparse
@@ -55,7 +55,7 @@ WARMUP = 5  # steps
 
 
 class Difference(NamedTuple):
-    """Of the low-precision full gradient from that in float32: relative norm, cosine, norms; losses likewise."""
+    """Differences between the full gradients, and losses, in low precision and in float32."""
 
     where: str
     relative: float
@@ -66,7 +66,7 @@ class Difference(NamedTuple):
 
 
 class Accuracies(NamedTuple):
-    """Validation accuracies of the seeds, in order."""
+    """Validation accuracies by seed."""
 
     precision: str
     values: list[float]
@@ -81,7 +81,7 @@ class Accuracies(NamedTuple):
 
 
 class Bench:
-    """Images, and what is trained on them."""
+    """Images, with the models that are trained on them."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.device = options, find_device(options.device)
@@ -93,7 +93,7 @@ class Bench:
         data = self.data
         padding = max(data.pixels // 8, 1)
         transforms: dict[str, Any] = {"RandomCrop": [data.pixels, padding]}
-        if self.options.data != "digits":  # which have a right way round
+        if self.options.data != "digits":  # mirrored digits are not digits
             transforms["RandomHorizontalFlip"] = 0.5
         return BlockLoader(
             data.train if training else data.valid,
@@ -122,15 +122,15 @@ class Bench:
         return FullBatchObjective(model, loss_function(), blocks, mixed_precision=low, loss_scale=scale)
 
     def differences(self) -> list[Difference]:
-        """Compare the gradients at initialization, and after steps in either precision."""
-        found = [self.difference("at initialization", self.model(self.options.seed))]
+        """Compare the gradients at initialization and after steps in each precision."""
+        differences = [self.difference("at initialization", self.model(self.options.seed))]
         for name, low in self.precisions.items():
             if name not in (self.options.trained_in or self.precisions):
                 continue
             take_step = self.step(model := self.model(self.options.seed), low)
             self.train(take_step, self.options.steps, schedule_named(None, 0, WARMUP))
-            found.append(self.difference(f"after {self.options.steps} steps in {name}", model))
-        return found
+            differences.append(self.difference(f"after {self.options.steps} steps in {name}", model))
+        return differences
 
     def difference(self, where: str, model: nn.Module) -> Difference:
         blocks = self.loader().blocks(0)
@@ -149,7 +149,7 @@ class Bench:
             take_step(number, stochastic=False)
 
     def accuracies(self) -> list[Accuracies]:
-        """Train every seed in both precisions."""
+        """Train with every seed in both precisions."""
         return [
             Accuracies(name, [self.accuracy(seed, low) for seed in range(self.options.seeds)])
             for name, low in self.precisions.items()
@@ -163,25 +163,25 @@ class Bench:
         return float(self.objective(model.eval(), blocks, low).loss().accuracy)
 
 
-def show_differences(found: Sequence[Difference], precision: str, console: Console) -> None:
-    table = Table(f"full gradient in {precision}", "relative difference", "cosine", "of norms", "loss", "of losses")
-    for row in found:
+def show_differences(differences: Sequence[Difference], precision: str, console: Console) -> None:
+    table = Table(f"full gradient in {precision}", "difference", "cosine", "of norms", "loss", "of losses")
+    for row in differences:
         numbers = (f"{row.relative:.2%}", f"{row.cosine:.5f}", f"{row.norm_difference:+.2%}", f"{row.loss:.4f}")
         numbers = (*numbers, f"{row.loss_difference:+.1e}")
         table.add_row(row.where, *numbers)
     console.print(table)
 
 
-def show_accuracies(found: Sequence[Accuracies], console: Console) -> None:
+def show_accuracies(accuracies: Sequence[Accuracies], console: Console) -> None:
     table = Table("validation accuracy", "mean", "standard deviation", "seeds")
-    for row in found:
+    for row in accuracies:
         seeds = " ".join(f"{value:.2%}" for value in row.values)
         table.add_row(row.precision, f"{row.mean:.2%}", f"{row.deviation:.2%}", seeds)
     console.print(table)
 
 
 def spread(single: Accuracies, images: int) -> float:
-    """Return by how much the means may differ."""
+    """Return the largest difference of the means that is allowed."""
     return max(max(single.values) - min(single.values), 1 / images)
 
 
@@ -193,16 +193,18 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--trained-in", nargs="+", choices=["float32", *LOW], help="the steps; else in both")
-    parser.add_argument("--limit", type=float, default=0.05, help="of the relative difference after the steps")
-    parser.add_argument("--seed", type=int, default=0, help="of the model whose gradients are compared")
+    parser.add_argument(
+        "--trained-in", nargs="+", choices=["float32", *LOW], help="precisions of the steps; both by default"
+    )
+    parser.add_argument("--limit", type=float, default=0.05, help="largest relative difference after the steps")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the model whose gradients are compared")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--accuracy-steps", type=int, default=60)
     parser.add_argument("--only", nargs="+", choices=["gradient", "accuracy"], default=["gradient", "accuracy"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", choices=LOW, default="bfloat16")
-    parser.add_argument("--emulated", action="store_true", help="round float32")
+    parser.add_argument("--emulated", action="store_true", help="emulate low precision by rounding float32")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 

@@ -2,11 +2,11 @@
 
     python benchmarks/optimizers.py --data ~/cifar10 [--samples 5000] [--evaluations 100] [--output optimizers]
 
-``--data`` is a folder of images (train/<class>/*) or ``digits``, which ship with scikit-learn. The network is small,
-smooth and without batch norm, so that the loss of a sample depends on nothing but the sample. The axis is the cost: an
-evaluation of the gradient counts 1, one of the loss alone a third. An optimizer with a learning rate to choose is run
-with three, and the one that ends lowest is drawn; the searches have none to choose. Writes <output>.png and, with all
-runs, <output>.csv; ten minutes on one core for 5,000 images of 32x32.
+``--data`` is a folder of images (train/<class>/*) or ``digits``, which ship with scikit-learn. The network is small and
+smooth and has no batch norm, so the loss of a sample depends only on the sample. The horizontal axis is the cost: a
+gradient evaluation counts 1, a loss evaluation 1/3. Optimizers with a learning rate to choose are run with three
+values, and the run with the lowest final loss is drawn; line searches have none to choose. Writes <output>.png and
+<output>.csv with all runs. Takes ten minutes on one core for 5,000 images of 32x32.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def network(channels: int, pixels: int, classes: int, seed: int) -> nn.Module:
 
 
 def data_named(name: str, samples: int | None) -> tuple[BlockLoader, tuple[int, int, int]]:
-    """Return the training blocks, and channels, pixels and classes."""
+    """Return a loader of the training blocks, with channels, pixels and number of classes."""
     if name == "digits":
         data = load_images("digits", size=samples)
     else:
@@ -79,7 +79,7 @@ def data_named(name: str, samples: int | None) -> tuple[BlockLoader, tuple[int, 
 
 
 def trajectory(name: str, lr: float, loader: BlockLoader, model: nn.Module, budget: float) -> Iterator[Point]:
-    """Train until the budget is spent; a point for each step, where it starts."""
+    """Train until the budget is spent; yield the values at the start of each step."""
     optimizer = CONTENDERS[name][0](list(model.parameters()), lr)
     take_step = Step(FullBatchObjective(model, F.cross_entropy, []), optimizer, [], loader, constant_data=True)
     spent, step = 0.0, 0
@@ -94,13 +94,13 @@ def trajectory(name: str, lr: float, loader: BlockLoader, model: nn.Module, budg
 
 
 def lowest(points: list[Point], name: str) -> float:
-    """Return the learning rate whose run ended lowest."""
+    """Return the learning rate with the lowest final loss."""
     ends = {point.lr: point.train_loss for point in points if point.optimizer == name}
     return min(ends, key=lambda lr: ends[lr])
 
 
 def draw(points: list[Point], path: Path, title: str) -> None:
-    import matplotlib.pyplot as plt  # noqa: PLC0415 (an extra of the package)
+    import matplotlib.pyplot as plt  # noqa: PLC0415 (an optional dependency)
 
     figure, axes = plt.subplots(figsize=(6, 4), constrained_layout=True)
     for name in CONTENDERS:

@@ -1,4 +1,4 @@
-"""What regularizers, losses and Hessian-vector products cost beside the plain gradient, in time and in memory."""
+"""Time and memory of regularizers, losses and Hessian-vector products, compared with the plain gradient."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,13 +17,13 @@ from fullbatch.runtime.live_memory import peak_of
 
 Pair = tuple[Tensor, Tensor]
 Pairs = list[Pair]
-MIB, SHARE = 1 << 20, 4  # a quarter of the images, since exact products take long
+MIB, SHARE = 1 << 20, 4  # a quarter of the images, because exact products are slow
 IMPLEMENTATIONS = ("forward-differences", "central-differences", "autograd", "forward-over-reverse")
 DIFFERENCES = IMPLEMENTATIONS[:2]
 
 
 def regularized(model: nn.Module, pairs: Pairs, implementation: str) -> FullBatchObjective:
-    """Return the objective with a regularizer."""
+    """Return the objective with a gradient regularizer."""
     regularizer = GradRegularizer(
         model,
         torch.optim.SGD(model.parameters(), 0.1),
@@ -35,7 +35,7 @@ def regularized(model: nn.Module, pairs: Pairs, implementation: str) -> FullBatc
 
 
 def products(bench: Bench, model: str, batch_size: int) -> list[Timing]:
-    """Everything on the same blocks, which lie ready."""
+    """Time each of them on the same blocks, which are made in advance."""
     samples = max(len(bench.labels) // SHARE, batch_size)
     blocks = bench.loader(batch_size, samples=samples).blocks(0)
     pairs = [(inputs, labels) for inputs, labels, _ in blocks]
@@ -55,9 +55,9 @@ def products(bench: Bench, model: str, batch_size: int) -> list[Timing]:
 
 
 def compiled(bench: Bench, model: str, pairs: Pairs, direction: list[Tensor]) -> list[Case]:
-    """Return what can be compiled: evaluations of the model, and a derivative of its gradient as a whole.
+    """Return the cases that can be compiled: evaluations of the model, and a derivative of its gradient as a whole.
 
-    Exact products of ours are not among them, since the gradient of a compiled model has no derivative.
+    Our exact products are not among them, because the gradient of a compiled model has no derivative.
     """
     samples, network = sum(len(labels) for _, labels in pairs), compile_in_place(bench.model(model))
     runs: dict[str, Callable[[], object]] = {"gradient, compiled": bench.objective(network, pairs).evaluate}
@@ -77,12 +77,12 @@ def derivative(model: nn.Module, values: Values, buffers: Values, block: Pair, d
         state = {**at, **{name: buffer.clone() for name, buffer in buffers.items()}}
         return F.cross_entropy(functional_call(model, state, (block[0],)), block[1])
 
-    found: Values = jvp(grad(loss), (values,), (direction,))[1]
-    return found
+    product: Values = jvp(grad(loss), (values,), (direction,))[1]
+    return product
 
 
 def forward_over_reverse(product: Callable[..., Values], model: nn.Module, pairs: Pairs, v: list[Tensor]) -> None:
-    """Go through the blocks with ``product``, which is ``derivative`` or what it was compiled to."""
+    """Apply ``product``, which is ``derivative`` or its compiled version, to each block."""
     values = {name: parameter.detach() for name, parameter in model.named_parameters()}
     buffers, direction = dict(model.named_buffers()), dict(zip(values, v, strict=True))
     for block in pairs:
@@ -90,7 +90,7 @@ def forward_over_reverse(product: Callable[..., Values], model: nn.Module, pairs
 
 
 def memory(bench: Bench, model: str, batch_size: int, console: Console) -> None:
-    """Print the peak of a plain and of a regularized gradient of two blocks, beyond what is there before."""
+    """Print the peak memory of plain and regularized gradients of two blocks, beyond the memory before."""
     network, title = bench.model(model), f"{model}, blocks of {batch_size}"
     pairs = [bench.block(batch_size)] * 2
     parameters = sum(p.numel() * p.element_size() for p in network.parameters()) / MIB

@@ -1,4 +1,4 @@
-"""Autocast on processors that have no products of low precision: float32 arithmetic on numbers that are rounded."""
+"""Emulated autocast for processors without low-precision products: float32 arithmetic on rounded numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,14 +9,14 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 PRODUCTS = (torch.conv2d, F.linear)
-"""Whose parameters autocast rounds, too."""
+"""Functions whose parameters autocast rounds, too."""
 
 
 class Rounding(TorchFunctionMode):
-    """Rounds results of functions, and what products are of, to ``dtype``; on the way back it rounds gradients.
+    """Rounds results of functions and arguments of products to ``dtype``; in the backward pass it rounds gradients.
 
-    Sums inside a product, statistics of batch norm and all parameters but those of products are float32, as they are
-    under autocast where processors have products of that precision. What float16 has no numbers for is 0 or infinite.
+    Sums inside a product, statistics of batch norm and all parameters except those of products are float32, as under
+    autocast on processors with products of that precision. Values outside the range of float16 become 0 or infinite.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -36,12 +36,12 @@ class Rounding(TorchFunctionMode):
 
 
 def rounded(value: Any, dtype: torch.dtype) -> Any:
-    """Return a tensor of float32 rounded to ``dtype``, and anything else as it is."""
+    """Return a float32 tensor rounded to ``dtype``, and any other value unchanged."""
     return value.to(dtype).float() if isinstance(value, Tensor) and value.dtype == torch.float32 else value
 
 
 class Rounded(nn.Module):
-    """``model`` with the outputs and gradients it would have under autocast to ``dtype``, in float32."""
+    """Wraps ``model`` to give, in float32, the outputs and gradients of autocast to ``dtype``."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()

@@ -1,11 +1,11 @@
-"""What the sharpness costs: the warm-started probe during training, checked each time against a cold, converged run.
+"""Measure the cost of the sharpness: a warm-started probe during training, compared with a converged cold start.
 
     python benchmarks/sharpness.py [--data ~/cifar10] [--samples 1000] [--steps 600] [--every 50] [--lr 0.2]
 
-Trains the network of ``benchmarks/edge_of_stability.py`` and measures the top eigenvalue every 50 steps. Prints
-products and relative error of each measurement and, in CPU time, what all of them add to the training. The cold runs
-(tolerance 1e-6, a random start) are not part of the cost. Ends with status 1 where an error exceeds 1 % or the cost
-50 %.
+Trains the network of ``benchmarks/edge_of_stability.py`` and measures the largest eigenvalue every 50 steps. Prints the
+number of products and the relative error of each measurement, and the CPU time that all of them add to the training.
+The cold starts (tolerance 1e-6, random initial vector) are not part of the cost. The exit status is 1 if an error
+exceeds 1 % or the cost 50 %.
 """
 
 import argparse
@@ -45,31 +45,25 @@ def main() -> int:
         FullBatchObjective(model, loss_function("squared"), []),
         Descent(model.parameters(), options.lr),
     )
-    take_step, training, measuring, products, worst, memory = (
-        Step(objective, optimizer, [], loader),
-        0.0,
-        0.0,
-        0,
-        0.0,
-        None,
-    )
-    table = Table("step", "sharpness", "lr sharpness/2", "products", "of a cold run", "relative error")
+    take_step = Step(objective, optimizer, [], loader)
+    training, measuring, products, worst, memory = 0.0, 0.0, 0, 0.0, None
+    table = Table("step", "sharpness", "lr sharpness/2", "products", "products of a cold start", "relative error")
     for step in range(options.steps):
         start = time.process_time()
         take_step(step, stochastic=False)
         training += time.process_time() - start
         if (step + 1) % options.every == 0:
             operator, start = curvature(take_step.objective_at(step).plain()), time.process_time()
-            found = largest_eigenpairs(operator, 1, tolerance=options.tolerance, start=memory)
-            measuring, memory = measuring + time.process_time() - start, found.memory
+            warm = largest_eigenpairs(operator, 1, tolerance=options.tolerance, start=memory)
+            measuring, memory = measuring + time.process_time() - start, warm.memory
             cold = largest_eigenpairs(operator, 1, tolerance=1e-6)
-            value, exact = float(found.values[0]), float(cold.values[0])
-            error, products = abs(value / exact - 1), products + found.matvecs
+            value, exact = float(warm.values[0]), float(cold.values[0])
+            error, products = abs(value / exact - 1), products + warm.matvecs
             worst = max(worst, error)
             numbers = (
                 f"{value:.4f}",
                 f"{options.lr * value / 2:.3f}",
-                str(found.matvecs),
+                str(warm.matvecs),
                 str(cold.matvecs),
                 f"{error:.1e}",
             )
@@ -77,7 +71,7 @@ def main() -> int:
     console = Console()
     console.print(table)
     console.print(
-        f"{products} products, {products / (options.steps // options.every):.1f} a measurement; they add "
+        f"{products} products, {products / (options.steps // options.every):.1f} per measurement; they add "
         f"{measuring / training:.0%} to the training; largest error {worst:.2%}"
     )
     return int(worst > 0.01 or measuring > 0.5 * training)

@@ -1,27 +1,27 @@
-"""Speed of full-batch training beside a plain loop, its parts, and the limits of the machine; `make bench`.
+"""Measure the speed of full-batch training, compared with a plain loop and the limits of the machine: `make bench`.
 
     python benchmarks/speed.py [--models resnet18] [--batch-sizes 128] [--samples 256] [--turns 5] [--compile]
                                [--only gradient regularized allocator products data overhead digits memory limits
                                scaling kernels] [--json FILE]
 
-Every ratio is the median of ratios within one turn of one run, since machines are noisy.
+Every ratio is the median of ratios within one turn of one run, because machines are noisy.
 
-- gradient: one full-batch gradient with augmentation. First row: the plain eager loop that such research code usually
-  is, in float32 and NCHW, with a DataLoader of PIL workers and Python over the parameters, in a process of its own with
-  the defaults of PyTorch and of the C library. Last rows: the network's convolutions and products alone.
-  On CUDA also with TF32, replayed as CUDA graphs, and with two and four blocks in flight.
+- gradient: one full-batch gradient with augmentation. The first row is the usual eager loop of research code, in
+  float32 and NCHW, with a DataLoader of PIL workers and Python loops over the parameters. It runs in a separate process
+  with the defaults of PyTorch and of the C library. The last rows are the network's convolutions and linear layers
+  alone. On CUDA there are also rows with TF32 and, with --compile, with mode="reduce-overhead".
 - regularized: the same with the regularizer by forward differences.
-- allocator: the plain loop, and the same where freed memory stays with the process. Only when asked for.
-- products: what regularizers, losses and Hessian-vector products cost beside the plain gradient, on blocks at hand.
+- allocator: the plain loop without and with freed memory kept in the process. Only on request.
+- products: cost of regularizers, losses and Hessian-vector products relative to the plain gradient, on ready blocks.
 - data: augmented, normalized blocks alone, from memory on the device and from a DataLoader of PIL workers.
-- overhead: a whole step of ours and of a minimal hand-written loop at equal settings.
+- overhead: our whole step and that of a minimal hand-written loop with the same settings.
 - digits: the same for a ResNet-20 on the digits, whose blocks take milliseconds.
-- memory: the peak of a gradient beyond what is there before, in MiB, and in copies of the parameters.
+- memory: the peak of a gradient beyond the memory before, in MiB and in copies of the parameters.
 - limits: rate of matrix products and copy bandwidth.
-- scaling: N, 2N and 4N samples; the time of each should not depend on N.
-- kernels: which take the time of a gradient. Only when asked for.
+- scaling: N, 2N and 4N samples; the time per sample should not depend on N.
+- kernels: the kernels that take the most time in a gradient. Only on request.
 
-At the end: what the project promises of its speed on such a device, and whether it was held.
+The last table compares the promised speeds for the device with the measured ones.
 """
 
 import argparse
@@ -53,19 +53,19 @@ OF_MODELS: dict[str, Group] = {
 }
 PRINTED = {"memory": memory, "kernels": kernels}
 ALL = (*OF_BLOCKS, *OF_MODELS, *PRINTED, "limits")
-UNUSUAL = ("allocator", "kernels")
+ON_REQUEST = ("allocator", "kernels")
 
 
 def run(bench: Bench, console: Console) -> list[Timing]:
-    """Measure and print what the options ask for; what does not depend on model or block size once."""
+    """Measure and print the requested groups; those that do not depend on the model run once per block size."""
     options, timings = bench.options, []
 
     def take(groups: dict[str, Group], model: str, batch_size: int) -> None:
         for name, group in groups.items():
             if name in options.only:
-                found = group(bench, model, batch_size)
-                show(found, console)
-                timings.extend(found)
+                measured = group(bench, model, batch_size)
+                show(measured, console)
+                timings.extend(measured)
 
     if "limits" in options.only:
         limits(bench, console)
@@ -87,12 +87,12 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument(
-        "--short-turns", type=int, default=3, help="turns of what takes long: regularized, products, scaling"
+        "--short-turns", type=int, default=3, help="turns of the slow groups: regularized, products, scaling"
     )
-    parser.add_argument("--many-turns", type=int, default=40, help="turns of digits, which take a second")
-    usual = [name for name in ALL if name not in UNUSUAL]
-    parser.add_argument("--only", nargs="+", choices=ALL, default=usual)
-    parser.add_argument("--compile", action="store_true", help="compile, too (minutes for each model and block size)")
+    parser.add_argument("--many-turns", type=int, default=40, help="turns of digits, which take one second each")
+    default = [name for name in ALL if name not in ON_REQUEST]
+    parser.add_argument("--only", nargs="+", choices=ALL, default=default)
+    parser.add_argument("--compile", action="store_true", help="also compile (takes minutes per model and block size)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--workers", type=int, default=2, help="processes of the DataLoader with PIL")
@@ -108,11 +108,11 @@ def main() -> None:
     bench = Bench(options, device)
     timings = run(bench, console)
     results = promises.Results(timings, bench.facts)
-    held = promises.checked(results, device, fast_bfloat16=has_fast_bfloat16(device))
-    promises.show(held, console)
+    checked = promises.checked(results, device, fast_bfloat16=has_fast_bfloat16(device))
+    promises.show(checked, console)
     console.print(machine(device), highlight=False)
     if options.json is not None:
-        write(options.json, timings, device, facts=bench.facts, promises=held)
+        write(options.json, timings, device, facts=bench.facts, promises=checked)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Whole steps, the data path alone, and how the time of a pass grows with the data."""
+"""Time of whole steps, of the data path, and of a pass over more and more data."""
 
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ DIGITS = "resnet20 on digits"
 
 
 def data(bench: Bench, _: str, batch_size: int) -> list[Timing]:
-    """Augmented, normalized blocks from PIL workers, and from the memory of the device."""
+    """Time augmented, normalized blocks from PIL workers and from the memory of the device."""
     workers = bench.options.workers
     images = pil_loader(len(bench.labels), batch_size, workers)
     blocks = bench.loader(batch_size).blocks(0)
@@ -32,7 +32,7 @@ def data(bench: Bench, _: str, batch_size: int) -> list[Timing]:
 
 
 def minimal_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, size: int) -> None:
-    """A step as short as it can be written: no augmentation, no records but the loss."""
+    """Take a step written as short as possible: without augmentation, recording only the loss."""
     optimizer.zero_grad()
     total = torch.zeros((), device=images.device)
     for part, targets in zip(images.split(size), labels.split(size), strict=True):
@@ -44,7 +44,7 @@ def minimal_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Ten
 
 
 def overhead(bench: Bench, model: str, batch_size: int, name: str = "") -> list[Timing]:
-    """A step of ours beside the minimal one, at equal settings."""
+    """Time our step and the minimal one with the same settings."""
     ours, theirs = bench.model(model), bench.model(model)
     options: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
     loader = bench.loader(batch_size, augmented=False)
@@ -57,7 +57,7 @@ def overhead(bench: Bench, model: str, batch_size: int, name: str = "") -> list[
 
 
 def digits(bench: Bench, _: str, batch_size: int) -> list[Timing]:
-    """The same for a model so small that every call counts."""
+    """Time them for a model so small that every call matters."""
     train = load_images("digits").train
     images = train.images.fetch(torch.arange(len(train)))
     small = Bench(bench.options, bench.device, (images, train.labels))
@@ -66,7 +66,7 @@ def digits(bench: Bench, _: str, batch_size: int) -> list[Timing]:
 
 
 def scaling(bench: Bench, model: str, batch_size: int) -> list[Timing]:
-    """N, 2N and 4N samples; the time of each should not depend on N."""
+    """Time N, 2N and 4N samples; the time per sample should not depend on N."""
     network, smallest = bench.model(model), max(len(bench.labels) // 4, batch_size)
     cases = [
         bench.case(f"{samples:,} samples", objective.evaluate, samples)

@@ -1,4 +1,4 @@
-"""Fair timings: all contenders take turns in one process, and ratios are taken within a turn."""
+"""Fair timings: all cases take turns in one process, and ratios are computed within a turn."""
 
 import json
 import platform
@@ -19,10 +19,10 @@ from fullbatch.runtime.device import describe
 
 @dataclass(frozen=True)
 class Case:
-    """Something to time that goes through ``samples`` images.
+    """A function to time that processes ``samples`` images.
 
-    ``dtype``: of a gradient's products, whose rate can be compared with the device's limits. ``may_fail``: left out,
-    with a note, where the compiler cannot.
+    ``dtype`` is that of a gradient's products, if their rate is to be compared with the limits of the device. A case
+    that ``may_fail`` is skipped with a message where it cannot be compiled.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Title:
-    """What a table is about; ``model`` is empty where there is none."""
+    """The title of a table; ``model`` is empty if there is none."""
 
     group: str
     model: str
@@ -46,10 +46,11 @@ class Title:
 
 @dataclass(frozen=True)
 class Timing:
-    """One row.
+    """One row of a table.
 
-    ``ratio`` is the time by that of the table's first case, both per sample: the median over the turns. ``seconds`` are
-    those of each turn. The shares are of the rate of the model's layers alone, and of matrix products, in ``dtype``.
+    ``ratio`` is the time per sample relative to the first case of the table, the median over the turns. ``seconds`` are
+    the times of all turns. The shares are relative to the rates of the model's layers alone, and of matrix products, in
+    ``dtype``.
     """
 
     title: Title
@@ -63,12 +64,12 @@ class Timing:
 
     @property
     def samples_per_second(self) -> float:
-        """The median over the turns."""
+        """Median over the turns."""
         return self.samples / statistics.median(self.seconds)
 
 
 def measure(title: Title, cases: Sequence[Case], turns: int, device: torch.device) -> list[Timing]:
-    """Time all cases once in each turn, after one for warming up."""
+    """Time all cases once in each turn, after a warm-up call."""
     cases = [case for case in cases if _works(case, device)]
     times = [[seconds(case.run, device) for case in cases] for _ in range(turns)]
 
@@ -95,7 +96,7 @@ def _works(case: Case, device: torch.device) -> bool:
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Return the time of one call, the device's work included."""
+    """Return the time of one call, including the work of the device."""
     wait(device)
     start = time.perf_counter()
     run()
@@ -104,13 +105,13 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def wait(device: torch.device) -> None:
-    """Wait until the device has done all it was given."""
+    """Wait until the device has finished its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def machine(device: torch.device) -> str:
-    """Return hardware and versions in words."""
+    """Return a description of hardware and versions."""
     return f"{describe(device)}, Python {platform.python_version()}, {platform.machine()}, {_processor()}"
 
 
@@ -121,7 +122,7 @@ def _processor() -> str:
 
 
 def show(timings: Sequence[Timing], console: Console) -> None:
-    """Print a table for each title."""
+    """Print one table per title."""
     for title in dict.fromkeys(timing.title for timing in timings):
         rows = [timing for timing in timings if timing.title == title]
         shares = any(row.of_peak is not None for row in rows)
@@ -134,12 +135,12 @@ def show(timings: Sequence[Timing], console: Console) -> None:
 
 
 def percent(share: float | None) -> str:
-    """Return a share in words."""
+    """Return a share as a percentage, or an empty string."""
     return "" if share is None else f"{share:.0%}"
 
 
 def write(path: Path, timings: Sequence[Timing], device: torch.device, **more: Any) -> None:
-    """Write all of it as JSON."""
+    """Write all results as JSON."""
     rows = [
         {**asdict(timing.title), **asdict(timing), "samples_per_second": timing.samples_per_second}
         for timing in timings

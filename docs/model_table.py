@@ -17,7 +17,8 @@ VARIATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 HEADER = """# Models
 
-All models with their default options, on images of 3x32x32 and 10 classes. `python docs/model_table.py` writes this page.
+All models with their default options, on images of 3x32x32 and 10 classes. This page is written by
+`python docs/model_table.py`.
 
 FLOPs are those of the forward pass of one image, counted by `torch.utils.flop_counter`: convolutions and matrix
 products, where a multiplication and an addition count as two. A gradient costs about three times as much, a
