@@ -23,7 +23,7 @@ from torch import nn
 
 from fullbatch import FullBatchObjective, loss_function
 from fullbatch.analysis.figure import draw_edge_of_stability
-from fullbatch.analysis.probes import Probes
+from fullbatch.analysis.probes import ProbeSchedule
 from fullbatch.analysis.sharpness_probe import SharpnessProbe
 from fullbatch.build.probes import observed
 from fullbatch.data.dataset import load_images
@@ -62,7 +62,7 @@ def descend(model: nn.Module, loader: BlockLoader, lr: float, steps: int, every:
         stochastic=lambda step: False,
         validate_every=steps,
     )
-    trainer.probes = Probes(partial(observed, trainer), [(every, SharpnessProbe())])
+    trainer.probes = ProbeSchedule(partial(observed, trainer), [(every, SharpnessProbe())])
     trainer.run()
     return trainer.state.rows
 

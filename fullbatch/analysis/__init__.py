@@ -1,1 +1,1 @@
-"""Procedures that look at a model without changing it: gradient statistics, flatness, sharpness."""
+"""Measurements of a model that do not change it: gradient statistics, flatness, sharpness."""

@@ -1,4 +1,4 @@
-"""An image of the edge of stability: sharpness beside the threshold, and the training loss."""
+"""A figure of the edge of stability: sharpness beside the threshold, and the training loss."""
 
 import logging
 import math
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Okabe & Ito's colours, told apart by colour-blind readers, too
-BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#999999", "#000000"
+# Okabe & Ito's colors, distinguishable for color-blind readers
+BLUE, ORANGE, GREEN, GRAY, BLACK = "#0072B2", "#D55E00", "#009E73", "#999999", "#000000"
 STYLES = {
     "sharpness": ("sharpness", BLUE, "-"),
     "preconditioned_sharpness": ("preconditioned sharpness", ORANGE, "-"),
@@ -24,10 +24,10 @@ STYLES = {
 
 
 def draw_edge_of_stability(runs: Mapping[str, Sequence[Row]], path: Path, title: str = "") -> bool:
-    """Draw sharpness, threshold and training loss of each run against the step, a column a run; return whether.
+    """Draw sharpness, threshold and training loss of each run against the step, one column per run.
 
-    Not drawn are runs in which no sharpness was measured. Needs matplotlib (the ``plot`` extra); without it a line in
-    the log says so.
+    Omits runs without a measured sharpness. Returns whether the figure was written: it needs a sharpness and matplotlib
+    (the ``plot`` extra).
     """
     measured = {name: rows for name, rows in runs.items() if any("sharpness" in row for row in rows)}
     if not measured:
@@ -35,7 +35,7 @@ def draw_edge_of_stability(runs: Mapping[str, Sequence[Row]], path: Path, title:
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415
     except ImportError:
-        log.info("no image of the sharpness: matplotlib is not installed (pip install 'fullbatch[plot]')")
+        log.info("no figure of the sharpness: matplotlib is not installed (pip install 'fullbatch[plot]')")
         return False
     figure = Figure(figsize=(1.5 + 4.5 * len(measured), 6), layout="constrained")
     if title:
@@ -43,11 +43,13 @@ def draw_edge_of_stability(runs: Mapping[str, Sequence[Row]], path: Path, title:
     grid = figure.subplots(2, len(measured), sharex="col", sharey="row", squeeze=False)
     for column, (name, rows) in enumerate(measured.items()):
         _draw_curvature(grid[0, column], rows)
-        _draw_loss(grid[1, column], rows)
+        grid[1, column].plot(*_points(rows, "train_loss"), color=BLUE, linewidth=1.0)
+        grid[1, column].set(xlabel="step", yscale="log")
+        grid[1, column].grid(alpha=0.3)
         grid[0, column].set_title(name)
     for row, label in enumerate(("curvature", "training loss")):
         grid[row, 0].set_ylabel(label)
-    grid[0, 0].set_ylim(0, max(top(rows) for rows in measured.values()))  # one axis for all
+    grid[0, 0].set_ylim(0, max(top(rows) for rows in measured.values()))  # the same axis for all runs
     for set_formatter in (grid[1, 0].yaxis.set_major_formatter, grid[1, 0].yaxis.set_minor_formatter):
         set_formatter("{x:.2g}")
     grid[0, 0].legend(frameon=False)
@@ -60,7 +62,7 @@ def _draw_curvature(axes: "Axes", rows: Sequence[Row]) -> None:
         {column for row in rows for column in row if column.startswith("sharpness_") and column[10:].isdigit()}
     )
     for column in others:
-        axes.plot(*_points(rows, column), color=GREY, linewidth=0.8)
+        axes.plot(*_points(rows, column), color=GRAY, linewidth=0.8)
     for column, (label, color, line) in STYLES.items():
         steps, values = _points(rows, column)
         if steps:
@@ -69,21 +71,14 @@ def _draw_curvature(axes: "Axes", rows: Sequence[Row]) -> None:
     axes.grid(alpha=0.3)
 
 
-def _draw_loss(axes: "Axes", rows: Sequence[Row]) -> None:
-    axes.plot(*_points(rows, "train_loss"), color=BLUE, linewidth=1.0)
-    axes.set(xlabel="step", yscale="log")
-    axes.grid(alpha=0.3)
-
-
 def _points(rows: Sequence[Row], column: str) -> tuple[list[float], list[float]]:
-    found = [(row["step"], row[column]) for row in rows if column in row]
-    return [step for step, _ in found], [value for _, value in found]
+    measured = [row for row in rows if column in row]
+    return [row["step"] for row in measured], [row[column] for row in measured]
 
 
 def top(rows: Sequence[Row]) -> float:
-    """Return where the axis ends: thresholds of a warm-up start at infinity."""
+    """Return the upper end of the axis, which ignores the infinite thresholds at the start of a warm-up."""
     curves = [row[name] for row in rows for name in STYLES if name in row and name != "stability_threshold"]
     thresholds = [row["stability_threshold"] for row in rows if "stability_threshold" in row]
-    known = [value for value in thresholds if math.isfinite(value)]
-    last, lowest = thresholds[-1:], min(known, default=0.0)
+    last, lowest = thresholds[-1:], min(filter(math.isfinite, thresholds), default=0.0)
     return 1.25 * max([*curves, lowest] + [value for value in last if value < 3 * max(curves)]) or 1.0

@@ -1,4 +1,4 @@
-"""How far one can go before the loss rises, and how much it rises close by."""
+"""Flatness: the distance at which the loss exceeds a threshold, and the largest increase of the loss nearby."""
 
 import math
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ class Flatness:
     """The distance moved along each of several directions until the loss exceeds the threshold."""
 
     distances: list[float]
-    """Of a direction along which it never did, the farthest distance that was tried: a lower bound."""
+    """For a direction along which it never did, the farthest distance tried, a lower bound."""
     num_open: int
-    """How many of these there are."""
+    """Number of these directions."""
 
     @property
     def mean(self) -> float:
@@ -43,32 +43,37 @@ def flatness(
     threshold: float = 1.0,
     max_steps: int = 100,
 ) -> Flatness:
-    """Return the distance at the first multiple of ``step_size`` where L exceeds ``threshold``, for each direction.
+    """Return, for each direction, the first multiple of ``step_size`` at which L exceeds ``threshold``.
 
-    The parameters are t + k step_size d, k = 0, 1, ..., ``max_steps``, so a distance is in units of the direction's
-    length; 0 where the loss at t exceeds the threshold already. A loss that is not a number exceeds it. The model is
-    used in the mode in which it is, and comes back bitwise.
+    L is evaluated at t + k step_size d, k = 0, 1, ..., ``max_steps``, so a distance is in units of the length of d. It
+    is 0 where the loss at t exceeds the threshold already. A loss of NaN exceeds it. The model is used in its current
+    mode and restored bitwise.
+
+    Args:
+        objective: L on its data.
+        directions: d, each shaped like the trainable parameters.
+        step_size: distance between evaluations.
+        threshold: of L.
+        max_steps: number of evaluations along each direction at most.
 
     Raises:
         ValueError: no direction, or a step size that is not positive.
     """
     if not directions or not step_size > 0:
-        raise ValueError("flatness: needs directions, and a step_size greater than 0")
+        raise ValueError("flatness: requires directions and a step_size greater than 0")
     start = [p.detach().clone() for p in trainable(objective.model)]
     if not _loss_at(objective, start) <= threshold:
         return Flatness([0.0] * len(directions), 0)
-    reached = [_first_step(objective, start, direction, step_size, threshold, max_steps) for direction in directions]
-    distances = [step_size * (max_steps if k is None else k) for k in reached]
-    return Flatness(distances, sum(k is None for k in reached))
-
-
-def _first_step(
-    objective: FullBatchObjective, start: Tensors, direction: Tensors, size: float, threshold: float, max_steps: int
-) -> int | None:
-    for k in range(1, max_steps + 1):
-        if not _loss_at(objective, scaled_sum(start, direction, k * size)) <= threshold:
-            return k
-    return None
+    distances, num_open = [], 0
+    for direction in directions:
+        for k in range(1, max_steps + 1):
+            if not _loss_at(objective, scaled_sum(start, direction, k * step_size)) <= threshold:
+                distances.append(step_size * k)
+                break
+        else:
+            distances.append(step_size * max_steps)
+            num_open += 1
+    return Flatness(distances, num_open)
 
 
 def _loss_at(objective: FullBatchObjective, values: Tensors) -> float:
@@ -77,31 +82,31 @@ def _loss_at(objective: FullBatchObjective, values: Tensors) -> float:
 
 
 def worst_case(objective: FullBatchObjective, rho: float) -> float:
-    """Return L(t + rho g/||g||) - L(t): the rise at the worst point of a ball, to first order (Foret et al., 2021)."""
-    found = objective.evaluate()
-    moved = _towards(found.gradient, trainable(objective.model), rho)
-    return _loss_at(objective, moved) - float(found.loss)
+    """Return L(t + rho g/||g||) - L(t), the largest increase in a ball to first order (Foret et al., 2021)."""
+    evaluation = objective.evaluate()
+    perturbed = _ascend(trainable(objective.model), evaluation.gradient, rho)
+    return _loss_at(objective, perturbed) - float(evaluation.loss)
 
 
 def m_sharpness(objective: FullBatchObjective, rho: float) -> float:
-    """Return the mean over sub-batches, weighted by size, of l_b(t + rho g_b/||g_b||) - l_b(t), without a trace.
+    """Return the mean over sub-batches, weighted by size, of l_b(t + rho g_b/||g_b||) - l_b(t).
 
-    The sharpness that SAM sees when its perturbation is one for each m samples (Foret et al., 2021, section 4.1), m
-    the size of the objective's sub-batches.
+    This is the sharpness of SAM with one perturbation for each m samples (Foret et al., 2021, section 4.1), m the size
+    of the objective's sub-batches. The model is restored bitwise.
     """
     evaluate, model = objective.block_objective, objective.model
-    rises, sizes = [], []
+    increases, sizes = [], []
     with preserved(list(model.buffers())):
         for block in objective.sub_batches():
-            found = evaluate.gradient(block, plain=True)
-            with parameters_at(model, _towards(found.gradient, trainable(model), rho)):
-                rises.append(evaluate.loss(block).loss - found.loss)
+            evaluation = evaluate.gradient(block, plain=True)
+            with parameters_at(model, _ascend(trainable(model), evaluation.gradient, rho)):
+                increases.append(evaluate.loss(block).loss - evaluation.loss)
             sizes.append(len(block.labels) // objective.copies)
-    weights = rises[0].new_tensor(sizes)
-    sums = [(torch.stack(rises) * weights).sum(), weights.sum()]
+    weights = increases[0].new_tensor(sizes)
+    sums = [(torch.stack(increases) * weights).sum(), weights.sum()]
     objective.reduce(sums)
     return float(sums[0] / sums[1])
 
 
-def _towards(gradient: Tensors, parameters: Tensors, rho: float) -> list[Tensor]:
+def _ascend(parameters: Tensors, gradient: Tensors, rho: float) -> list[Tensor]:
     return scaled_sum(parameters, gradient, rho / (global_norm(gradient) + 1e-12))

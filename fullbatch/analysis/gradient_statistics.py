@@ -1,4 +1,4 @@
-"""How the gradients of the sub-batches scatter around the gradient of all the data."""
+"""Statistics of the gradients of sub-batches and of single samples: mean, spread, noise scale, curvature."""
 
 import math
 from collections.abc import Iterable
@@ -15,11 +15,11 @@ from fullbatch.typing import Block, Tensors
 
 @dataclass(frozen=True)
 class GradientStatistics:
-    """Of the gradients g_b of B sub-batches of n_b samples each, N in all, with mean g = sum_b n_b/N g_b.
+    """Statistics of the gradients g_b of B sub-batches of n_b samples each, N in all, with mean g = sum_b n_b/N g_b.
 
-    Where the samples are draws and tr S is the trace of the covariance of one sample's gradient, each g_b has the
-    covariance S/n_b, and sum_b n_b ||g_b - g||^2 / (B - 1) is an unbiased estimate of tr S, whatever the sizes n_b.
-    What needs two sub-batches is NaN where there is one.
+    If the samples are independent draws and S is the covariance of one sample's gradient, g_b has the covariance S/n_b,
+    and sum_b n_b ||g_b - g||^2 / (B - 1) is an unbiased estimate of tr S for any sizes n_b. Quantities that need two
+    sub-batches are NaN for one.
     """
 
     mean: list[Tensor]
@@ -29,7 +29,7 @@ class GradientStatistics:
     num_samples: float
     num_blocks: int
     norms: list[float]
-    """||g_b|| of the sub-batches that this process has, in order."""
+    """||g_b|| of the sub-batches of this process, in order."""
     mean_norm: float
     """||g||."""
     total_spread: float
@@ -49,7 +49,7 @@ class GradientStatistics:
 
     @property
     def snr(self) -> float:
-        """||mean_b g_b|| / ||std_b g_b||; infinite where all sub-batches agree."""
+        """||mean_b g_b|| / ||std_b g_b||; infinite where all g_b are equal."""
         return math.inf if self.std_norm == 0 else self.mean_norm / self.std_norm
 
     @property
@@ -73,32 +73,32 @@ class GradientStatistics:
 
 
 def gradient_statistics(objective: FullBatchObjective, chunks: int = 1) -> GradientStatistics:
-    """Compute the statistics of L's sub-batches in one pass over the data, without a trace.
+    """Compute the statistics of the sub-batches of L in one pass over the data; the model is restored bitwise.
 
-    ``chunks`` cuts the data into so many times more sub-batches. Batch norm, in training mode, has the statistics of
-    these smaller parts.
+    ``chunks`` divides the data into this many times more sub-batches. In training mode, batch norm uses the statistics
+    of these smaller sub-batches.
     """
     moments = Welford(trainable(objective.model), objective.accumulation_dtype)
     norms = []
     with preserved(list(objective.model.buffers())):
         for block in objective.sub_batches(chunks):
-            found = objective.block_objective.gradient(block, plain=True)
-            moments.add(found.gradient, len(block.labels) // objective.copies)
-            norms.append(found.squared_norm.sqrt())
+            evaluation = objective.block_objective.gradient(block, plain=True)
+            moments.add(evaluation.gradient, len(block.labels) // objective.copies)
+            norms.append(evaluation.squared_norm.sqrt())
     mean, spread = moments.value(objective.reduce)
     total = torch.stack([part.sum() for part in spread]).sum()
-    mean_norm, total_spread, *each = _numbers([global_norm(mean), total, *norms])
-    return GradientStatistics(mean, spread, moments.weight, moments.count, each, mean_norm, total_spread)
+    mean_norm, total_spread, *block_norms = _numbers([global_norm(mean), total, *norms])
+    return GradientStatistics(mean, spread, moments.weight, moments.count, block_norms, mean_norm, total_spread)
 
 
 def cosine(left: Tensors, right: Tensors) -> float:
-    """Return <left, right> / (||left|| ||right||), NaN where one is 0."""
-    product, one, other = _numbers([dot(left, right), global_norm(left), global_norm(right)])
-    return product / (one * other) if one * other > 0 else math.nan
+    """Return <left, right> / (||left|| ||right||), NaN if either is 0."""
+    product, left_norm, right_norm = _numbers([dot(left, right), global_norm(left), global_norm(right)])
+    return product / (left_norm * right_norm) if left_norm * right_norm > 0 else math.nan
 
 
 def gradient_curvature(objective: FullBatchObjective, gradient: Tensors) -> float:
-    """Return g' H g / ||g||^2, the curvature of L along the gradient; NaN where that is 0."""
+    """Return g' H g / ||g||^2, the curvature of L along the gradient g; NaN if g is 0."""
     product, squared = _numbers([dot(gradient, objective.hessian_product(gradient)), dot(gradient, gradient)])
     return product / squared if squared > 0 else math.nan
 
@@ -106,19 +106,18 @@ def gradient_curvature(objective: FullBatchObjective, gradient: Tensors) -> floa
 def batch_sharpness(batches: Iterable[FullBatchObjective]) -> float:
     """Return the mean over batches of g_b' H_b g_b / ||g_b||^2 (Andreyev & Beneventano, 2024).
 
-    The curvature that a stochastic update meets along its own gradient; SGD keeps it near 2/lr. A batch whose gradient
-    is 0 is left out.
+    The curvature of each batch along its own gradient; SGD keeps it near 2/lr. Batches whose gradient is 0 are skipped.
     """
-    found = [gradient_curvature(batch, batch.evaluate().gradient) for batch in batches]
-    known = [value for value in found if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
+    curvatures = [gradient_curvature(batch, batch.evaluate().gradient) for batch in batches]
+    defined = [value for value in curvatures if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
 
 
 def sample_gradient_norms(objective: FullBatchObjective, max_entries: int = 2**26) -> list[float]:
-    """Return the norm of each sample's own gradient, in the order of the data, without a trace.
+    """Return the norm of the gradient of each single sample, in the order of the data; the model is restored bitwise.
 
-    Samples are vectorized (``torch.func.vmap``), so many at once that their gradients have ``max_entries`` entries.
-    Dropout draws a mask for each sample. The copies of a sample (Maxup) make one loss.
+    Samples are vectorized (``torch.func.vmap``), as many at once as have ``max_entries`` entries in their gradients.
+    Dropout draws a mask for each sample. The copies of a sample (Maxup) have one loss.
 
     Raises:
         ValueError: the model mixes the samples of a batch (batch norm in training mode), or cannot be vectorized.
@@ -139,8 +138,8 @@ def require_separable(objective: FullBatchObjective) -> None:
         ):
             kind = type(module).__name__
             raise ValueError(
-                f"{name or 'the model'} ({kind}) mixes the samples of a batch in training mode, so that no sample has "
-                "a gradient of its own; accepted: evaluation mode, or another normalization (groupnorm8)"
+                f"{name or 'the model'} ({kind}) mixes the samples of a batch in training mode, so that single samples "
+                "have no gradient; accepted: evaluation mode, or another normalization (groupnorm8)"
             )
 
 

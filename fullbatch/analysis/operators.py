@@ -1,4 +1,4 @@
-"""Curvature of an objective on all its data, as matrices that are known by their products."""
+"""Curvature of an objective on all its data as matrix-vector products."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,12 +16,12 @@ Product = Callable[[FullBatchObjective, Tensors], list[Tensor]]
 
 
 def hessian(objective: FullBatchObjective, v: Tensors) -> list[Tensor]:
-    """Return H v of L, exactly."""
+    """Return the exact product H v with the Hessian of L."""
     return objective.hessian_product(v)
 
 
 def gauss_newton(objective: FullBatchObjective, v: Tensors) -> list[Tensor]:
-    """Return the mean of the sub-batches' J' H_z J v; see ``fullbatch.objective.gauss_newton``."""
+    """Return the mean over sub-batches of J' H_z J v; see ``fullbatch.objective.gauss_newton``."""
     mean = WeightedMean(v, objective.accumulation_dtype)
     with preserved(list(objective.model.buffers())):
         for block in objective.sub_batches():
@@ -41,12 +41,12 @@ def curvature(
     weight_decay: float | Sequence[float] = 0.0,
     preconditioner: Tensors | None = None,
 ) -> Operator:
-    """Return the curvature of L + weight_decay/2 ||t||^2 as an operator on flat vectors.
+    """Return the curvature A of L + weight_decay/2 ||t||^2 as an operator on flat vectors.
 
     Args:
-        objective: L on its data, in the mode in which the model is. A regularizer is no part of it.
+        objective: L on its data, with the model in its current mode. A regularizer is ignored.
         matrix: hessian or gauss-newton, in any case.
-        weight_decay: of all trainable parameters, or one number for each of them.
+        weight_decay: of all trainable parameters, or a list of one number for each of them.
         preconditioner: P, diagonal and positive, shaped like the parameters: the operator is P^-1/2 A P^-1/2.
 
     Raises:
@@ -63,9 +63,9 @@ def curvature(
         inner = v if factors is None else factors * v
         pieces = unflatten(inner, parameters)
         with torch.enable_grad():
-            found = product(objective, pieces)
-        image = flatten([f + decay * p if decay else f for f, p, decay in zip(found, pieces, decays, strict=True)])
-        return image if factors is None else factors * image
+            outer = product(objective, pieces)
+        result = flatten([a + decay * p if decay else a for a, p, decay in zip(outer, pieces, decays, strict=True)])
+        return result if factors is None else factors * result
 
     like = parameters[0].detach().new_empty(0)
     return Operator(sum(p.numel() for p in parameters), multiply, like)

@@ -1,11 +1,12 @@
-"""What an analysis leaves in the run folder beside the table of the steps."""
+"""Files of the analysis in the run folder beside the table of the steps."""
 
 import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -17,9 +18,9 @@ NOTE_COLUMNS = ("step", "quantity", "name", "value")
 
 
 class Notes:
-    """A tab-separated file of what is more than a number a step: a row a value.
+    """A tab-separated file of quantities with several values per step, one row per value.
 
-    It is begun with the first note. What an earlier process has written there about steps after ``step`` is left out.
+    It is created by the first note. Rows that an earlier process wrote about steps after ``step`` are removed.
     """
 
     def __init__(self, path: Path, step: int = 0) -> None:
@@ -30,11 +31,11 @@ class Notes:
             write_atomically(path, _lines([NOTE_COLUMNS, *(row for row in rows if int(row[0]) <= step)]).encode())
 
     def __call__(self, step: int, quantity: str, names: Sequence[str], values: Sequence[float]) -> None:
-        """Add the values of a quantity."""
+        """Append the values of a quantity."""
         rows = [(step, quantity, name, value) for name, value in zip(names, values, strict=True)]
-        head = [] if self.path.exists() else [NOTE_COLUMNS]
+        header = [] if self.path.exists() else [NOTE_COLUMNS]
         with naming(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
-            file.write(_lines([*head, *rows]))
+            file.write(_lines([*header, *rows]))
 
 
 def _lines(rows: Sequence[Sequence[object]]) -> str:
@@ -44,20 +45,20 @@ def _lines(rows: Sequence[Sequence[object]]) -> str:
 
 
 def write_columns(path: Path, columns: Mapping[str, str]) -> None:
-    """Say in a JSON file what each column of the analysis holds."""
+    """Write the description of each column of the analysis to a JSON file."""
     write_atomically(path, (json.dumps(dict(columns), indent=2) + "\n").encode())
 
 
 @dataclass(frozen=True)
 class SavedModels:
-    """Saves the weights as ``<folder>/step_<number>.pth``, a state dict: the points of a trajectory."""
+    """Saves state dicts of the model as ``<folder>/step_<number>.pth``, the points of a trajectory."""
 
     folder: Path
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: ClassVar[dict[str, str]] = {}
 
-    def __call__(self, seen: Observation) -> Row:
-        """Save, and return nothing."""
+    def __call__(self, observation: Observation) -> Row:
+        """Save the model and return no numbers."""
         buffer = io.BytesIO()
-        torch.save(seen.model.state_dict(), buffer)
-        write_atomically(self.folder / f"step_{seen.step:06d}.pth", buffer.getbuffer())
+        torch.save(observation.model.state_dict(), buffer)
+        write_atomically(self.folder / f"step_{observation.step:06d}.pth", buffer.getbuffer())
         return {}

@@ -1,4 +1,4 @@
-"""Probes look at a run without changing it: which are due, what they may see, where their findings go."""
+"""Probes measure a run without changing it: which are due, what they observe, where their results go."""
 
 import math
 import time
@@ -15,12 +15,12 @@ from fullbatch.tensors import device_of, mode
 from fullbatch.training.state import Row, TrainState
 
 Note = Callable[[int, str, Sequence[str], Sequence[float]], None]
-"""(step, quantity, names, values): keeps what is more than a number a step."""
+"""(step, quantity, names, values): records quantities with several values per step."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What a probe sees: the state after a step, and the objective of that step."""
+    """The state after a step and the objective of that step."""
 
     step: int
     """The number of steps taken."""
@@ -32,22 +32,22 @@ class Observation:
     batches: Callable[[], Iterable[FullBatchObjective]]
     """L on the samples of each update of the step."""
     stochastic: bool
-    """Whether the step was of several updates."""
+    """Whether the step had several updates."""
     memory: dict[str, Any]
-    """What probes remember until the next time: tensors and plain containers, part of checkpoints."""
+    """What probes store for the next observation: tensors and plain containers, part of checkpoints."""
     note: Note
 
 
 class Probe(Protocol):
-    """Measures. Parameters, buffers, modes and random number generators stay as they are, bitwise."""
+    """Measures. Leaves parameters, buffers, modes and random number generators bitwise unchanged."""
 
     @property
     def columns(self) -> dict[str, str]:
-        """The numbers that a call may return, with what they are."""
+        """The names of the numbers that a call may return, with their descriptions."""
         ...
 
-    def __call__(self, seen: Observation) -> Row:
-        """Return numbers by their names; what cannot be measured now is left out, or NaN."""
+    def __call__(self, observation: Observation) -> Row:
+        """Return numbers by name; what cannot be measured is missing or NaN."""
         ...
 
 
@@ -55,18 +55,18 @@ class Observe(Protocol):
     """Prepares an observation."""
 
     def __call__(self, state: TrainState, note: Note) -> Observation:
-        """Return what there is to see after the last step of ``state``."""
+        """Return the observation of the last step of ``state``."""
         ...
 
 
 @dataclass
-class Probes:
-    """The probes of a run; see ``__call__``.
+class ProbeSchedule:
+    """The probes of a run and when they are due.
 
     Args:
-        observe: prepares what they see.
-        scheduled: probes, each with the number n for multiples of which it is due.
-        note: keeps what is more than a number.
+        observe: prepares the observation.
+        scheduled: pairs (n, probe); the probe is due at multiples of n.
+        note: records quantities with several values per step.
     """
 
     observe: Observe
@@ -74,21 +74,21 @@ class Probes:
     note: Note = field(default=lambda *_: None)
 
     def __call__(self, state: TrainState, *, last: bool) -> Row:
-        """Run the probes that are due after the last step of ``state``: at multiples of n, and at the ``last`` step.
+        """Run the probes that are due after the last step of ``state``: at multiples of n and at the ``last`` step.
 
-        They are given the model in training mode, and random number generators come back whatever they do.
+        The model is in training mode for them, and the random number generators are restored afterwards.
         """
         due = [probe for every, probe in self.scheduled if last or state.step % every == 0]
         if not due:
             return {}
         start, row = time.perf_counter(), Row()
         with mode(state.model, training=True), preserved_rng(device_of(state.model)):
-            seen = self.observe(state, self.note)
+            observation = self.observe(state, self.note)
             for probe in due:
-                row |= {name: value for name, value in probe(seen).items() if not math.isnan(value)}
+                row |= {name: value for name, value in probe(observation).items() if not math.isnan(value)}
         return {**row, "analysis_time": time.perf_counter() - start}
 
     @property
     def columns(self) -> dict[str, str]:
-        """What each column holds."""
+        """The description of each column."""
         return {name: text for _, probe in self.scheduled for name, text in probe.columns.items()}

@@ -1,13 +1,13 @@
-"""Sharpness: the largest eigenvalues of the curvature of the exact objective, for any module and data."""
+"""Sharpness, trace and spectral density of the curvature of the exact objective, for any module and data."""
 
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from fullbatch.analysis import spectrum
 from fullbatch.analysis.eigenvalues import Eigenpairs, largest_eigenpairs
 from fullbatch.analysis.operators import curvature
 from fullbatch.analysis.spectrum import SpectralDensity, Trace, trace
-from fullbatch.analysis.spectrum import spectral_density as density_of
 from fullbatch.objective.full_batch import Data, FullBatchObjective
 from fullbatch.tensors import trainable, unflatten
 from fullbatch.typing import LossFunction
@@ -15,7 +15,7 @@ from fullbatch.typing import LossFunction
 
 @dataclass(frozen=True)
 class Sharpness:
-    """The largest eigenvalues of the curvature, and what it took to find them."""
+    """The largest eigenvalues of the curvature with their error and cost."""
 
     eigenvalues: list[float]
     """In descending order; the first is the sharpness."""
@@ -24,11 +24,11 @@ class Sharpness:
     matvecs: int
     """Curvature-vector products with all the data."""
     error: float
-    """Estimated error of the worst eigenvalue, relative to the largest magnitude found."""
+    """Largest estimated error of an eigenvalue, relative to the largest magnitude."""
     converged: bool
     """Whether the error is within the tolerance."""
     pairs: Eigenpairs
-    """As flat vectors, and what a next search starts from."""
+    """The same as flat vectors, and the start of a later call."""
 
     @property
     def value(self) -> float:
@@ -50,30 +50,30 @@ def sharpness(
     start: Sharpness | None = None,
     seed: int = 0,
 ) -> Sharpness:
-    """Return the top eigenvalues of the curvature of L + weight_decay/2 ||t||^2 over all the data, without a trace.
+    """Return the largest eigenvalues of the curvature of L + weight_decay/2 ||t||^2 over all the data.
 
-    The model is used in the mode in which it is: in training mode, batch norm has the statistics of its sub-batch, and
-    its buffers stay.
+    The model is used in its current mode and restored bitwise: in training mode, batch norm uses the statistics of its
+    sub-batch and keeps its buffers.
 
     Args:
         model: any module.
         loss_fn: (outputs, labels) -> mean loss of a sub-batch.
         data: blocks of (inputs, labels), the same in every iteration; see ``FullBatchObjective``.
-        top_k: how many eigenvalues.
+        top_k: number of eigenvalues.
         tolerance: accepted error, relative to the largest magnitude.
         matrix: hessian or gauss-newton.
-        weight_decay: moves all eigenvalues by itself.
-        sub_batch: samples of a forward pass at most (about); None: the data's blocks.
-        max_matvecs: products after which it ends without having converged.
-        start: what an earlier call found for parameters near by; saves most of the products.
+        weight_decay: added to all eigenvalues.
+        sub_batch: largest number of samples in a forward pass (about); None: the blocks of the data.
+        max_matvecs: largest number of products; it then returns without having converged.
+        start: the result of an earlier call for similar parameters; saves most of the products.
         seed: of the random start.
 
     Raises:
-        ValueError: top_k is not in 1..number of parameters; a tolerance that is not positive; an unknown matrix.
+        ValueError: top_k is not in 1..number of parameters, the tolerance is not positive, or the matrix is unknown.
     """
     objective = FullBatchObjective(model, loss_fn, data, sub_batch=sub_batch)
     operator = curvature(objective, matrix=matrix, weight_decay=weight_decay)
-    found = largest_eigenpairs(
+    pairs = largest_eigenpairs(
         operator,
         top_k,
         tolerance=tolerance,
@@ -81,8 +81,8 @@ def sharpness(
         start=None if start is None else start.pairs.memory,
         seed=seed,
     )
-    vectors = [unflatten(vector, trainable(model)) for vector in found.vectors]
-    return Sharpness(found.values.tolist(), vectors, found.matvecs, found.error, found.converged, found)
+    vectors = [unflatten(vector, trainable(model)) for vector in pairs.vectors]
+    return Sharpness(pairs.values.tolist(), vectors, pairs.matvecs, pairs.error, pairs.converged, pairs)
 
 
 def hessian_trace(
@@ -96,9 +96,8 @@ def hessian_trace(
     seed: int = 0,
 ) -> Trace:
     """Estimate the trace of the curvature of L; see ``fullbatch.analysis.spectrum.trace``."""
-    return trace(
-        curvature(FullBatchObjective(model, loss_fn, data, sub_batch=sub_batch), matrix=matrix), num_matvecs, seed
-    )
+    operator = curvature(FullBatchObjective(model, loss_fn, data, sub_batch=sub_batch), matrix=matrix)
+    return trace(operator, num_matvecs, seed)
 
 
 def spectral_density(
@@ -114,4 +113,4 @@ def spectral_density(
 ) -> SpectralDensity:
     """Estimate the density of the curvature's eigenvalues; see ``fullbatch.analysis.spectrum.spectral_density``."""
     operator = curvature(FullBatchObjective(model, loss_fn, data, sub_batch=sub_batch), matrix=matrix)
-    return density_of(operator, num_vectors, num_steps, seed)
+    return spectrum.spectral_density(operator, num_vectors, num_steps, seed)

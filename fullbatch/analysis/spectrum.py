@@ -1,4 +1,4 @@
-"""Trace and spectral density of a symmetric matrix that is known by its products alone."""
+"""Trace and spectral density of a symmetric matrix from matrix-vector products."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from fullbatch.analysis.eigenvalues import Operator
 
 @dataclass(frozen=True)
 class Trace:
-    """An estimate of a trace, with the standard error of its random part."""
+    """An estimate of a trace, the standard error of its random part, and the number of products."""
 
     value: float
     error: float
@@ -21,12 +21,12 @@ class Trace:
 def trace(operator: Operator, num_matvecs: int, seed: int = 0) -> Trace:
     """Estimate the trace by Hutch++ (Meyer, Musco, Musco & Woodruff, 2021).
 
-    A third of the products finds the span Q of large eigenvalues, a third gives the trace of Q' A Q exactly, and a
-    third estimates, with random signs z, the trace of the rest, E[z' (I - QQ') A (I - QQ') z]. Exact for a matrix
-    whose rank is at most a third of ``num_matvecs``.
+    A third of the products computes the span Q of large eigenvalues, a third the trace of Q' A Q exactly, and a third
+    estimates, with random signs z, the trace of the rest, E[z' (I - QQ') A (I - QQ') z]. Exact for a matrix whose rank
+    is at most a third of ``num_matvecs``.
 
     Raises:
-        ValueError: fewer than 6 products (two in each part, so that there is an error to estimate).
+        ValueError: fewer than 6 products (two in each part, as the standard error needs).
     """
     if num_matvecs < 6:
         raise ValueError(f"num_matvecs={num_matvecs}: should be greater than or equal to 6")
@@ -35,14 +35,14 @@ def trace(operator: Operator, num_matvecs: int, seed: int = 0) -> Trace:
     sketch = torch.stack([operator(_signs(operator, generator)) for _ in range(part)], dim=1)
     span = torch.linalg.qr(sketch).Q
     large = sum(float(q @ operator(q)) for q in span.T)
-    rest = []
+    samples = []
     for _ in range(part):
         z = _signs(operator, generator)
         z = z - span @ (span.T @ z)
-        rest.append(float(z @ operator(z)))
-    samples = torch.tensor(rest, dtype=torch.float64)
-    error = float(samples.std()) / math.sqrt(part) if part > 1 else math.nan
-    return Trace(large + float(samples.mean()), error, operator.matvecs - before)
+        samples.append(float(z @ operator(z)))
+    rest = torch.tensor(samples, dtype=torch.float64)
+    error = float(rest.std()) / math.sqrt(part) if part > 1 else math.nan
+    return Trace(large + float(rest.mean()), error, operator.matvecs - before)
 
 
 @dataclass(frozen=True)
@@ -81,27 +81,26 @@ def spectral_density(operator: Operator, num_vectors: int = 1, num_steps: int = 
 
 
 def _lanczos(operator: Operator, vector: Tensor, num_steps: int) -> Tensor:
-    """Return the tridiagonal matrix [m, m] of at most ``num_steps`` Lanczos steps, float64, fully orthogonalized."""
+    """Return the tridiagonal matrix [m, m], float64, of at most ``num_steps`` steps with full orthogonalization."""
     basis = [vector / torch.linalg.vector_norm(vector)]
     diagonal: list[float] = []
-    beside: list[float] = []
+    off_diagonal: list[float] = []
     scale = 0.0
     for _ in range(min(num_steps, operator.size)):
-        image = operator(basis[-1])
-        diagonal.append(float(basis[-1] @ image))
-        scale = max(scale, float(torch.linalg.vector_norm(image)))
+        product = operator(basis[-1])
+        diagonal.append(float(basis[-1] @ product))
+        scale = max(scale, float(torch.linalg.vector_norm(product)))
         for _ in range(2):
-            for known in basis:
-                image = image - (known @ image) * known
-        length = float(torch.linalg.vector_norm(image))
-        if length <= 100 * torch.finfo(image.dtype).eps * scale:
+            for unit in basis:
+                product = product - (unit @ product) * unit
+        length = float(torch.linalg.vector_norm(product))
+        if length <= 100 * torch.finfo(product.dtype).eps * scale:
             break  # the span is invariant: the quadrature is exact
-        beside.append(length)
-        basis.append(image / length)
-    beside = beside[: len(diagonal) - 1]
+        off_diagonal.append(length)
+        basis.append(product / length)
     matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-    off = torch.diag(torch.tensor(beside, dtype=torch.float64), 1)
-    return matrix + off + off.T
+    upper = torch.diag(torch.tensor(off_diagonal[: len(diagonal) - 1], dtype=torch.float64), 1)
+    return matrix + upper + upper.T
 
 
 def _signs(operator: Operator, generator: torch.Generator) -> Tensor:

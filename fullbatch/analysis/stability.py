@@ -1,14 +1,14 @@
-"""Where optimizers stop being stable on a quadratic: the curvature that is too much for their learning rate.
+"""Stability thresholds of optimizers: the largest curvature at which they do not diverge on a quadratic.
 
-On the loss h/2 t^2 a step is linear, and it diverges as soon as h exceeds a threshold, where t changes sign from step
-to step (Cohen et al., ICLR 2021; 2022). With learning rate eta, momentum b and dampening d:
+On the loss h/2 t^2 a step is linear, and the iteration diverges, t changing sign in every step, as soon as h exceeds a
+threshold (Cohen et al., ICLR 2021; 2022). With learning rate eta, momentum b and dampening d it is
 
     gradient descent    2/eta
     Polyak              (2 + 2b) / ((1 - d) eta)
     Nesterov            (2 + 2b) / ((1 + 2b) eta)
     Adam                (2 + 2b1) / ((1 - b1) eta) for h/P, P the preconditioner
 
-with weight decay as part of the loss, hence of h; Adam's, decoupled, makes its 2 a 2 - eta weight_decay.
+where weight decay is part of the loss and so of h. Adam's decoupled decay replaces 2 by 2 - eta weight_decay.
 """
 
 from collections.abc import Callable
@@ -24,43 +24,43 @@ from fullbatch.tensors import trainable
 Group = dict[str, Any]
 
 
-def _of_descent(group: Group) -> float:
+def _descent_threshold(group: Group) -> float:
     b: float = group["momentum"]
     if group["nesterov"]:
         return (2 + 2 * b) / ((1 + 2 * b) * group["lr"])
     return (2 + 2 * b) / ((1 - group["dampening"] if b else 1) * group["lr"])
 
 
-def _of_adam(group: Group) -> float:
+def _adam_threshold(group: Group) -> float:
     b = group["betas"][0]
     decay = group["lr"] * group["weight_decay"] if group.get("decoupled_weight_decay", True) else 0.0
     return float((2 - decay) * (1 + b) / ((1 - b) * group["lr"]))
 
 
 THRESHOLDS: dict[type[Optimizer], Callable[[Group], float]] = {
-    Descent: _of_descent,
-    torch.optim.SGD: _of_descent,
-    torch.optim.Adam: _of_adam,
-    torch.optim.AdamW: _of_adam,
+    Descent: _descent_threshold,
+    torch.optim.SGD: _descent_threshold,
+    torch.optim.Adam: _adam_threshold,
+    torch.optim.AdamW: _adam_threshold,
 }
-"""Optimizers with a threshold of their own; those that search, clip or perturb have none."""
+"""Optimizers with a threshold; those with a line search, clipping or perturbation have none."""
 
 
 def is_adaptive(optimizer: Optimizer) -> bool:
-    """Whether the threshold is one for the preconditioned curvature."""
+    """Return whether the threshold is one of the preconditioned curvature."""
     return isinstance(optimizer, torch.optim.Adam)  # AdamW is one
 
 
 def has_threshold(optimizer: Optimizer) -> bool:
-    """Whether ``stability_threshold`` knows the optimizer."""
-    searches = isinstance(optimizer, Descent) and optimizer.step_rule.needs_gradient
-    return type(optimizer) in THRESHOLDS and not searches
+    """Return whether the optimizer has a threshold."""
+    has_line_search = isinstance(optimizer, Descent) and optimizer.step_rule.needs_gradient
+    return type(optimizer) in THRESHOLDS and not has_line_search
 
 
 def stability_threshold(optimizer: Optimizer) -> float | None:
-    """Return the threshold at the present learning rate, the lowest among the groups.
+    """Return the threshold at the current learning rate, the lowest of the groups.
 
-    None for an optimizer without one, and for a learning rate of 0, which nothing is too much for.
+    None for an optimizer without one and for a learning rate of 0.
     """
     if not has_threshold(optimizer) or any(group["lr"] == 0 for group in optimizer.param_groups):
         return None
@@ -79,20 +79,18 @@ def decay_of_loss(optimizer: Optimizer, model: nn.Module) -> list[float]:
 def preconditioner(optimizer: Optimizer, model: nn.Module) -> list[Tensor] | None:
     """Return Adam's P = (1 - b1^k) (sqrt(v/(1 - b2^k)) + eps) after k steps, shaped like the trainable parameters.
 
-    With it a step is t - eta m/P. None for other optimizers, and before the first step.
+    A step is t <- t - eta m/P. None for other optimizers and before the first step.
     """
     if not is_adaptive(optimizer):
         return None
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
-    states = [(optimizer.state.get(p, {}), groups.get(p)) for p in trainable(model)]
+    states = [(optimizer.state.get(p, {}), groups.get(p, {})) for p in trainable(model)]
     if not all(state and group for state, group in states):
         return None
-    return [_denominator(state, group) for state, group in states if group is not None]
-
-
-def _denominator(state: dict[str, Any], group: Group) -> Tensor:
-    b1, b2 = group["betas"]
-    steps = float(state["step"])
-    squares: Tensor = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
-    found: Tensor = (1 - b1**steps) * ((squares / (1 - b2**steps)).sqrt() + group["eps"])
-    return found.clamp_min(torch.finfo(found.dtype).tiny ** 0.5)
+    diagonals = []
+    for state, group in states:
+        (b1, b2), k = group["betas"], float(state["step"])
+        squares: Tensor = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
+        diagonal: Tensor = (1 - b1**k) * ((squares / (1 - b2**k)).sqrt() + group["eps"])
+        diagonals.append(diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny ** 0.5))
+    return diagonals

@@ -14,7 +14,7 @@ from fullbatch.analysis.measurements import (
     WorstCase,
 )
 from fullbatch.analysis.outputs import Notes, SavedModels, write_columns
-from fullbatch.analysis.probes import Note, Observation, Probe, Probes
+from fullbatch.analysis.probes import Note, Observation, Probe, ProbeSchedule
 from fullbatch.analysis.sharpness_probe import SharpnessProbe
 from fullbatch.analysis.stability import has_threshold
 from fullbatch.build.data import Stream, about
@@ -30,7 +30,7 @@ SPREAD = ("snr", "noise_scale")
 """What needs two sub-batches."""
 
 
-def build_probes(run: Run, trainer: Trainer, seed: int, folder: Path | None) -> Probes:
+def build_probes(run: Run, trainer: Trainer, seed: int, folder: Path | None) -> ProbeSchedule:
     """Build the probes of a run, whose files go into ``folder``; ``ValueError`` for what cannot be measured.
 
     Of several processes each measures for itself, on all the data, and all find the same; the others than that of
@@ -43,11 +43,11 @@ def build_probes(run: Run, trainer: Trainer, seed: int, folder: Path | None) -> 
     if settings.sharpness.every is not None:
         scheduled.append((settings.sharpness.every, _sharpness(settings, trainer, seed)))
     if folder is None:
-        return Probes(partial(observed, trainer), scheduled)
+        return ProbeSchedule(partial(observed, trainer), scheduled)
     if settings.save_model_every_nth_step is not None:
         scheduled.append((settings.save_model_every_nth_step, SavedModels(folder / "models")))
     notes = Notes(folder / f"table_{run.name}_analysis.csv", trainer.state.step)
-    probes = Probes(partial(observed, trainer), scheduled, notes)
+    probes = ProbeSchedule(partial(observed, trainer), scheduled, notes)
     if probes.columns:
         write_columns(folder / f"analysis_{run.name}.json", probes.columns)
     return probes

@@ -1,4 +1,4 @@
-"""Flatness and the worst case near by, of quadratics with closed forms and by brute force."""
+"""Flatness and worst case of quadratics with closed forms, and compared to direct evaluations."""
 
 import math
 
@@ -15,7 +15,7 @@ from fullbatch.objective.losses import loss_function
 
 
 class Quadratic(nn.Module):
-    """Outputs its parameters [n, 2], whatever the inputs."""
+    """Outputs its parameters, [n, 2], for any inputs."""
 
     def __init__(self, *start: float) -> None:
         super().__init__()
@@ -37,12 +37,12 @@ FIRST, SECOND = [torch.tensor([1.0, 0.0]).double()], [torch.tensor([0.0, 1.0]).d
 
 
 def test_the_distance_is_the_first_multiple_beyond_the_threshold() -> None:
-    """L exceeds 1 behind t_1 = 1, and behind t_2 = 1/3."""
-    found = flatness(quadratic(0.0, 0.0), [FIRST, SECOND], step_size=0.08, threshold=1.0)
-    assert found.distances == pytest.approx([13 * 0.08, 5 * 0.08])
-    assert found.num_open == 0
-    assert found.mean == pytest.approx(0.72)
-    assert found.std == pytest.approx(0.32 * math.sqrt(2))
+    """L exceeds 1 beyond t_1 = 1 and beyond t_2 = 1/3."""
+    result = flatness(quadratic(0.0, 0.0), [FIRST, SECOND], step_size=0.08, threshold=1.0)
+    assert result.distances == pytest.approx([13 * 0.08, 5 * 0.08])
+    assert result.num_open == 0
+    assert result.mean == pytest.approx(0.72)
+    assert result.std == pytest.approx(0.32 * math.sqrt(2))
 
 
 def test_a_loss_equal_to_the_threshold_does_not_exceed_it() -> None:
@@ -54,20 +54,20 @@ def test_beyond_the_threshold_nothing_is_flat() -> None:
 
 
 def test_a_direction_that_stays_below_is_counted() -> None:
-    found = flatness(quadratic(0.0, 0.0), [FIRST, SECOND], step_size=0.1, max_steps=8)
-    assert found.distances == pytest.approx([0.8, 0.4])
-    assert found.num_open == 1
+    result = flatness(quadratic(0.0, 0.0), [FIRST, SECOND], step_size=0.1, max_steps=8)
+    assert result.distances == pytest.approx([0.8, 0.4])
+    assert result.num_open == 1
 
 
-def test_a_loss_that_is_not_a_number_exceeds_the_threshold() -> None:
-    asked = quadratic(0.0, 0.0)
-    asked.block_objective.loss_fn = lambda t, _: torch.log(0.25 - t[:, 0]).mean()
-    assert flatness(asked, [FIRST], step_size=0.1).distances == pytest.approx([0.3])
+def test_a_loss_of_nan_exceeds_the_threshold() -> None:
+    target = quadratic(0.0, 0.0)
+    target.block_objective.loss_fn = lambda t, _: torch.log(0.25 - t[:, 0]).mean()
+    assert flatness(target, [FIRST], step_size=0.1).distances == pytest.approx([0.3])
 
 
-def test_needs_directions_and_a_step() -> None:
+def test_it_requires_directions_and_a_step() -> None:
     for directions, step_size in (([], 0.1), ([FIRST], 0.0)):
-        with pytest.raises(ValueError, match="needs directions, and a step_size greater than 0"):
+        with pytest.raises(ValueError, match="requires directions and a step_size greater than 0"):
             flatness(quadratic(0.0, 0.0), directions, step_size=step_size)
 
 
@@ -79,8 +79,8 @@ def test_the_worst_case_of_a_quadratic() -> None:
 def test_the_worst_case_is_along_the_gradient() -> None:
     model, (inputs, labels) = build("tanh"), samples()
     _, g = loss_and_gradient(model, loss_function(), inputs, labels)
-    found = worst_case(FullBatchObjective(model, loss_function(), cut(inputs, labels, [20, 13])), rho=0.3)
-    assert found == pytest.approx(rise(model, inputs, labels, g, 0.3))
+    increase = worst_case(FullBatchObjective(model, loss_function(), cut(inputs, labels, [20, 13])), rho=0.3)
+    assert increase == pytest.approx(rise(model, inputs, labels, g, 0.3))
 
 
 def rise(model: nn.Module, inputs: Tensor, labels: Tensor, g: Tensor, rho: float) -> float:
@@ -92,26 +92,26 @@ def rise(model: nn.Module, inputs: Tensor, labels: Tensor, g: Tensor, rho: float
     return float((after - before).detach())
 
 
-def test_m_sharpness_perturbs_each_part_for_itself() -> None:
+def test_m_sharpness_perturbs_each_sub_batch_separately() -> None:
     model, sizes = build("tanh"), [11, 11, 11]
     exact = []
     for block in cut(*samples(), sizes):
         g = loss_and_gradient(model, loss_function(), *block)[1]
         exact.append(rise(model, *block, g, 0.3))
-    asked = FullBatchObjective(model, loss_function(), cut(*samples(), [33]), sub_batch=11)
-    assert m_sharpness(asked, rho=0.3) == pytest.approx(sum(exact) / 3)
+    target = FullBatchObjective(model, loss_function(), cut(*samples(), [33]), sub_batch=11)
+    assert m_sharpness(target, rho=0.3) == pytest.approx(sum(exact) / 3)
     whole = FullBatchObjective(model, loss_function(), cut(*samples(), [33]))
     assert m_sharpness(whole, rho=0.3) == pytest.approx(worst_case(whole, rho=0.3))
-    assert m_sharpness(asked, rho=0.3) > worst_case(asked, rho=0.3)
+    assert m_sharpness(target, rho=0.3) > worst_case(target, rho=0.3)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_they_leave_no_trace(name: str) -> None:
+def test_the_model_is_restored(name: str) -> None:
     model = build(name)
-    asked = FullBatchObjective(model, loss_function(), cut(*samples(), [20, 13]))
+    target = FullBatchObjective(model, loss_function(), cut(*samples(), [20, 13]))
     direction = [torch.randn_like(p) for p in model.parameters()]
     before = trace_of(model)
-    worst_case(asked, 0.1)
-    m_sharpness(asked, 0.1)
-    flatness(asked, [direction], step_size=0.3, threshold=3.0)
+    worst_case(target, 0.1)
+    m_sharpness(target, 0.1)
+    flatness(target, [direction], step_size=0.3, threshold=3.0)
     assert_no_trace(model, before)

@@ -1,4 +1,4 @@
-"""Probes observe: with all of them on, a run is bitwise the run without, and continues bitwise itself."""
+"""Probes only observe: a run with all of them equals the run without bitwise, and resumes bitwise."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ from fullbatch.analysis.measurements import (
     WorstCase,
 )
 from fullbatch.analysis.outputs import Notes, SavedModels, write_columns
-from fullbatch.analysis.probes import Probe, Probes
+from fullbatch.analysis.probes import Probe, ProbeSchedule
 from fullbatch.analysis.sharpness_probe import SharpnessProbe
 from fullbatch.build.probes import observed
 from fullbatch.tensors import global_norm, trainable
@@ -44,133 +44,131 @@ ALL: list[Probe] = [
 
 
 def probed(probes: list[Probe], every: int = 1, **options: object) -> Trainer:
-    some = trainer(**options)  # type: ignore[arg-type]
-    some.probes = Probes(partial(observed, some), [(every, probe) for probe in probes])
-    return some
+    training = trainer(**options)  # type: ignore[arg-type]
+    training.probes = ProbeSchedule(partial(observed, training), [(every, probe) for probe in probes])
+    return training
 
 
-def rows_of(some: Trainer) -> list[Row]:
-    return without_times(some.state.rows)
+def rows_of(training: Trainer) -> list[Row]:
+    return without_times(training.state.rows)
 
 
 @pytest.mark.parametrize("stochastic", [False, True])
 @pytest.mark.parametrize("probe", ALL, ids=lambda probe: type(probe).__name__)
 def test_a_probe_leaves_no_trace(probe: Probe, stochastic: bool) -> None:
-    some = run_to(trainer(stochastic=stochastic, shuffle=stochastic), 2)
-    model = some.state.model
+    training = run_to(trainer(stochastic=stochastic, shuffle=stochastic), 2)
+    model = training.state.model
     before, gradients = trace_of(model), [p.grad.clone() for p in model.parameters()]
     modes = [module.training for module in model.modules()]
-    found = probe(observed(some, some.state, lambda *_: None))
+    row = probe(observed(training, training.state, lambda *_: None))
     assert_no_trace(model, before)
     assert modes == [module.training for module in model.modules()]
     assert all(torch.equal(old, p.grad) for old, p in zip(gradients, model.parameters(), strict=True))
-    assert found
-    assert found.keys() <= probe.columns.keys()
+    assert row
+    assert row.keys() <= probe.columns.keys()
 
 
 @pytest.mark.parametrize("stochastic", [False, True])
-def test_a_run_with_all_probes_is_the_run_without(stochastic: bool) -> None:
-    alone, watched = trainer(3, stochastic=stochastic), probed(ALL, steps=3, stochastic=stochastic)
-    alone.run()
-    watched.run()
-    ours, theirs = watched.state.state_dict(), alone.state.state_dict()
-    for row, plain in zip(ours.pop("rows"), theirs.pop("rows"), strict=True):
-        assert {name: row[name] for name in plain if not name.endswith("_time")} == without_times([plain])[0]
+def test_a_run_with_all_probes_equals_the_run_without(stochastic: bool) -> None:
+    plain, training = trainer(2, stochastic=stochastic), probed(ALL, steps=2, stochastic=stochastic)
+    plain.run()
+    training.run()
+    state, expected = training.state.state_dict(), plain.state.state_dict()
+    for row, plain_row in zip(state.pop("rows"), expected.pop("rows"), strict=True):
+        assert {name: row[name] for name in plain_row if not name.endswith("_time")} == without_times([plain_row])[0]
         assert "sharpness" in row
-    assert ours.pop("memory").keys() == {"sharpness"}
-    theirs.pop("memory")
-    assert_equal_states(ours, theirs)
+    assert state.pop("memory").keys() == {"sharpness"}
+    expected.pop("memory")
+    assert_equal_states(state, expected)
 
 
-def test_probes_come_at_multiples_and_at_the_last_step() -> None:
-    some = probed([ParameterNorm()], every=4, steps=10)
-    some.run()
-    assert [row["step"] for row in some.state.rows if "param_norm_after" in row] == [4, 8, 10]
-    assert all(("analysis_time" in row) == ("param_norm_after" in row) for row in some.state.rows)
-    some = probed(
+def test_probes_are_due_at_multiples_and_at_the_last_step() -> None:
+    training = probed([ParameterNorm()], every=2, steps=5)
+    training.run()
+    assert [row["step"] for row in training.state.rows if "param_norm_after" in row] == [2, 4, 5]
+    assert all(("analysis_time" in row) == ("param_norm_after" in row) for row in training.state.rows)
+    training = probed(
         [ParameterNorm()], every=100, steps=10, stop_rules=[lambda rows: "enough" if len(rows) == 3 else None]
     )
-    some.run()
-    assert [row["step"] for row in some.state.rows if "param_norm_after" in row] == [3]
+    training.run()
+    assert [row["step"] for row in training.state.rows if "param_norm_after" in row] == [3]
 
 
 def test_a_resumed_run_continues_bitwise_with_its_probes() -> None:
-    """A warm start is part of the state."""
+    """The start vectors of the next sharpness are part of the state."""
     probe: list[Probe] = [SharpnessProbe(tolerance=0.05, max_matvecs=20)]
-    whole, first, second = (probed(probe, every=2, steps=5) for _ in range(3))
+    whole, first, second, cold = (probed(probe, every=2, steps=4) for _ in range(4))
     whole.run()
     run_to(first, 3)
     second.state.load_state_dict(first.state.state_dict())
     second.run()
     assert rows_of(second) == rows_of(whole)
-    forgetful = probed(probe, every=2, steps=5)
-    forgetful.state.load_state_dict(first.state.state_dict() | {"memory": {}})
-    forgetful.run()
-    assert rows_of(forgetful) != rows_of(whole)
+    cold.state.load_state_dict(first.state.state_dict() | {"memory": {}})
+    cold.run()
+    assert rows_of(cold) != rows_of(whole)
 
 
-def test_a_state_without_memory_is_read() -> None:
+def test_a_state_without_memory_is_loaded() -> None:
     state = trainer().state.state_dict()
     del state["memory"]
-    some = trainer()
-    some.state.load_state_dict(state)
-    assert some.state.memory == {}
+    training = trainer()
+    training.state.load_state_dict(state)
+    assert training.state.memory == {}
 
 
-def test_what_is_measured_is_the_loss_after_the_step() -> None:
-    """Without the regularizer and the clip that the run has."""
-    some = probed([ParameterNorm(), GradientProbe(PARTS)], steps=2)
-    some.run()
-    model, row = some.state.model, some.state.rows[-1]
+def test_probes_measure_the_loss_after_the_step_without_regularizer_and_clip() -> None:
+    training = probed([ParameterNorm(), GradientProbe(PARTS)], steps=2)
+    training.run()
+    model, row = training.state.model, training.state.rows[-1]
     model.train()
-    objective = some.take_step.objective_at(1)
+    objective = training.take_step.objective_at(1)
     objective.regularizer = objective.block_objective.regularizer = None
-    found = objective.evaluate()
-    assert row["full_grad_norm_after"] == pytest.approx(float(global_norm(found.gradient)))
-    assert row["grad_norm_after"] == pytest.approx(float(found.squared_norms) ** 0.5)
+    evaluation = objective.evaluate()
+    assert row["full_grad_norm_after"] == pytest.approx(float(global_norm(evaluation.gradient)))
+    assert row["grad_norm_after"] == pytest.approx(float(evaluation.squared_norms) ** 0.5)
     assert row["param_norm_after"] == pytest.approx(float(global_norm(trainable(model)).detach()) ** 2)
-    buffers = [some.state.optimizer.state[p]["momentum_buffer"] for p in model.parameters()]
-    product = sum(float((b * g).sum()) for b, g in zip(buffers, found.gradient, strict=True))
-    cosine = product / float(global_norm(buffers) * global_norm(found.gradient))
+    buffers = [training.state.optimizer.state[p]["momentum_buffer"] for p in model.parameters()]
+    product = sum(float((b * g).sum()) for b, g in zip(buffers, evaluation.gradient, strict=True))
+    cosine = product / float(global_norm(buffers) * global_norm(evaluation.gradient))
     assert row["momentum_alignment"] == pytest.approx(cosine)
     assert row["grad_SNR"] == pytest.approx(gradient_statistics(objective).snr)
 
 
 def test_what_cannot_be_measured_has_no_entry() -> None:
-    some = probed([GradientProbe(PARTS)], steps=1)
-    some.take_step.objective.sub_batch = None
-    some.take_step.max_blocks = 1
-    some.run()
-    row = some.state.rows[0]
+    training = probed([GradientProbe(PARTS)], steps=1)
+    training.take_step.objective.sub_batch = None
+    training.take_step.max_blocks = 1
+    training.run()
+    row = training.state.rows[0]
     assert "full_grad_norm_after" in row
     assert not {"grad_SNR", "grad_noise_scale"} & row.keys()
     assert not any(math.isnan(value) for value in row.values())
 
 
 def test_a_stochastic_step_has_a_batch_sharpness() -> None:
-    some = probed([SharpnessProbe(tolerance=0.2, max_matvecs=5)], steps=1, stochastic=True)
-    some.run()
-    assert "batch_sharpness" in some.state.rows[0]
+    training = probed([SharpnessProbe(tolerance=0.2, max_matvecs=5)], steps=1, stochastic=True)
+    training.run()
+    assert "batch_sharpness" in training.state.rows[0]
     full = probed([SharpnessProbe(tolerance=0.2, max_matvecs=5)], steps=1)
     full.run()
     assert "batch_sharpness" not in full.state.rows[0]
 
 
 def test_adam_has_a_preconditioned_sharpness_beside_its_threshold() -> None:
-    some = trainer(steps=3)
-    optimizer = torch.optim.AdamW(some.state.model.parameters(), lr=0.01)
-    some.state.optimizer = some.take_step.optimizer = optimizer
-    some.probes = Probes(partial(observed, some), [(1, SharpnessProbe(tolerance=0.1, max_matvecs=30))])
-    some.run()
-    row = some.state.rows[-1]
+    training = trainer(steps=3)
+    optimizer = torch.optim.AdamW(training.state.model.parameters(), lr=0.01)
+    training.state.optimizer = training.take_step.optimizer = optimizer
+    training.probes = ProbeSchedule(partial(observed, training), [(1, SharpnessProbe(tolerance=0.1, max_matvecs=30))])
+    training.run()
+    row = training.state.rows[-1]
     assert row["stability_threshold"] == pytest.approx((2 - row["lr"] * 0.01) * 1.9 / (0.1 * row["lr"]))
     assert row["preconditioned_sharpness"] != row["sharpness"]
 
 
-def test_notes_are_rows_and_later_ones_are_replaced(tmp_path: Path) -> None:
+def test_notes_are_rows_and_those_after_the_resumed_step_are_removed(tmp_path: Path) -> None:
     path = tmp_path / "notes.csv"
     Notes(path)
-    assert not path.exists()  # nothing was noted
+    assert not path.exists()  # before the first note
     notes = Notes(path)
     for step in (1, 2, 3):
         notes(step, "norm", ["a", "b"], [step + 0.5, 1.0])
@@ -183,40 +181,42 @@ def test_notes_are_rows_and_later_ones_are_replaced(tmp_path: Path) -> None:
     ]
 
 
-def test_noted_are_norms_of_sub_batches_layers_and_samples() -> None:
+def test_norms_of_sub_batches_layers_and_samples_are_noted() -> None:
     noted: dict[str, tuple[list[str], list[float]]] = {}
-    some = probed(ALL, steps=1)
-    some.probes.note = lambda step, quantity, names, values: noted.update({quantity: (list(names), list(values))})
-    some.run()
-    assert noted["layer_param_norm"][0] == [name for name, _ in some.state.model.named_parameters()]
-    assert len(noted["sub_batch_grad_norm"][1]) == 14  # blocks of 16, 16, 16 and 2; in parts of 8, twice as many
+    training = probed(ALL, steps=1)
+    training.probes.note = lambda step, quantity, names, values: noted.update({quantity: (list(names), list(values))})
+    training.run()
+    assert noted["layer_param_norm"][0] == [name for name, _ in training.state.model.named_parameters()]
+    assert (
+        len(noted["sub_batch_grad_norm"][1]) == 14
+    )  # blocks of 16, 16, 16 and 2 in sub-batches of 8, twice as many with two chunks
     assert len(noted["sample_grad_norm"][1]) == 50
     assert len(noted["flatness"][1]) == 2
     assert sum(noted["density_weight"][1]) == pytest.approx(1)
 
 
 def test_columns_are_described(tmp_path: Path) -> None:
-    some = probed(ALL, steps=1)
-    some.run()
-    write_columns(tmp_path / "columns.json", some.probes.columns)
+    training = probed(ALL, steps=1)
+    training.run()
+    write_columns(tmp_path / "columns.json", training.probes.columns)
     described = json.loads((tmp_path / "columns.json").read_text())
     plain = trainer(1)
     plain.run()
-    assert some.state.rows[0].keys() - plain.state.rows[0].keys() - {"analysis_time"} <= described.keys()
+    assert training.state.rows[0].keys() - plain.state.rows[0].keys() - {"analysis_time"} <= described.keys()
     assert "regularizer excluded" in described["sharpness"]
 
 
 def test_models_are_saved_as_a_trajectory(tmp_path: Path) -> None:
-    some = probed([SavedModels(tmp_path / "models")], every=2, steps=5)
-    some.run()
+    training = probed([SavedModels(tmp_path / "models")], every=2, steps=5)
+    training.run()
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == [
         f"step_00000{number}.pth" for number in (2, 4, 5)
     ]
     stored = read_model(tmp_path / "models" / "step_000005.pth").weights
-    assert_equal_states(stored, dict(some.state.model.state_dict()))
+    assert_equal_states(stored, dict(training.state.model.state_dict()))
 
 
-def test_the_figure_shows_what_was_measured(tmp_path: Path) -> None:
+def test_the_figure_needs_a_measured_sharpness(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     rows: list[Row] = [
         {"step": n, "train_loss": 1 / n, "sharpness": 3.0 * n, "stability_threshold": 40.0, "sharpness_2": 2.0 * n}

@@ -1,4 +1,4 @@
-"""Thresholds against the optimizers themselves: on a quadratic just below they converge, just above they diverge."""
+"""Stability thresholds: on a quadratic, optimizers converge just below and diverge just above them."""
 
 import math
 from collections.abc import Callable
@@ -46,7 +46,7 @@ FORMULAS = {
 
 
 def converges(optimizer: Optimizer, t: nn.Parameter, curvatures: float, steps: int = 300) -> bool:
-    """Whether the optimizer gets from 1 to 0 on curvature/2 t^2; else it must come far away."""
+    """Return whether the optimizer converges from 1 to 0 on curvature/2 t^2; otherwise it must diverge."""
 
     def closure() -> torch.Tensor:
         t.grad = curvatures * t.detach()
@@ -66,7 +66,7 @@ def parameter() -> nn.Parameter:
 
 @pytest.mark.parametrize("name", DESCENTS)
 @pytest.mark.parametrize("kind", [Descent, torch.optim.SGD])
-def test_descents_are_stable_below_and_only_there(name: str, kind: Callable[..., Optimizer]) -> None:
+def test_descents_are_stable_exactly_below_the_threshold(name: str, kind: Callable[..., Optimizer]) -> None:
     for factor, stable in ((0.97, True), (1.03, False)):
         t = parameter()
         optimizer = kind([t], lr=LR, **DESCENTS[name])
@@ -78,8 +78,8 @@ def test_descents_are_stable_below_and_only_there(name: str, kind: Callable[...,
 
 @pytest.mark.parametrize("decay", [0.0, 3.0])
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
-def test_adam_is_stable_below_and_only_there(decay: float, kind: type[torch.optim.Adam]) -> None:
-    """With second moments that do not move, P is constant, and the curvature that counts is h/P."""
+def test_adam_is_stable_exactly_below_the_threshold(decay: float, kind: type[torch.optim.Adam]) -> None:
+    """With constant second moments P is constant, and the relevant curvature is h/P."""
     for factor, stable in ((0.97, True), (1.03, False)):
         t = parameter()
         optimizer = kind([t], lr=LR, betas=(0.9, 1 - 1e-12), eps=0.5, weight_decay=decay)
@@ -95,13 +95,13 @@ def test_adam_is_stable_below_and_only_there(decay: float, kind: type[torch.opti
         assert converges(optimizer, t, factor * threshold * float(p) - coupled) == stable
 
 
-def test_adam_without_decay_has_the_formula_of_cohen_and_others() -> None:
+def test_adam_without_decay_has_the_formula_of_cohen_et_al() -> None:
     optimizer = torch.optim.AdamW([parameter()], lr=LR, betas=(0.9, 0.999), weight_decay=0.0)
     assert stability_threshold(optimizer) == pytest.approx(3.8 / (0.1 * LR))
 
 
-def test_the_preconditioner_makes_the_step() -> None:
-    """t moves by -lr m/P, in the first steps too."""
+def test_the_preconditioner_reproduces_the_step() -> None:
+    """t moves by -lr m/P, also in the first steps."""
     model = nn.Linear(3, 2).double()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0, amsgrad=True)
     assert preconditioner(optimizer, model) is None
@@ -128,11 +128,11 @@ def test_preconditioned_sharpness_of_a_quadratic() -> None:
     model, h, p = Two(), torch.tensor([6.0, 5.0]).double(), torch.tensor([3.0, 0.5]).double()
     blocks = [(torch.zeros(2, 1), torch.zeros(2))]
     objective = FullBatchObjective(model, lambda t, _: (h * t.square()).sum(dim=1).mean() / 2, blocks)
-    found = largest_eigenpairs(curvature(objective, preconditioner=[p]), 2)
-    assert found.values.tolist() == pytest.approx([10.0, 2.0])
+    pairs = largest_eigenpairs(curvature(objective, preconditioner=[p]), 2)
+    assert pairs.values.tolist() == pytest.approx([10.0, 2.0])
 
 
-def test_what_has_no_threshold() -> None:
+def test_optimizers_with_a_search_clipping_or_perturbation_have_no_threshold() -> None:
     make = parameter
     for optimizer in (
         Descent([make()], LR, step_rule=Wolfe()),
@@ -148,7 +148,7 @@ def test_what_has_no_threshold() -> None:
     assert not is_adaptive(Descent([make()], LR))
 
 
-def test_groups_decay_as_they_say() -> None:
+def test_each_group_has_its_own_decay() -> None:
     model = nn.Linear(2, 2)
     groups = [{"params": [model.weight]}, {"params": [model.bias], "weight_decay": 0.0}]
     assert decay_of_loss(Descent(groups, LR, weight_decay=0.3), model) == [0.3, 0.0]
