@@ -14,10 +14,10 @@ demo: $(VENV)/installed ## train resnet20 on real digits by regularized full-bat
 	$(BIN)/python train_with_gradient_descent.py name=demo data=digits model=resnet20 hyp=gradreg hyp.optim.lr=0.4 \
 		hyp.steps=80 hyp.warmup=10 hyp.scheduler=cosine-decay impl.validate_every_nth_step=5 seed=0
 
-quick: $(VENV)/installed ## the tests of the inner loop (under 3 minutes on 2 cores)
+quick: $(VENV)/installed ## the tests of the inner loop (under 2 minutes on 2 cores)
 	$(PYTEST) -m "not slow and not distributed and not gpu and not soak"
 
-test: $(VENV)/installed ## all tests that need neither a GPU nor patience (under 20 minutes on 2 cores)
+test: $(VENV)/installed ## all tests except the long ones and those for a GPU (under 10 minutes on 2 cores)
 	$(PYTEST) -m "not gpu and not soak"
 
 soak: $(VENV)/installed ## the long tests
@@ -28,10 +28,10 @@ lint: $(VENV)/installed ## style and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(VENV)/installed ## speed beside a plain loop, cost of the parts, limits of the machine (ten minutes on 2 cores)
+bench: $(VENV)/installed ## speed compared with a plain loop, cost of the parts, limits of the machine (ten minutes on 2 cores)
 	$(BIN)/python benchmarks/speed.py --json speed.json
 
-figure: $(VENV)/installed ## training loss against gradient evaluations of all optimizers (digits; a minute)
+figure: $(VENV)/installed ## training loss against gradient evaluations of all optimizers (digits; one minute)
 	$(BIN)/python benchmarks/optimizers.py --data digits --evaluations 60 --output optimizers
 
 $(VENV)/installed: pyproject.toml

@@ -1,4 +1,4 @@
-"""The documentation is true: its snippets run, its tables name what there is, its links lead somewhere."""
+"""The documentation is correct: its code runs, its table of groups is complete, its commands and links exist."""
 
 import re
 
@@ -15,19 +15,19 @@ def snippets(text: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("snippet", snippets(README))
-def test_a_snippet_of_the_readme_runs_alone(snippet: str) -> None:
+def test_each_snippet_of_the_readme_runs_alone(snippet: str) -> None:
     exec(compile(snippet, "README.md", "exec"), {"__name__": "snippet"})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES[1:] if snippets(page.read_text(encoding="utf-8"))], ids=str)
-def test_the_snippets_of_a_page_run_one_after_the_other(page) -> None:  # type: ignore[no-untyped-def]
+def test_the_snippets_of_a_page_run_in_order(page) -> None:  # type: ignore[no-untyped-def]
     names = {"__name__": "snippet"}
     for snippet in snippets(page.read_text(encoding="utf-8")):
         exec(compile(snippet, page.name, "exec"), names)
 
 
-def test_there_are_snippets() -> None:
+def test_pages_have_snippets() -> None:
     assert len(snippets(README)) >= 3
     for task in ("regularizer", "exact_gradient", "extending", "landscape"):
         assert len(snippets((ROOT / "docs" / f"{task}.md").read_text(encoding="utf-8"))) >= 3
@@ -37,7 +37,7 @@ def test_there_are_snippets() -> None:
     "group",
     ["data", "data/db", "model", "hyp", "hyp/optim", "hyp/optim_modification", "impl", "impl/setup", "analysis", "viz"],
 )
-def test_the_map_lists_the_choices_of_a_group(group: str) -> None:
+def test_the_table_of_groups_is_complete(group: str) -> None:
     (row,) = re.findall(rf"^\| `{group}` \|(.*)\|$", README, flags=re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", row)) == {path.stem for path in (CONFIG / group).glob("*.yaml")}
 
