@@ -7,7 +7,15 @@ from pathlib import Path
 
 from running import SCRIPT
 
-HEAVY = ("torch._dynamo", "torch._inductor", "torchvision", "matplotlib.pyplot", "pandas", "scipy", "torch.utils.tensorboard")
+HEAVY = (
+    "torch._dynamo",
+    "torch._inductor",
+    "torchvision",
+    "matplotlib.pyplot",
+    "pandas",
+    "scipy",
+    "torch.utils.tensorboard",
+)
 """Modules of half a second or more; the compiler of torch takes two seconds or more."""
 
 RUN_TWICE = """
