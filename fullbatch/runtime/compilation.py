@@ -1,4 +1,4 @@
-"""Compiled models, where the machine can compile."""
+"""``torch.compile`` for models, with a fallback to uncompiled evaluation."""
 
 import logging
 from collections.abc import Callable
@@ -12,10 +12,10 @@ log = logging.getLogger(__name__)
 
 
 def compile_in_place(model: nn.Module) -> nn.Module:
-    """Have ``model`` compiled when it is evaluated, names of its entries unchanged, and return it.
+    """Compile ``model`` at its next evaluation and return it; names of parameters and buffers stay the same.
 
-    There is a graph for each shape of its inputs: there are few, and those of fixed shapes are faster. Where
-    channels_last is not safe (see `is_safe_in_channels_last`), the compiler is kept from choosing it.
+    Each input shape gets a graph of its own: shapes are few, and graphs of fixed shape are faster. If channels_last is
+    unsafe for this model (see `is_safe_in_channels_last`), the compiler may not choose it.
     """
     options = None if is_safe_in_channels_last(model) else {"layout_optimization": False}
     model.compile(dynamic=False, options=options)
@@ -23,10 +23,10 @@ def compile_in_place(model: nn.Module) -> nn.Module:
 
 
 def compile_model(model: nn.Module, trial: Callable[[], object]) -> bool:
-    """Compile ``model`` in place, names of its entries unchanged, and return whether ``trial`` then works.
+    """Compile ``model`` in place, call ``trial`` and return whether it succeeded.
 
-    ``trial`` evaluates the model as training will. Where it fails for the compiler's sake (there is none, it does not
-    know the machine, or not what the model does), the reason is logged and everything runs uncompiled.
+    ``trial`` evaluates the model as training will. If it raises an error (no compiler, an unsupported machine or an
+    unsupported operation), the reason is logged and everything runs uncompiled. ``OutOfMemoryError`` is raised.
     """
     torch.compiler.set_stance("default")
     compile_in_place(model)
@@ -34,9 +34,9 @@ def compile_model(model: nn.Module, trial: Callable[[], object]) -> bool:
         trial()
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # compilers raise whatever their tools do
+    except Exception as error:  # compilers raise all kinds of errors
         torch.compiler.set_stance("force_eager")
         reason = next(filter(None, str(error).strip().splitlines()), type(error).__name__)
-        log.warning("impl.compile: not possible here, going on uncompiled (%s)", reason)
+        log.warning("impl.compile: not possible here, continuing uncompiled (%s)", reason)
         return False
     return True

@@ -1,4 +1,4 @@
-"""Device, precision and memory format; the only place that sets global flags of PyTorch."""
+"""Devices by name and PyTorch's global flags, which nothing else in the package sets."""
 
 import logging
 import os
@@ -16,39 +16,44 @@ DTYPES = {"float": torch.float32, "float32": torch.float32, "double": torch.floa
 
 
 def find_device(name: str, local_rank: int | None = None) -> torch.device:
-    """Return the device by name; ``auto`` is cuda, mps or cpu, the first there is.
+    """Return the device called ``name``; ``auto`` is the first available one of cuda, mps and cpu.
 
-    ``local_rank`` is that of one of several processes on this machine: of several CUDA devices it takes its own.
+    Args:
+        name: as for ``torch.device``, in any case.
+        local_rank: rank of this process among those on this machine; None for a single process. On a machine with
+            several GPUs, the process gets the GPU of this number.
 
-    Raises ``ValueError`` for a device that is unknown or not there.
+    Raises:
+        ValueError: the device is unknown or unavailable.
     """
     if name.lower() == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return _own(accelerator if accelerator is not None else torch.device("cpu"), local_rank)
-    try:
-        device = torch.device(name.lower())
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device={name}: cannot be used ({reason}); accepted: auto, cpu, cuda, cuda:0, mps") from None
-    return _own(device, local_rank)
-
-
-def _own(device: torch.device, local_rank: int | None) -> torch.device:
+        device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    else:
+        try:
+            device = torch.device(name.lower())
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            accepted = "auto, cpu, cuda, cuda:0, mps"
+            raise ValueError(f"device={name}: cannot be used ({reason}); accepted: {accepted}") from None
     if local_rank is None or device.type != "cuda" or device.index is not None:
         return device
-    found = torch.cuda.device_count()
-    if local_rank >= found:
-        raise ValueError(f"device=cuda: process {local_rank} of this machine has none of its {found} devices")
+    num_devices = torch.cuda.device_count()
+    if local_rank >= num_devices:
+        raise ValueError(f"device=cuda: no GPU for process {local_rank} of this machine, which has {num_devices}")
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 
 
 def set_up(*, threads: int, benchmark: bool, deterministic: bool, processes: int = 1, tf32: bool = False) -> int:
-    """Set PyTorch's global flags; return the number of threads, which is capped at the cores this process may use.
+    """Set PyTorch's global flags and return the number of threads.
 
-    Several ``processes`` of a machine share its cores. Without ``tf32``, float32 on CUDA is float32; by itself PyTorch
-    would round the factors of convolutions.
+    Args:
+        threads: of the CPU; capped at the cores available to this process, which the ``processes`` of a machine share.
+        benchmark: let cuDNN time its algorithms and choose the fastest.
+        deterministic: use deterministic algorithms only.
+        processes: number of processes of this job on this machine.
+        tf32: allow TF32 for float32 on CUDA. PyTorch's own default allows it for convolutions.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = min(threads, max(cores // processes, 1))
@@ -57,7 +62,7 @@ def set_up(*, threads: int, benchmark: bool, deterministic: bool, processes: int
     torch.backends.cudnn.benchmark = benchmark and not deterministic
     _set_tf32(tf32)
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its bits only with this set
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuBLAS is not deterministic
     if deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports torch's compiler (seconds)
         torch.use_deterministic_algorithms(deterministic)
     return threads
@@ -65,36 +70,36 @@ def set_up(*, threads: int, benchmark: bool, deterministic: bool, processes: int
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Inside, let CUDA's float32 products and convolutions round their factors to TF32, or forbid it."""
-    before = [switch.fp32_precision for switch in _tf32_switches()]
+    """Allow or forbid TF32 in CUDA's float32 matrix products and convolutions while the context is active."""
+    before = [backend.fp32_precision for backend in _tf32_backends()]
     _set_tf32(allowed)
     try:
         yield
     finally:
-        for switch, value in zip(_tf32_switches(), before, strict=True):
-            switch.fp32_precision = value
+        for backend, precision in zip(_tf32_backends(), before, strict=True):
+            backend.fp32_precision = precision
 
 
 def _set_tf32(allowed: bool) -> None:
-    for switch in _tf32_switches():
-        switch.fp32_precision = "tf32" if allowed else "ieee"
+    for backend in _tf32_backends():
+        backend.fp32_precision = "tf32" if allowed else "ieee"
 
 
-def _tf32_switches() -> tuple[Any, Any]:
+def _tf32_backends() -> tuple[Any, Any]:
     return torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn).conv
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Return whether the device has instructions for bfloat16, so that autocast saves time."""
+    """Return whether the device has bfloat16 instructions, so that autocast saves time."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch 2.10 and later tell
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # new in PyTorch 2.10
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def describe(device: torch.device) -> str:
-    """Return the device's name and the version of PyTorch, for the log."""
+    """Return the name of the device, the number of CPU threads and the version of PyTorch, for the log."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return f"{name}, {torch.get_num_threads()} CPU threads, PyTorch {torch.__version__}"

@@ -1,6 +1,6 @@
-"""The rate at which the device multiplies matrices, which training is measured against.
+"""The rate at which a device multiplies matrices, as a reference for the speed of training.
 
-No strict limit: convolutions can be faster, where their library knows the processor better or their data fit a cache.
+It is no strict upper bound: convolutions can be faster if their kernels are better tuned or their data fit a cache.
 """
 
 import time
@@ -8,16 +8,16 @@ from functools import cache
 
 import torch
 
-_ENOUGH = 0.02  # seconds of one product
-_LARGEST = 8192
+_LONG_ENOUGH = 0.02  # seconds of one product
+_MAX_SIZE = 8192
 _REPETITIONS = 5
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Return floating-point operations a second of square matrix products: the best of five of each of a few sizes.
+    """Return the floating-point operations per second of square matrix products.
 
-    Sizes double from 512 until a product takes 20 ms. Measured once for each device, dtype and number of threads; takes
-    about half a second.
+    Sizes double from 512 until a product takes 20 ms; each is timed five times, and the best of all counts. Takes about
+    half a second, once for each device, dtype and number of threads.
     """
     return _matmul_peak(device, dtype, torch.get_num_threads())
 
@@ -25,29 +25,25 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 @cache
 def _matmul_peak(device: torch.device, dtype: torch.dtype, threads: int) -> float:
     size, best = 512, 0.0
+    generator = torch.Generator(device).manual_seed(0)
     while True:
-        left, right = (_random(size, device, dtype) for _ in range(2))
+        # Random factors: GPUs, whose power is limited, multiply equal numbers faster, as fewer bits flip.
+        left, right = torch.randn(2, size, size, generator=generator, device=device).to(dtype)
         seconds = min(_seconds(left, right) for _ in range(_REPETITIONS))
         best = max(best, 2 * size**3 / seconds)
-        if seconds >= _ENOUGH or size >= _LARGEST:
+        if seconds >= _LONG_ENOUGH or size >= _MAX_SIZE:
             return best
         size *= 2
 
 
-def _random(size: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """GPUs multiply equal numbers faster: fewer bits flip, and their power is limited."""
-    generator = torch.Generator(device).manual_seed(0)
-    return torch.randn(size, size, generator=generator, device=device).to(dtype)
-
-
 def _seconds(left: torch.Tensor, right: torch.Tensor) -> float:
-    _wait(left.device)
+    _synchronize(left.device)
     start = time.perf_counter()
     left @ right
-    _wait(left.device)
+    _synchronize(left.device)
     return time.perf_counter() - start
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process: counted in page faults, which do not depend on how busy the machine is."""
+"""Freed memory stays with the process, measured in page faults: these do not depend on the load of the machine."""
 
 import subprocess
 import sys
@@ -16,9 +16,9 @@ libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 
 def use():
-    piece = libc.malloc(ctypes.c_size_t(size))
-    ctypes.memset(piece, 1, size)
-    libc.free(piece)
+    block = libc.malloc(ctypes.c_size_t(size))
+    ctypes.memset(block, 1, size)
+    libc.free(block)
 
 use()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -29,12 +29,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def page_faults(*arguments: str) -> int:
-    found = subprocess.run([sys.executable, "-c", ALLOCATE, *arguments], capture_output=True, text=True, check=True)
-    return int(found.stdout)
+    ended = subprocess.run([sys.executable, "-c", ALLOCATE, *arguments], capture_output=True, text=True, check=True)
+    return int(ended.stdout)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="settings of glibc")
-def test_what_is_freed_is_used_again_without_new_pages() -> None:
+def test_freed_memory_is_reused_without_new_pages() -> None:
     pages = (64 << 20) // 4096
-    assert page_faults() > pages  # the kernel gives new pages (perhaps large ones) every time
+    assert page_faults() > pages  # the kernel provides new pages every time, perhaps large ones
     assert page_faults("keep") < pages // 10

@@ -1,4 +1,7 @@
-"""channels_last does not change a gradient, not even where oneDNN is wrong: with AVX2 alone it ends the process."""
+"""channels_last does not change a gradient, not even of convolutions that oneDNN computes incorrectly.
+
+On processors with AVX2 but without AVX-512, such a convolution ends the process.
+"""
 
 import pytest
 import torch
@@ -18,33 +21,31 @@ def network(channels: int) -> nn.Sequential:
 
 
 @pytest.mark.parametrize("channels", [2, 4, 7, 8, 16])
-def test_the_gradient_of_strided_pointwise_convolutions_is_right(channels: int) -> None:
+def test_the_gradient_of_strided_pointwise_convolutions_is_correct(channels: int) -> None:
     inputs = torch.randn(6, 3, 18, 18)
     model = order_weights(network(channels), torch.channels_last)
     for _ in range(20):
-        found = gradient_of(model, inputs.to(memory_format=torch.channels_last))
+        gradient = gradient_of(model, inputs.to(memory_format=torch.channels_last))
     expected = gradient_of(network(channels).double(), inputs.double())
-    for mine, exact in zip(found, expected, strict=True):
-        torch.testing.assert_close(mine, exact.float(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gradient, [exact.float() for exact in expected], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # those of the compiler, about itself
+@pytest.mark.filterwarnings("ignore")  # the compiler warns about its own code
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])
-def test_so_it_is_compiled(memory_format: torch.memory_format) -> None:
+def test_the_gradient_of_a_compiled_model_is_correct(memory_format: torch.memory_format) -> None:
     inputs = torch.randn(6, 3, 18, 18)
     model = order_weights(network(4), memory_format)
     if not compile_model(model, lambda: gradient_of(model, inputs)):
         pytest.skip("no compiler here")
     for _ in range(20):
-        found = gradient_of(model, inputs.to(memory_format=memory_format))
+        gradient = gradient_of(model, inputs.to(memory_format=memory_format))
     expected = gradient_of(network(4).double(), inputs.double())
-    for mine, exact in zip(found, expected, strict=True):
-        torch.testing.assert_close(mine, exact.float(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gradient, [exact.float() for exact in expected], rtol=1e-4, atol=1e-6)
     torch.compiler.reset()
 
 
-def test_what_is_computed_wrongly_alone_stays_as_it_was() -> None:
+def test_only_unsafe_convolutions_keep_their_format() -> None:
     few, many = (order_weights(network(channels), torch.channels_last) for channels in (4, 16))
     assert [conv.weight.stride(3) == conv.in_channels for conv in few] == [True, False, True]
     assert [conv.weight.stride(3) == conv.in_channels for conv in many] == [True, True, True]
