@@ -192,7 +192,7 @@ def difference_of_files(path: Path, old: Path, new: Path) -> str | None:
 
 def compare_tables(old: Path, new: Path) -> str | None:
     """Return the first cell in which two tables differ."""
-    tables = [list(csv.DictReader(path.open(newline=""), delimiter="\t")) for path in (old, new)]
+    tables = [list(csv.DictReader(path.read_text().splitlines(), delimiter="\t")) for path in (old, new)]
     columns = [[name for name in (table[0] if table else ()) if name not in NOT_COMPARED] for table in tables]
     if columns[0] != columns[1]:
         return f"columns {sorted(set(columns[0]) ^ set(columns[1])) or 'in another order'}"
