@@ -1,4 +1,4 @@
-"""A surface that takes a while, for processes that fill it together and are killed."""
+"""A slow surface for processes that fill it together and are killed."""
 
 import time
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ AXES = {"x": Axis(-1, 1, 21), "y": Axis(-1, 1, 21)}
 
 
 class Slow:
-    """Blocks that take their time, so that most kills come in the middle of a point."""
+    """Blocks with a pause before each, so that most kills interrupt the computation of a point."""
 
     def __init__(self, pause: float) -> None:
         self.blocks, self.pause = cases.cut(*cases.samples(), cases.PARTITIONS["uneven"]), pause

@@ -15,11 +15,11 @@ from rich.table import Table
 
 from fullbatch.app.resume import restored
 from fullbatch.app.train import DONE, mistake
-from fullbatch.build.landscape import Landscape, build_landscape
+from fullbatch.build.landscape import LandscapeJob, build_landscape
 from fullbatch.build.trainer import set_up_machine
 from fullbatch.data.reading import translate_worker_errors
 from fullbatch.landscape.export import save_surface
-from fullbatch.landscape.filling import filled
+from fullbatch.landscape.filling import fill
 from fullbatch.landscape.surface import Surface
 from fullbatch.runtime.logs import job_log
 from fullbatch.runtime.stop_requests import InterruptedWork, Interruption, interruption
@@ -56,7 +56,7 @@ def crunch_job(cfg: DictConfig) -> int:
             return mistake(error)
 
 
-def _prepared(tree: dict[str, Any], typed: Sequence[str]) -> tuple[Run, Landscape, str]:
+def _prepared(tree: dict[str, Any], typed: Sequence[str]) -> tuple[Run, LandscapeJob, str]:
     """Return the run with the checkpoint's configuration, its surface, and a title."""
     run = settings_of(tree)
     name = run.impl.checkpoint.name
@@ -78,7 +78,7 @@ def database_folder(run: Run) -> Path:
 
 def crunch(
     run: Run,
-    landscape: Landscape,
+    landscape: LandscapeJob,
     database: Path,
     folder: Path,
     title: str,
@@ -88,7 +88,7 @@ def crunch(
     """Fill the database and write the files; see ``crunch_job``."""
     with landscape.open(database, run.viz) as store:
         log.info("%s: %s points, %s", database, f"{len(landscape.grid.points()):,}", ", ".join(_axes(landscape)))
-        surface = filled(store, landscape.grid, landscape.evaluate, lambda: bool(interrupted))
+        surface = fill(store, landscape.grid, landscape.evaluate, lambda: bool(interrupted))
     values = surface.full_loss if run.viz.compute_full_loss else surface.loss
     overflowing = int((~np.isfinite(values)).sum())
     if interrupted:
@@ -105,7 +105,7 @@ def crunch(
     return DONE
 
 
-def _axes(landscape: Landscape) -> list[str]:
+def _axes(landscape: LandscapeJob) -> list[str]:
     axes = {"x": landscape.grid.x, "y": landscape.grid.y}
     labels = landscape.evaluate.directions.labels
     return [f"{name} {label}" for (name, axis), label in zip(axes.items(), labels, strict=False) if axis.num > 1]

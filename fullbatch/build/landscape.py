@@ -1,8 +1,7 @@
-"""From settings and a checkpoint to what computes its loss landscape."""
+"""Builds the computation of a loss landscape from settings and a checkpoint."""
 
 import glob
 import logging
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,15 +37,16 @@ from fullbatch.training.model_file import StoredModel, read_model
 
 log = logging.getLogger(__name__)
 
-_OF_THE_OBJECTIVE = (
+_OBJECTIVE_KEYS = (
     *("loss_modification", "label_smoothing", "sub_batch", "gradient_average", "only_linear_layers_weight_decay"),
     "label_noise",
 )
+"""Keys of ``hyp`` that change the objective."""
 
 
 @dataclass(frozen=True)
-class Landscape:
-    """A surface that can be computed: the evaluator, its grid, and what its database holds."""
+class LandscapeJob:
+    """The computation of a surface: the evaluator, the grid, and the contents of its database."""
 
     evaluate: PointEvaluator
     grid: Grid
@@ -54,7 +54,7 @@ class Landscape:
     arrays: dict[str, np.ndarray]
 
     def open(self, folder: Path, viz: Viz) -> SurfaceStore:
-        """Open the database in ``folder``, and take the directions that are there."""
+        """Open the database in ``folder`` and use the directions that it contains."""
         access = Access(viz.max_readers, viz.readahead, viz.meminit, viz.max_spare_txns, viz.map_size)
         rebuild, size = viz.rebuild_existing_database, len(self.grid.points())
         store = SurfaceStore(folder, self.manifest, self.arrays, access, rebuild=rebuild, num_points=size)
@@ -64,14 +64,14 @@ class Landscape:
         return store
 
 
-def build_landscape(run: Run, stored: StoredModel, name: str) -> Landscape:
-    """Build the surface of the checkpoint ``name``; ``ValueError`` and ``OSError`` for mistakes."""
+def build_landscape(run: Run, stored: StoredModel, name: str) -> LandscapeJob:
+    """Build the computation of the surface around the checkpoint ``name``; raise ``ValueError`` for users' mistakes."""
     grid = build_grid(run)
     if run.viz.recalibrate and not run.viz.model_eval:
         raise ValueError(
             "viz.recalibrate=True: re-estimates stored statistics, which viz.model_eval=False does not use"
         )
-    run = on_plain_images(run)
+    run = without_augmentation(run)
     seed = int(stored.checkpoint.get("seed", run.seed or 0))
     with about("impl"):
         device = find_device(run.impl.device)
@@ -99,11 +99,11 @@ def build_landscape(run: Run, stored: StoredModel, name: str) -> Landscape:
     if objective.regularized and run.viz.compute_full_loss:
         log.info("the full objective has the gradient regularizer with eta = hyp.optim.lr = %g", run.hyp.optim.lr)
     arrays = arrays_of(directions, model)
-    return Landscape(evaluate, grid, _manifest(run, stored, objective, directions, arrays), arrays)
+    return LandscapeJob(evaluate, grid, _manifest(run, stored, objective, directions, arrays), arrays)
 
 
 def build_grid(run: Run) -> Grid:
-    """Build the grid: of the type that it should have; one point in a dry run."""
+    """Build the grid of ``viz.type``, a single point in a dry run."""
     coordinates, kind = run.viz.coordinates, run.viz.type
     axes = []
     for name, axis in (("x", coordinates.x), ("y", coordinates.y)):
@@ -117,10 +117,10 @@ def build_grid(run: Run) -> Grid:
     return Grid(Axis(0.0, 0.0, 1), POINT) if run.dryrun else grid
 
 
-def on_plain_images(run: Run) -> Run:
-    """Return the run without augmentation: the training set as images for validation are prepared.
+def without_augmentation(run: Run) -> Run:
+    """Return the run with the training images prepared like those of the validation set.
 
-    All copies of a sample are then the same: Maxup is the mean of the losses. Of frozen copies all rounds count.
+    All copies of a sample are then equal, and Maxup is the mean of the losses. All rounds of frozen copies count.
     """
     modification = None if build_loss(run.hyp).copies > 1 else run.hyp.loss_modification
     hyp = replace(run.hyp, train_semi_stochastic=False, loss_modification=modification)
@@ -135,31 +135,29 @@ def build_directions(viz: Viz, model: nn.Module) -> Directions:
         return random_directions(model, seed=viz.seed, norm=viz.norm, ignore_layers=viz.ignore_layers)
     if not viz.checkpoints:
         raise ValueError(f"viz.checkpoints: blank; viz.directions={viz.directions} needs some")
-    models = dict(_models(viz.checkpoints, model, by_step=viz.directions == "pca"))
+    paths = [path for pattern in viz.checkpoints for path in _find_checkpoints(pattern)]
+    checkpoints = [(path, read_model(path)) for path in dict.fromkeys(paths)]
+    if viz.directions == "pca":
+        checkpoints.sort(key=lambda checkpoint: checkpoint[1].step or 0)
+    models = {}
+    for path, stored in checkpoints:
+        with about(str(path)):
+            models[path.stem] = copy_with(model, stored.weights)
     with about("viz.checkpoints"):
         if viz.directions == "between":
             return directions_between(model, models, seed=viz.seed, norm=viz.norm, ignore_layers=viz.ignore_layers)
         return principal_components(model, list(models.values()))
 
 
-def _models(patterns: Sequence[str], model: nn.Module, *, by_step: bool) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the names and models of checkpoints; ``by_step``: those that took fewer steps first."""
-    paths = [path for pattern in patterns for path in _found(pattern)]
-    found = [(path, read_model(path)) for path in dict.fromkeys(paths)]
-    for path, stored in sorted(found, key=lambda entry: entry[1].step or 0) if by_step else found:
-        with about(str(path)):
-            yield path.stem, copy_with(model, stored.weights)
-
-
-def _found(pattern: str) -> list[Path]:
-    """Return the files that an entry of ``viz.checkpoints`` means."""
+def _find_checkpoints(pattern: str) -> list[Path]:
+    """Return the files of an entry of ``viz.checkpoints``: a name, a path or a pattern."""
     for path in (checkpoint_path(pattern), Path(pattern).expanduser()):
         if path.is_file():
             return [path]
-    paths = [
-        Path(path) for root in ("", "checkpoints/") for path in sorted(glob.glob(f"{root}{pattern}", recursive=True))
+    matches = [
+        match for root in ("", "checkpoints/") for match in sorted(glob.glob(f"{root}{pattern}", recursive=True))
     ]
-    files = [path for path in paths if path.is_file()]
+    files = [Path(match) for match in matches if Path(match).is_file()]
     if not files:
         raise ValueError(f"viz.checkpoints={pattern}: there is neither {checkpoint_path(pattern)} nor a file {pattern}")
     return files
@@ -172,14 +170,14 @@ def _manifest(
     directions: Directions,
     arrays: dict[str, np.ndarray],
 ) -> Manifest:
-    """Describe what the values are a function of; not what makes no difference but of rounding."""
+    """Return the manifest: everything that changes the values by more than rounding."""
     hyp, optimizer = run.hyp, asdict(run.hyp.optim)
     strengths = {"block_strength": hyp.grad_reg.block_strength, "acc_strength": hyp.grad_reg.acc_strength}
     settings: dict[str, Any] = {
         "model": asdict(run.model),
         "data": {"batch_size": run.data.batch_size, "digest": digest_of_data(objective.data)},
         "hyp": {
-            **{key: getattr(hyp, key) for key in _OF_THE_OBJECTIVE},
+            **{key: getattr(hyp, key) for key in _OBJECTIVE_KEYS},
             "grad_reg": strengths,
             "optim": {key: optimizer.get(key) for key in ("lr", "weight_decay")},
         },

@@ -1,4 +1,4 @@
-"""The surface of any module and data in one call."""
+"""The loss surface of any module and data in one call."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fullbatch.landscape.digests import digest_of_data, digest_of_model
 from fullbatch.landscape.directions import Directions, random_directions
-from fullbatch.landscape.filling import arrays_of, filled, stored_directions
+from fullbatch.landscape.filling import arrays_of, fill, stored_directions
 from fullbatch.landscape.grid import POINT, Axis, Grid
 from fullbatch.landscape.records import manifest_of
 from fullbatch.landscape.store import SurfaceStore
@@ -37,29 +37,29 @@ def loss_landscape(
     folder: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Surface:
-    """Compute the surface of a module's loss on a data set; the module is left as it was, bitwise.
+    """Compute the surface of a module's loss on a data set; the module is restored bitwise.
 
     Args:
         model: any module that maps inputs to outputs.
         loss_fn: (outputs, labels) -> mean loss of the sub-batch.
-        data: as of ``FullBatchObjective``; the same samples in every pass, so without augmentation.
-        directions: from ``random_directions`` (the default: filter-normalised, seed 0), ``directions_between`` or
+        data: as in ``FullBatchObjective``; the same samples in every pass, so without augmentation.
+        directions: from ``random_directions`` (the default: filter-normalized, seed 0), ``directions_between`` or
             ``principal_components``.
         x: coordinates along the first direction; None: 51 from -1 to 1.
         y: coordinates along the second direction; None: a line, y = 0.
-        weight_decay: its factor in the full objective, of all trainable parameters.
+        weight_decay: factor of ||t||^2/2 in the full objective, over all trainable parameters.
         regularizer: part of the full objective.
-        sub_batch: as of ``FullBatchObjective``.
-        model_eval: True uses stored batch-norm statistics, False those of the sub-batches (and dropout).
-        recalibrate: re-estimate the stored statistics at every point, over all the data.
-        mixed_precision: as of ``FullBatchObjective``.
-        folder: of a database that keeps every point: the next call continues, other processes may help, and a finer
-            grid computes what is new alone. None: nothing is kept.
-        settings: plain JSON, part of what the database is known by: what this call cannot see, such as the loss.
+        sub_batch: as in ``FullBatchObjective``.
+        model_eval: True uses the stored batch-norm statistics, False those of the sub-batches (and dropout).
+        recalibrate: re-estimate the stored statistics at every point over all the data.
+        mixed_precision: False, True for bfloat16, or a dtype of ``torch.autocast``.
+        folder: of a database that stores every point: the next call continues, other processes can share the work, and
+            a finer grid computes its new points only. None: nothing is stored.
+        settings: plain JSON that identifies the database beside the arguments, such as a name of the loss.
 
     Raises:
         ValueError: contradictory arguments, or a database of another surface.
-        OSError: a database that cannot be used.
+        OSError: a damaged or unusable database.
     """
     if recalibrate and not model_eval:
         raise ValueError("recalibrate=True: re-estimates stored statistics, which model_eval=False does not use")
@@ -79,26 +79,22 @@ def loss_landscape(
     def decay() -> Tensor:
         return weight_decay / 2 * global_norm(trainable(model)).square()
 
-    how = {"model_eval": model_eval, "recalibrate": recalibrate}
+    modes = {"model_eval": model_eval, "recalibrate": recalibrate}
     if folder is None:
-        evaluate = PointEvaluator(objective, directions, decay=decay, **how)
+        evaluate = PointEvaluator(objective, directions, decay=decay, **modes)
         return surface_of(grid, {point: evaluate(point) for point in grid.points()}, directions)
     arrays = arrays_of(directions, model)
-    told = {**how, "weight_decay": weight_decay, "sub_batch": sub_batch, "mixed_precision": str(mixed_precision)}
+    strengths: list[float] = []  # of the regularizer: alpha, beta and eta
+    if regularizer is not None and regularizer.active:
+        strengths = [regularizer.block_strength, regularizer.acc_strength, regularizer.learning_rate]
+    numbers = {"weight_decay": weight_decay, "sub_batch": sub_batch, "mixed_precision": str(mixed_precision)}
     manifest = manifest_of(
         arrays,
         weights=digest_of_model(model),
         data=digest_of_data(data),
         directions=directions.description,
-        settings={**told, "regularizer": _strengths(regularizer), **(settings or {})},
+        settings={**modes, **numbers, "regularizer": strengths, **(settings or {})},
     )
     with SurfaceStore(Path(folder), manifest, arrays, num_points=len(grid.points())) as store:
         directions = stored_directions(directions, model, store.arrays)
-        return filled(store, grid, PointEvaluator(objective, directions, decay=decay, **how))
-
-
-def _strengths(regularizer: GradRegularizer | None) -> list[float]:
-    """Return alpha, beta and eta, what its value depends on."""
-    if regularizer is None or not regularizer.active:
-        return []
-    return [regularizer.block_strength, regularizer.acc_strength, regularizer.learning_rate]
+        return fill(store, grid, PointEvaluator(objective, directions, decay=decay, **modes))

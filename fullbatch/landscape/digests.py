@@ -1,4 +1,4 @@
-"""Checksums of what a surface is a function of."""
+"""Checksums of models and data, which identify a surface."""
 
 import hashlib
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def digest(parts: Iterable[np.ndarray | Tensor | bytes]) -> str:
-    """Return BLAKE2b over bytes, arrays and tensors, these with their kinds and shapes."""
+    """Return the BLAKE2b digest of bytes, arrays and tensors, with the dtypes and shapes of the latter."""
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
         if isinstance(part, bytes):
@@ -23,15 +23,15 @@ def digest(parts: Iterable[np.ndarray | Tensor | bytes]) -> str:
 
 
 def digest_of_model(model: nn.Module) -> str:
-    """Return what stands for all the parameters and buffers, with their names."""
+    """Return the digest of all parameters and buffers with their names."""
     return digest(part for name, tensor in model.state_dict().items() for part in (name.encode(), tensor))
 
 
 def digest_of_data(data: Iterable[Any]) -> str:
-    """Return what stands for all inputs and labels, as they come to the model."""
+    """Return the digest of all inputs and labels."""
     return digest(torch.as_tensor(part) for inputs, labels, *_ in data for part in (inputs, labels))
 
 
 def little_endian(array: np.ndarray) -> bytes:
-    """Return the numbers of an array, in this order of their bytes."""
+    """Return the numbers of an array as little-endian bytes."""
     return np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()

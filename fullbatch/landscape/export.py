@@ -14,11 +14,11 @@ from fullbatch.landscape.surface import Surface
 
 log = logging.getLogger(__name__)
 
-_EXTRA = {"matplotlib": "plot", "plotly": "html"}
+_EXTRAS = {"matplotlib": "plot", "plotly": "html"}
 
 
 def write_csv(surface: Surface, path: Path, title: str = "") -> None:
-    """Write a row a point, tab-separated: x, y and the values, with all their digits; not computed: an empty cell."""
+    """Write one row per point, tab-separated: x, y and the values with all digits; missing values are empty."""
     values = {name: array.reshape(-1) for name, array in surface.quantities().items()}
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
@@ -31,12 +31,15 @@ def write_csv(surface: Surface, path: Path, title: str = "") -> None:
 def write_vtk(surface: Surface, path: Path, title: str = "") -> None:
     """Write a structured grid in the legacy format: points (x, y, loss), and the values as scalars, x running fastest.
 
-    The format has no infinity: what is not finite has the largest of the other values.
+    The format has no infinity: values that are not finite are replaced by the largest finite one.
     """
-    values = {name: _bounded(array) for name, array in surface.quantities().items()}
+    values = {}
+    for name, array in surface.quantities().items():
+        finite_values = array[np.isfinite(array)]
+        values[name] = np.where(np.isfinite(array), array, finite_values.max() if finite_values.size else 0.0)
     xs, ys = surface.grid.x.values(), surface.grid.y.values()
-    places = [(x, y, float(values["loss"][i, j])) for j, y in enumerate(ys) for i, x in enumerate(xs)]
-    points = "\n".join(f"{x!r} {y!r} {height!r}" for x, y, height in places)
+    vertices = [(x, y, float(values["loss"][i, j])) for j, y in enumerate(ys) for i, x in enumerate(xs)]
+    points = "\n".join(f"{x!r} {y!r} {height!r}" for x, y, height in vertices)
     nx, ny = surface.grid.shape
     header = f"# vtk DataFile Version 3.0\n{title[:250] or 'loss landscape'}\nASCII\nDATASET STRUCTURED_GRID\n"
     parts = [f"{header}DIMENSIONS {nx} {ny} 1\nPOINTS {nx * ny} double\n{points}\nPOINT_DATA {nx * ny}"]
@@ -47,7 +50,7 @@ def write_vtk(surface: Surface, path: Path, title: str = "") -> None:
 
 
 def write_html(surface: Surface, path: Path, title: str = "") -> None:
-    """Write a page that needs no network: the line, or surface and contours side by side, to turn and to zoom."""
+    """Write an interactive page that needs no network: the line, or surface and contours side by side."""
     from plotly.subplots import make_subplots  # noqa: PLC0415
 
     if surface.grid.is_plane:
@@ -82,12 +85,12 @@ def _add_plane(figure: Any, surface: Surface) -> None:
     xs, ys = surface.grid.x.values(), surface.grid.y.values()
     steep = is_steep(surface.loss)
     height = np.log10(np.where(surface.loss > 0, surface.loss, np.nan)) if steep else surface.loss
-    what = "log10 of the training loss" if steep else NAMES["loss"]
+    label = "log10 of the training loss" if steep else NAMES["loss"]
     rows = _plain(height.T)
-    relief = go.Surface(x=xs, y=ys, z=rows, colorscale="Viridis", showscale=False, name=what)
+    relief = go.Surface(x=xs, y=ys, z=rows, colorscale="Viridis", showscale=False, name=label)
     figure.add_trace(relief, row=1, col=1)
-    bar = {"title": {"text": what, "side": "right"}}
-    figure.add_trace(go.Contour(x=xs, y=ys, z=rows, colorscale="Viridis", colorbar=bar, name=what), row=1, col=2)
+    bar = {"title": {"text": label, "side": "right"}}
+    figure.add_trace(go.Contour(x=xs, y=ys, z=rows, colorscale="Viridis", colorbar=bar, name=label), row=1, col=2)
     marks = surface.path or ((0.0, 0.0),)
     mode = "lines+markers" if surface.connected else "markers"
     style = {"color": "white", "line": {"color": "black", "width": 1}, "size": 8}
@@ -99,18 +102,12 @@ def _add_plane(figure: Any, surface: Surface) -> None:
     figure.update_xaxes(title_text=f"x: {labels[0]}", range=[xs[0], xs[-1]], row=1, col=2)
     figure.update_yaxes(title_text=f"y: {labels[1]}", range=[ys[0], ys[-1]], row=1, col=2)
     camera = {"eye": {"x": -1.4, "y": -1.6, "z": 1.1}}
-    figure.update_scenes(xaxis_title="x", yaxis_title="y", zaxis_title=what, aspectmode="cube", camera=camera)
+    figure.update_scenes(xaxis_title="x", yaxis_title="y", zaxis_title=label, aspectmode="cube", camera=camera)
 
 
 def _plain(values: np.ndarray) -> Any:
-    """Return lists with None for what is not finite, which a page can hold."""
+    """Return nested lists with None for values that are not finite, as JSON needs."""
     return json.loads(json.dumps(finite(values).tolist()).replace("NaN", "null"))
-
-
-def _bounded(values: np.ndarray) -> np.ndarray:
-    """Return the values; those that are not finite are the largest that is."""
-    known = values[np.isfinite(values)]
-    return np.where(np.isfinite(values), values, known.max() if known.size else 0.0)
 
 
 FORMATS: dict[str, Callable[[Surface, Path, str], None]] = {
@@ -124,7 +121,7 @@ FORMATS: dict[str, Callable[[Surface, Path, str], None]] = {
 def save_surface(surface: Surface, path: str | Path, title: str = "") -> bool:
     """Write a surface in the format of the path's suffix: .png, .html, .vtk or .csv.
 
-    Returns whether it was written: where the library of a format is not installed, a line in the log says so.
+    Returns whether it was written: if the library of a format is not installed, that is logged.
 
     Raises:
         ValueError: for another suffix.
@@ -137,9 +134,9 @@ def save_surface(surface: Surface, path: str | Path, title: str = "") -> bool:
         write(surface, path, title)
     except ModuleNotFoundError as error:
         library = str(error.name).split(".", maxsplit=1)[0]
-        if library not in _EXTRA:
+        if library not in _EXTRAS:
             raise
-        extra = f"pip install 'fullbatch[{_EXTRA[library]}]'"
+        extra = f"pip install 'fullbatch[{_EXTRAS[library]}]'"
         log.info("no %s: %s is not installed (%s)", path.name, library, extra)
         return False
     return True

@@ -1,31 +1,32 @@
-"""From a grid to a surface: alone, or together with other processes on one database."""
+"""Computes the points of a grid that a database lacks, together with other processes."""
 
 import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
 from fullbatch.landscape.directions import Directions
-from fullbatch.landscape.grid import Grid, Point
+from fullbatch.landscape.grid import Grid
 from fullbatch.landscape.store import SurfaceStore
 from fullbatch.landscape.surface import PointEvaluator, Surface, surface_of
 from fullbatch.runtime.logs import progress
 
 log = logging.getLogger(__name__)
 
-_WAIT = 0.2  # seconds between looks at points that other processes are computing
+_WAIT = 0.2  # seconds between looks at points that other processes compute
 
 
-def filled(
+def fill(
     store: SurfaceStore, grid: Grid, evaluate: PointEvaluator, interrupted: Callable[[], bool] = lambda: False
 ) -> Surface:
-    """Compute the points of the grid that the database lacks, leaving to other processes what they are computing.
+    """Compute the points of the grid that neither the database has nor other processes are computing.
 
-    Returns when all points are there, whoever computed them, or after the point in whose course ``interrupted``.
+    Returns the surface when all points are stored, or after the current point if ``interrupted`` returns True.
     """
     points = grid.points()
     present = store.values(points)
@@ -38,7 +39,12 @@ def filled(
         while pending and not interrupted():
             point = store.claim(pending)
             if point is not None:
-                _compute(store, point, evaluate)
+                try:
+                    value = evaluate(point, partial(store.renew, point))
+                except BaseException:
+                    store.release(point)
+                    raise
+                store.put(point, value)
             elif pending:
                 time.sleep(_WAIT)
             count = min(len(store) - outside, len(points))
@@ -48,17 +54,8 @@ def filled(
     return surface_of(grid, store.values(points), evaluate.directions)
 
 
-def _compute(store: SurfaceStore, point: Point, evaluate: PointEvaluator) -> None:
-    try:
-        value = evaluate(point, lambda: store.renew(point))
-    except BaseException:
-        store.release(point)
-        raise
-    store.put(point, value)
-
-
 def arrays_of(directions: Directions, model: nn.Module) -> dict[str, np.ndarray]:
-    """Return directions and path as arrays by their names."""
+    """Return directions and path as arrays by name, for a database."""
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     arrays = {
         f"{axis}/{name}": part.cpu().to(torch.promote_types(part.dtype, torch.float32)).numpy()
@@ -69,7 +66,10 @@ def arrays_of(directions: Directions, model: nn.Module) -> dict[str, np.ndarray]
 
 
 def stored_directions(directions: Directions, model: nn.Module, arrays: Mapping[str, np.ndarray]) -> Directions:
-    """Return the directions with the numbers of the database; drawn elsewhere, they may differ in the last bit."""
+    """Return the directions with the numbers of the database.
+
+    Directions drawn on another machine may differ in the last bit.
+    """
     names = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     vectors = tuple(
         [torch.from_numpy(arrays[f"{axis}/{name}"]).to(parameter) for name, parameter in names]

@@ -1,4 +1,4 @@
-"""Grids of points. Coordinates are exact: a finer grid has those of a coarser one among its own, bit by bit."""
+"""Grids of points. Coordinates are exact: a finer grid contains those of a coarser one bitwise."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,8 @@ Point = tuple[float, float]
 class Axis:
     """``num`` equally spaced coordinates from ``min`` to ``max``, both included.
 
-    Raises ``ValueError`` where these make no axis.
+    Raises:
+        ValueError: ``min`` and ``max`` are not finite or not in order, or ``num`` does not fit to them.
     """
 
     min: float = -1.0
@@ -43,7 +44,7 @@ POINT = Axis(0.0, 0.0, 1)
 
 @dataclass(frozen=True)
 class Grid:
-    """All (x, y) with x and y on their axes; a line where one of them is a single point."""
+    """All (x, y) with x and y on their axes; a line if one axis is a single point."""
 
     x: Axis = Axis()
     y: Axis = POINT
@@ -59,6 +60,6 @@ class Grid:
         return min(self.shape) > 1
 
     def points(self) -> list[Point]:
-        """Return the points, x after x, and for each x one y after the other."""
+        """Return the points, y running fastest."""
         ys = self.y.values()
         return [(x, y) for x in self.x.values() for y in ys]

@@ -1,4 +1,4 @@
-"""Images of surfaces as PNG, with matplotlib (the ``plot`` extra)."""
+"""Figures of surfaces as PNG, with matplotlib (the ``plot`` extra)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,12 +8,12 @@ import numpy as np
 
 from fullbatch.landscape.surface import Surface
 
-BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"  # told apart by colour-blind readers (Okabe & Ito, 2008)
+BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"  # distinguishable for color-blind readers (Okabe & Ito, 2008)
 DARK = "#222222"
 STEEP = 50.0
-"""Largest over smallest loss from which on an axis is logarithmic."""
+"""Ratio of the largest to the smallest loss above which an axis is logarithmic."""
 LEVELS = 13
-"""Contours of a panel."""
+"""Number of contours."""
 NAMES = {"loss": "training loss", "full_loss": "full objective", "accuracy": "training accuracy"}
 
 
@@ -32,7 +32,7 @@ def draw_png(surface: Surface, path: Path, title: str) -> None:
 
 
 def draw_line(axes: Any, surface: Surface, *, label_accuracy: bool = True) -> Any:
-    """Draw losses on the left axis and the accuracy on the right one, which is returned."""
+    """Draw losses on the left axis and the accuracy on the right one; return the right axis."""
     coordinates, label, values = line_of(surface)
     marker = "o-" if len(coordinates) == 1 else "-"
     lines = [
@@ -54,7 +54,7 @@ def draw_line(axes: Any, surface: Surface, *, label_accuracy: bool = True) -> An
 
 
 def line_of(surface: Surface) -> tuple[list[float], str, Mapping[str, np.ndarray]]:
-    """Return the coordinates along the line, what they are, and the values."""
+    """Return the coordinates along the line, their label, and the values by name."""
     along_y = surface.grid.y.num > 1
     axis = surface.grid.y if along_y else surface.grid.x
     label = surface.labels[min(int(along_y), len(surface.labels) - 1)]
@@ -62,14 +62,14 @@ def line_of(surface: Surface) -> tuple[list[float], str, Mapping[str, np.ndarray
 
 
 def finite(values: np.ndarray) -> np.ndarray:
-    """Return the values, nan where they are infinite: these are not drawn."""
+    """Return the values with NaN in place of infinity, so that these are not drawn."""
     return np.where(np.isfinite(values), values, np.nan)
 
 
 def is_steep(values: np.ndarray) -> bool:
-    """Return whether values are better drawn on a logarithmic axis."""
-    known = values[np.isfinite(values)]
-    return bool(known.size and known.min() > 0 and known.max() > STEEP * known.min())
+    """Return whether the values should be drawn on a logarithmic axis."""
+    bounded = values[np.isfinite(values)]
+    return bool(bounded.size and bounded.min() > 0 and bounded.max() > STEEP * bounded.min())
 
 
 def _draw_plane(figure: Any, surface: Surface) -> None:
@@ -88,21 +88,24 @@ def _draw_plane(figure: Any, surface: Surface) -> None:
 def _draw_contours(figure: Any, axes: Any, surface: Surface, values: np.ndarray, colors: str, *, steep: bool) -> None:
     from matplotlib.colors import LogNorm, Normalize  # noqa: PLC0415
 
-    known = np.ma.masked_invalid(values.T)
+    masked = np.ma.masked_invalid(values.T)
     xs, ys = surface.grid.x.values(), surface.grid.y.values()
-    low, high = (float(known.min()), float(known.max())) if known.count() else (0.0, 1.0)
+    low, high = (float(masked.min()), float(masked.max())) if masked.count() else (0.0, 1.0)
     norm = (LogNorm if steep else Normalize)(low, high)
     if low < high:
         levels = np.geomspace(low, high, LEVELS) if steep else np.linspace(low, high, LEVELS)
-        filled = axes.contourf(xs, ys, known, levels=levels, cmap=colors, norm=norm)
-        axes.contour(xs, ys, known, levels=levels, colors="white", linewidths=0.4, alpha=0.6)
+        filled = axes.contourf(xs, ys, masked, levels=levels, cmap=colors, norm=norm)
+        axes.contour(xs, ys, masked, levels=levels, colors="white", linewidths=0.4, alpha=0.6)
     else:
-        filled = axes.pcolormesh(xs, ys, known, cmap=colors)
+        filled = axes.pcolormesh(xs, ys, masked, cmap=colors)
     figure.colorbar(filled, ax=axes, shrink=0.9, format="%.3g")
-    marks = _marks(surface)
     style = "o-" if surface.connected else "o"
-    axes.plot(*zip(*marks, strict=True), style, color="white", markeredgecolor=DARK, markersize=5, linewidth=1)
-    _label(axes, surface)
+    marks = zip(*_marks(surface), strict=True)
+    axes.plot(*marks, style, color="white", markeredgecolor=DARK, markersize=5, linewidth=1)
+    labels = [*surface.labels, "y"][:2]
+    axes.set(xlabel=f"x: {labels[0]}", ylabel=f"y: {labels[1]}")
+    axes.set_xlim(surface.grid.x.min, surface.grid.x.max)
+    axes.set_ylim(surface.grid.y.min, surface.grid.y.max)
 
 
 def _draw_relief(axes: Any, surface: Surface, loss: np.ndarray) -> None:
@@ -117,13 +120,6 @@ def _draw_relief(axes: Any, surface: Surface, loss: np.ndarray) -> None:
     axes.set(xlabel="x", ylabel="y")
 
 
-def _label(axes: Any, surface: Surface) -> None:
-    labels = [*surface.labels, "y"][:2]
-    axes.set(xlabel=f"x: {labels[0]}", ylabel=f"y: {labels[1]}")
-    axes.set_xlim(surface.grid.x.min, surface.grid.x.max)
-    axes.set_ylim(surface.grid.y.min, surface.grid.y.max)
-
-
 def _marks(surface: Surface) -> Sequence[tuple[float, float]]:
-    """Return what to mark: the path, else the model itself."""
+    """Return the points to mark: the path, or the model itself without one."""
     return surface.path or ((0.0, 0.0),)

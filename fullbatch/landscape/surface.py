@@ -1,4 +1,4 @@
-"""The value of the objective at points of a surface, and the surface as a whole."""
+"""Evaluates the objective at points of a surface, and arranges the values on a grid."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -17,19 +17,19 @@ from fullbatch.training.validation import recalibrated_batchnorm
 
 
 class Value(NamedTuple):
-    """What is computed at a point."""
+    """The quantities at a point."""
 
     loss: float
     """L, the training loss."""
     accuracy: float
-    """Share of the samples whose largest output is the label's."""
+    """Fraction of correctly classified samples."""
     full_loss: float
-    """L + weight_decay/2 ||t||^2 + the regularizer's penalty; nan where it was not asked for."""
+    """L + weight_decay/2 ||t||^2 + the penalty of the regularizer; NaN if it was not requested."""
 
 
 @dataclass(frozen=True)
 class Surface:
-    """A surface, whole or in part: arrays of the shape of the grid, nan where nothing is computed."""
+    """A surface: arrays of the shape of the grid, NaN at points that were not computed."""
 
     grid: Grid
     loss: np.ndarray
@@ -37,20 +37,20 @@ class Surface:
     full_loss: np.ndarray
     labels: tuple[str, ...] = ("x", "y")
     path: tuple[Point, ...] = ()
-    """Points to be marked."""
+    """Points to mark."""
     connected: bool = False
     """Whether the path is a trajectory."""
 
     def quantities(self) -> dict[str, np.ndarray]:
-        """Return the arrays by their names; ``full_loss`` only where it was computed."""
+        """Return the arrays by name, without accuracy or full loss if these were not computed."""
         arrays = {name: getattr(self, name) for name in Value._fields}
         return {name: array for name, array in arrays.items() if name == "loss" or not np.isnan(array).all()}
 
 
 def surface_of(grid: Grid, values: dict[Point, Value], directions: Directions) -> Surface:
     """Arrange the values on the grid."""
-    unknown = Value(*[np.nan] * len(Value._fields))
-    table = np.array([values.get(point, unknown) for point in grid.points()], dtype=np.float64)
+    missing = Value(*[np.nan] * len(Value._fields))
+    table = np.array([values.get(point, missing) for point in grid.points()], dtype=np.float64)
     arrays = {name: table[:, n].reshape(grid.shape) for n, name in enumerate(Value._fields)}
     connected = directions.description.get("kind") == "pca"
     assert {*arrays} <= {field.name for field in fields(Surface)}
@@ -58,19 +58,20 @@ def surface_of(grid: Grid, values: dict[Point, Value], directions: Directions) -
 
 
 class PointEvaluator:
-    """Evaluates the objective at points, and leaves no trace: parameters, buffers, random states and modes come back.
+    """Evaluates the objective at points, and restores parameters, buffers, random states and modes bitwise.
 
-    1. Parameters go to t0 + x d_1 + y d_2; buffers, where the directions have anchors, to ``Directions.buffers_at``.
-    2. With ``model_eval``, batch norm uses the stored statistics, with ``recalibrate`` those re-estimated at the point
-       over all the data; without, the model is in training mode: statistics of the sub-batches, dropout with the same
-       masks at every point.
-    3. L and the accuracy by forward passes alone; the full objective adds ``decay()`` and the regularizer's penalty,
-       which takes a pass of gradients where it is not zero.
+    1. The parameters are set to t0 + x d_1 + y d_2, the buffers, if the directions have anchors, to
+       ``Directions.buffers_at``.
+    2. With ``model_eval``, batch norm uses the stored statistics, or with ``recalibrate`` those re-estimated at the
+       point over all the data. Without, the model is in training mode: batch norm uses the statistics of the
+       sub-batches, and dropout the same masks at every point.
+    3. L and the accuracy need forward passes only. The full objective adds ``decay()`` and the penalty of the
+       regularizer, which needs gradients unless it is zero.
 
     Args:
         objective: on the training data, without augmentation.
-        directions: from the present parameters.
-        decay: what weight decay adds, where the parameters stand when it is called; None: nothing.
+        directions: from the current parameters.
+        decay: returns the penalty of weight decay at the current parameters; None: no penalty.
         full: whether to compute the full objective.
         model_eval: see above.
         recalibrate: see above.
@@ -92,50 +93,44 @@ class PointEvaluator:
 
     def __call__(self, point: Point, beat: Callable[[], None] = lambda: None) -> Value:
         """Return the values at a point; ``beat`` is called before every block."""
-        model = self.objective.model
-        objective = self.objective.over(_Watched(self.objective.data, beat))
-        with parameters_at(model, self._parameters(point)), mode(model, training=not self.model_eval):
-            self._move_buffers(point)
-            recalibrated = recalibrated_batchnorm(model, objective.sub_batches()) if self.recalibrate else nullcontext()
-            with recalibrated:
-                found = self._evaluated(objective)
-        return Value(*found.tolist())  # the point's one synchronization
-
-    def _parameters(self, point: Point) -> list[Tensor]:
-        values = self._origin
+        model, parameters = self.objective.model, self._origin
         for coordinate, vector in zip(point, self.directions.vectors, strict=False):
             if coordinate != 0:
-                values = scaled_sum(values, vector, coordinate)
-        return values
+                parameters = scaled_sum(parameters, vector, coordinate)
+        objective = self.objective.over(_DataWithHeartbeat(self.objective.data, beat))
+        with parameters_at(model, parameters), mode(model, training=not self.model_eval):
+            del parameters  # frees a copy of the parameters
+            if self.directions.anchors:
+                buffers = floating_buffers(model)
+                with torch.no_grad():
+                    copy_(buffers, self.directions.buffers_at(buffers, point))
+            recalibrated = recalibrated_batchnorm(model, objective.sub_batches()) if self.recalibrate else nullcontext()
+            with recalibrated:
+                values = self._evaluate(objective)
+        return Value(*values.tolist())  # the only synchronization of the point
 
-    def _move_buffers(self, point: Point) -> None:
-        if self.directions.anchors:
-            own = floating_buffers(self.objective.model)
-            with torch.no_grad():
-                copy_(own, self.directions.buffers_at(own, point))
-
-    def _evaluated(self, objective: FullBatchObjective) -> Tensor:
+    def _evaluate(self, objective: FullBatchObjective) -> Tensor:
         if not self.full:
-            found = objective.loss()
-            return torch.stack([found.loss, found.accuracy, torch.full_like(found.loss, torch.nan)])
-        whole = objective.value()
-        full_loss = whole.loss + whole.penalty + (0.0 if self.decay is None else self.decay())
-        return torch.stack([whole.loss, whole.accuracy, full_loss])
+            evaluation = objective.loss()
+            return torch.stack([evaluation.loss, evaluation.accuracy, torch.full_like(evaluation.loss, torch.nan)])
+        value = objective.value()
+        full_loss = value.loss + value.penalty + (0.0 if self.decay is None else self.decay())
+        return torch.stack([value.loss, value.accuracy, full_loss])
 
 
-class _Watched:
-    """Data that tell when a block is asked for."""
+class _DataWithHeartbeat:
+    """Calls ``beat`` before every block."""
 
     def __init__(self, data: Iterable[Any], beat: Callable[[], None]) -> None:
-        self._data, self._beat = data, beat
+        self.data, self.beat = data, beat
 
     def __iter__(self) -> Iterator[Any]:
-        for block in self._data:
-            self._beat()
+        for block in self.data:
+            self.beat()
             yield block
 
 
 def require_plane(directions: Directions, grid: Grid) -> None:
-    """Raise ``ValueError`` where the grid needs a direction that there is not."""
+    """Raise ``ValueError`` if the grid needs more directions than there are."""
     if len(directions.vectors) < 2 and grid.y.values() != [0.0]:
-        raise ValueError("there is one direction: a plane needs two (of a trajectory, three checkpoints or more)")
+        raise ValueError("there is one direction: a plane needs two (a trajectory, three checkpoints or more)")

@@ -1,4 +1,6 @@
-"""Directions have the norms that their names promise, and repeat; those towards models lead there."""
+"""Random directions have the norms of their normalization and are reproducible; others lead to models."""
+
+from collections.abc import Callable
 
 import cases
 import pytest
@@ -22,7 +24,7 @@ def filters(tensor: Tensor) -> list[Tensor]:
 
 
 def moved(model: nn.Module, seed: int, scale: float = 0.1) -> nn.Module:
-    """A copy with other parameters and buffers."""
+    """Return a copy with other parameters and buffers."""
     generator = torch.Generator().manual_seed(seed)
     state = {
         name: tensor + scale * torch.rand(tensor.shape, generator=generator).to(tensor.dtype)
@@ -36,13 +38,13 @@ def moved(model: nn.Module, seed: int, scale: float = 0.1) -> nn.Module:
 def test_norms_are_those_of_the_weights_or_one(name: str, ignored: str | None) -> None:
     model = moved(cases.build(name), 0)  # no zeros
     parameters = [p.detach() for p in model.parameters()]
-    found = {
+    directions = {
         norm: random_directions(model, 2, norm=norm, ignore_layers=ignored, seed=3).vectors
         for norm in ("filter", "layer", "weight", "dfilter", "DLayer")
     }
     for number in range(2):
         for place, weight in enumerate(parameters):
-            parts = {norm: vectors[number][place] for norm, vectors in found.items()}
+            parts = {norm: vectors[number][place] for norm, vectors in directions.items()}
             if ignored and weight.ndim <= 1:
                 assert all(not part.any() for part in parts.values())
                 continue
@@ -51,11 +53,11 @@ def test_norms_are_those_of_the_weights_or_one(name: str, ignored: str | None) -
                 torch.testing.assert_close(scaled, drawn * own.norm())
             assert float(parts["DLayer"].norm()) == pytest.approx(1)
             torch.testing.assert_close(parts["layer"], parts["DLayer"] * weight.norm())
-            ratio = parts["weight"] / weight.abs()  # the numbers as drawn
+            ratio = parts["weight"] / weight.abs()  # the drawn numbers
             torch.testing.assert_close(ratio / ratio.norm(), parts["DLayer"])
 
 
-def test_seed_and_number_alone_make_a_direction() -> None:
+def test_a_direction_is_a_function_of_seed_and_number() -> None:
     model = cases.build("convolutional")
     state = torch.get_rng_state()
     first = random_directions(model, 2, seed=1).vectors
@@ -72,7 +74,7 @@ def test_seed_and_number_alone_make_a_direction() -> None:
     torch.testing.assert_close(vector(single[0]).double(), vector(first[0]), rtol=1e-6, atol=1e-6)
 
 
-def test_a_filter_of_zeros_rests() -> None:
+def test_a_filter_of_zeros_does_not_move() -> None:
     model = nn.Linear(3, 2)
     with torch.no_grad():
         model.weight[0] = 0
@@ -89,7 +91,7 @@ def test_frozen_parameters_have_no_direction() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_the_models_lie_at_the_ends(count: int) -> None:
+def test_the_models_are_at_the_ends(count: int) -> None:
     model = cases.build("batchnorm")
     others = {f"m{seed}": moved(model, seed) for seed in range(count)}
     directions = directions_between(model, others)
@@ -98,10 +100,10 @@ def test_the_models_lie_at_the_ends(count: int) -> None:
     own = floating_buffers(model)
     for point, other in zip(directions.path, [model, *others.values()], strict=True):
         steps = [sum(c * v for c, v in zip(point, part, strict=True)) for part in zip(*directions.vectors, strict=True)]
-        there = [p + step for p, step in zip(model.parameters(), steps, strict=True)]
-        torch.testing.assert_close(vector(there), vector(list(other.parameters())), rtol=0, atol=1e-14)
-        for here, expected in zip(directions.buffers_at(own, point), floating_buffers(other), strict=True):
-            assert torch.equal(here, expected)
+        end = [p + step for p, step in zip(model.parameters(), steps, strict=True)]
+        torch.testing.assert_close(vector(end), vector(list(other.parameters())), rtol=0, atol=1e-14)
+        for buffer, expected in zip(directions.buffers_at(own, point), floating_buffers(other), strict=True):
+            assert torch.equal(buffer, expected)
     (first, *_), (last, *_) = floating_buffers(model), floating_buffers(others["m0"])
     torch.testing.assert_close(directions.buffers_at(own, (0.25, 0.0))[0], 0.75 * first + 0.25 * last)
     assert torch.equal(directions.buffers_at(own, (-3.0, 0.0))[0], first)
@@ -111,41 +113,39 @@ def test_the_models_lie_at_the_ends(count: int) -> None:
 def test_components_are_those_of_the_covariance() -> None:
     model = cases.build("tanh")
     trajectory = [moved(model, seed, scale) for seed, scale in enumerate((3.0, 1.0, 0.5, 0.2))]
-    found = principal_components(model, trajectory)
+    directions = principal_components(model, trajectory)
     rows = torch.stack([vector(list(m.parameters())) for m in trajectory])
     _, singular, components = torch.linalg.svd(rows - rows.mean(dim=0), full_matrices=False)
     origin = vector(list(model.parameters()))
-    for number, parts in enumerate(found.vectors):
+    for number, parts in enumerate(directions.vectors):
         along = vector(parts)
         unit = along / along.norm()
         assert abs(float(unit @ components[number])) == pytest.approx(1)
         coordinates = (rows - origin) @ unit / along.norm()
-        assert [point[number] for point in found.path] == pytest.approx(coordinates.tolist())
+        assert [point[number] for point in directions.path] == pytest.approx(coordinates.tolist())
         assert max(coordinates) == pytest.approx(1)
         assert float(coordinates.abs().max()) == pytest.approx(1)
         share = float(singular[number] ** 2 / (singular**2).sum())
-        assert f"({share:.1%} of the variance)" in found.labels[number]
+        assert f"({share:.1%} of the variance)" in directions.labels[number]
 
 
-def test_a_straight_trajectory_has_one_component() -> None:
+def test_a_trajectory_on_a_line_has_one_component() -> None:
     model = cases.build("tanh")
     end = moved(model, 0)
     states = [
         {k: a + s * (b - a) for (k, a), b in zip(model.state_dict().items(), end.state_dict().values(), strict=True)}
         for s in (0.0, 0.25, 1.0)
     ]
-    found = principal_components(model, [copy_with(model, state) for state in states])
-    assert len(found.vectors) == 1
-    assert [x for x, _ in found.path] == pytest.approx([0, 0.25, 1])
-    assert [y for _, y in found.path] == [0, 0, 0]
+    components = principal_components(model, [copy_with(model, state) for state in states])
+    assert len(components.vectors) == 1
+    assert [x for x, _ in components.path] == pytest.approx([0, 0.25, 1])
+    assert [y for _, y in components.path] == [0, 0, 0]
 
 
-def anything(model: nn.Module) -> Directions:
-    return random_directions(model, norm="fliter")
-
-
-WRONG = {
-    "norm=fliter: unknown; known: filter, layer, weight, dfilter, dlayer": anything,
+WRONG: dict[str, Callable[[nn.Module], Directions]] = {
+    "norm=fliter: unknown; known: filter, layer, weight, dfilter, dlayer": lambda model: random_directions(
+        model, norm="fliter"
+    ),
     "ignore_layers=bias: unknown": lambda model: random_directions(model, ignore_layers="bias"),
     "0 other checkpoints": lambda model: directions_between(model, {}),
     "the same parameters: there is nothing": lambda model: directions_between(
@@ -154,13 +154,13 @@ WRONG = {
     "checkpoint l: the parameters are those of another": lambda model: directions_between(
         model, {"l": nn.Linear(1, 1)}
     ),
-    "1 checkpoints make no trajectory": lambda model: principal_components(model, [model]),
+    "a trajectory needs at least two checkpoints, not 1": lambda model: principal_components(model, [model]),
     "all the checkpoints have the same": lambda model: principal_components(model, [model, model]),
     "number 2: the parameters": lambda model: principal_components(model, [model, nn.Linear(1, 1)]),
 }
 
 
-@pytest.mark.parametrize("message", WRONG)
-def test_what_makes_no_direction_is_refused(message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        WRONG[message](cases.build("tanh"))
+def test_wrong_arguments_are_refused() -> None:
+    for message, call in WRONG.items():
+        with pytest.raises(ValueError, match=message):
+            call(cases.build("tanh"))

@@ -1,4 +1,4 @@
-"""Surfaces filled by one process or by many, interrupted and killed: all points, with the values of a single one."""
+"""Surfaces filled by one process or several, interrupted or killed, have the same values."""
 
 import multiprocessing
 import random
@@ -26,7 +26,7 @@ MODEL, DATA = cases.build("tanh"), cases.cut(*cases.samples(), [20, 13])
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[Point]:
-    """The points that are evaluated."""
+    """Return the list of the evaluated points."""
     points: list[Point] = []
     plain = PointEvaluator.__call__
 
@@ -42,14 +42,14 @@ def line(folder: Path | None, num: int = 5, **options: Any) -> Surface:
     return loss_landscape(MODEL, F.cross_entropy, DATA, x=Axis(-1, 1, num), folder=folder, **options)
 
 
-def test_kept_values_are_those_of_a_surface_that_keeps_nothing(tmp_path: Path) -> None:
-    kept, plain = line(tmp_path / "s"), line(None)
+def test_stored_values_are_those_of_a_surface_without_a_database(tmp_path: Path) -> None:
+    stored, plain = line(tmp_path / "s"), line(None)
     for name, array in plain.quantities().items():
-        np.testing.assert_array_equal(kept.quantities()[name], array)
-    assert kept.labels == plain.labels
+        np.testing.assert_array_equal(stored.quantities()[name], array)
+    assert stored.labels == plain.labels
 
 
-def test_a_finer_grid_and_a_plane_compute_what_is_new(tmp_path: Path, computed: list[Point]) -> None:
+def test_a_finer_grid_and_a_plane_compute_the_new_points_only(tmp_path: Path, computed: list[Point]) -> None:
     line(tmp_path / "s", 5)
     assert len(computed) == 5
     line(tmp_path / "s", 5)
@@ -64,10 +64,10 @@ def test_a_finer_grid_and_a_plane_compute_what_is_new(tmp_path: Path, computed: 
 @pytest.mark.slow
 def test_after_an_interruption_it_continues(tmp_path: Path, computed: list[Point]) -> None:
     def stopped(store: Any, grid: Any, evaluate: Any) -> Surface:
-        return filling.filled(store, grid, evaluate, lambda: len(computed) == 2)
+        return filling.fill(store, grid, evaluate, lambda: len(computed) == 2)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("fullbatch.landscape.any_module.filled", stopped)
+        patched.setattr("fullbatch.landscape.any_module.fill", stopped)
         partial = line(tmp_path / "s")
     assert np.isfinite(partial.loss).sum() == 2
     whole = line(tmp_path / "s")
@@ -75,7 +75,7 @@ def test_after_an_interruption_it_continues(tmp_path: Path, computed: list[Point
     np.testing.assert_array_equal(whole.loss, line(None).loss)
 
 
-def test_a_point_that_fails_is_free_again(tmp_path: Path) -> None:
+def test_a_point_that_fails_is_released(tmp_path: Path) -> None:
     class Broken:
         def __iter__(self) -> Iterator[Any]:
             yield DATA[0]
@@ -99,22 +99,19 @@ def test_a_point_that_fails_is_free_again(tmp_path: Path) -> None:
         np.testing.assert_array_equal(compute().loss, line(None, 2).loss)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
+def test_another_surface_is_refused(tmp_path: Path) -> None:
+    line(tmp_path / "s", 3)
+    table: list[dict[str, Any]] = [
         {"weight_decay": 0.1},
         {"model_eval": False},
         {"sub_batch": 4},
         {"directions": random_directions(MODEL, seed=1)},
         {"directions": random_directions(MODEL, norm="layer")},
         {"settings": {"loss": "another"}},
-    ],
-    ids=str,
-)
-def test_another_surface_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
-    line(tmp_path / "s", 3)
-    with pytest.raises(OtherSurfaceError, match="holds another surface"):
-        line(tmp_path / "s", 3, **changes)
+    ]
+    for changes in table:
+        with pytest.raises(OtherSurfaceError, match="holds another surface"):
+            line(tmp_path / "s", 3, **changes)
 
 
 def test_other_data_and_another_model_are_refused(tmp_path: Path) -> None:
@@ -125,8 +122,8 @@ def test_other_data_and_another_model_are_refused(tmp_path: Path) -> None:
             loss_landscape(model, F.cross_entropy, data, x=Axis(-1, 1, 3), folder=tmp_path / "s")
 
 
-def test_the_directions_are_those_of_the_data_base(tmp_path: Path) -> None:
-    """Drawn on another machine they may differ in the last bit; here they differ by more."""
+def test_the_directions_are_those_of_the_database(tmp_path: Path) -> None:
+    """Drawn on another machine they may differ in the last bit; here they differ more."""
     line(tmp_path / "s", 3)
     directions = random_directions(MODEL)
     for parts in directions.vectors:
@@ -138,7 +135,7 @@ def test_the_directions_are_those_of_the_data_base(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_four_processes_and_their_killer_fill_a_grid(tmp_path: Path) -> None:
+def test_four_processes_fill_a_grid_while_they_are_killed(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["landscape_filling"])
     folder, rng, total = tmp_path / "surface", random.Random(0), 21 * 21
@@ -149,7 +146,7 @@ def test_four_processes_and_their_killer_fill_a_grid(tmp_path: Path) -> None:
         return process
 
     running, kills, deadline = [start() for _ in range(4)], 0, time.monotonic() + 300
-    while kills < 12 and time.monotonic() < deadline:
+    while kills < 6 and time.monotonic() < deadline:
         time.sleep(rng.uniform(0.05, 0.5))
         victim = running.pop(rng.randrange(len(running)))
         if victim.is_alive():
@@ -160,8 +157,8 @@ def test_four_processes_and_their_killer_fill_a_grid(tmp_path: Path) -> None:
     for process in running:
         process.join(timeout=300)
         assert process.exitcode == 0
-    assert kills == 12
-    filled = landscape_filling.fill(folder)  # computes nothing more
+    assert kills == 6
+    filled = landscape_filling.fill(folder)  # computes no further points
     single = landscape_filling.fill()
     assert filled.loss.size == total
     for name, array in single.quantities().items():

@@ -1,4 +1,4 @@
-"""Values of a surface: the closed form where there is one, the objective's own at its centre, and no trace."""
+"""Values of a surface compared to a closed form, to the objective at the center, and to copies of the model."""
 
 import cases
 import numpy as np
@@ -26,7 +26,7 @@ def squared(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def at(model: nn.Module, directions: Directions, point: tuple[float, float]) -> nn.Module:
-    """A copy of the model at a point."""
+    """Return a copy of the model at a point."""
     state = model.state_dict()
     names = [name for name, _ in model.named_parameters()]
     for coordinate, parts in zip(point, directions.vectors, strict=True):
@@ -38,32 +38,31 @@ def test_the_surface_of_a_quadratic_is_its_closed_form() -> None:
     model, decay = cases.build("linear"), 0.3
     inputs, labels = cases.samples()
     directions = random_directions(model, seed=4, ignore_layers=None)
-    found = loss_landscape(model, squared, cases.cut(inputs, labels, SIZES), directions, **PLANE, weight_decay=decay)
+    surface = loss_landscape(model, squared, cases.cut(inputs, labels, SIZES), directions, **PLANE, weight_decay=decay)
     loss, gradient = loss_and_gradient(model, squared, inputs, labels)
     hessian = dense_hessian(model, squared, inputs, labels)
     start = vector(list(model.parameters()))
     for number, point in enumerate(Grid(**PLANE).points()):
         step = sum(c * vector(parts) for c, parts in zip(point, directions.vectors, strict=True))
         expected = float(loss + gradient @ step + step @ hessian @ step / 2)
-        assert found.loss.reshape(-1)[number] == pytest.approx(expected, rel=1e-12)
-        whole = expected + decay / 2 * float((start + step).square().sum())
-        assert found.full_loss.reshape(-1)[number] == pytest.approx(whole, rel=1e-12)
+        assert surface.loss.reshape(-1)[number] == pytest.approx(expected, rel=1e-12)
+        full_loss = expected + decay / 2 * float((start + step).square().sum())
+        assert surface.full_loss.reshape(-1)[number] == pytest.approx(full_loss, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", cases.MODELS)
-@pytest.mark.parametrize("evaluating", [True, False])
-def test_its_centre_is_the_objective_in_its_own_mode(name: str, evaluating: bool) -> None:
-    model = cases.build(name)
-    data = cases.cut(*cases.samples(), SIZES)
-    found = loss_landscape(model, F.cross_entropy, data, x=Axis(0, 0, 1), model_eval=evaluating, sub_batch=4)
-    with mode(model, training=not evaluating):
-        expected = FullBatchObjective(model, F.cross_entropy, data, sub_batch=4).loss()
-    assert found.loss.item() == float(expected.loss)
-    assert found.accuracy.item() == float(expected.accuracy)
+def test_its_center_is_the_objective_in_the_same_mode(name: str) -> None:
+    model, data = cases.build(name), cases.cut(*cases.samples(), SIZES)
+    for evaluating in (True, False):
+        surface = loss_landscape(model, F.cross_entropy, data, x=Axis(0, 0, 1), model_eval=evaluating, sub_batch=4)
+        with mode(model, training=not evaluating):
+            expected = FullBatchObjective(model, F.cross_entropy, data, sub_batch=4).loss()
+        assert surface.loss.item() == float(expected.loss)
+        assert surface.accuracy.item() == float(expected.accuracy)
 
 
 @pytest.mark.parametrize("name", cases.MODELS)
-def test_elsewhere_it_is_that_of_a_copy(name: str) -> None:
+def test_other_points_are_the_objective_of_a_copy(name: str) -> None:
     model, point = cases.build(name), (0.4, -0.7)
     directions, data = random_directions(model, seed=1), cases.cut(*cases.samples(), SIZES)
     value = PointEvaluator(FullBatchObjective(model, F.cross_entropy, data), directions)(point)
@@ -72,16 +71,15 @@ def test_elsewhere_it_is_that_of_a_copy(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", cases.MODELS)
-@pytest.mark.parametrize("sizes", cases.PARTITIONS.values(), ids=cases.PARTITIONS)
-def test_blocks_make_no_difference(name: str, sizes: list[int]) -> None:
+def test_blocks_make_no_difference(name: str) -> None:
     model = cases.build(name)
-    line = {"x": Axis(-1, 1, 3)}
-    one, other = (
-        loss_landscape(model, F.cross_entropy, cases.cut(*cases.samples(), some), **line)
-        for some in (sizes, cases.PARTITIONS["whole"])
-    )
-    np.testing.assert_allclose(one.loss, other.loss, rtol=1e-12)
-    np.testing.assert_allclose(one.accuracy, other.accuracy, rtol=1e-6)
+    surfaces = {
+        name: loss_landscape(model, F.cross_entropy, cases.cut(*cases.samples(), sizes), x=Axis(-1, 1, 3))
+        for name, sizes in cases.PARTITIONS.items()
+    }
+    for surface in surfaces.values():
+        np.testing.assert_allclose(surface.loss, surfaces["whole"].loss, rtol=1e-12)
+        np.testing.assert_allclose(surface.accuracy, surfaces["whole"].accuracy, rtol=1e-6)
 
 
 def test_the_regularizer_is_part_of_the_full_objective() -> None:
@@ -117,14 +115,14 @@ def test_between_two_models_each_has_its_own_statistics() -> None:
     data = cases.cut(*cases.samples(), SIZES)
     for some in (model, other):
         FullBatchObjective(some, F.cross_entropy, data).evaluate(update_buffers=True)
-    found = loss_landscape(model, F.cross_entropy, data, directions_between(model, {"b": other}), x=Axis(0, 1, 2))
+    surface = loss_landscape(model, F.cross_entropy, data, directions_between(model, {"b": other}), x=Axis(0, 1, 2))
     expected = [float(FullBatchObjective(m.eval(), F.cross_entropy, data).loss().loss) for m in (model, other)]
-    assert found.loss.reshape(-1).tolist() == pytest.approx(expected, rel=1e-12)
+    assert surface.loss.reshape(-1).tolist() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("evaluating", [True, False])
 @pytest.mark.parametrize("recalibrate", [True, False])
-def test_nothing_is_left_behind(evaluating: bool, recalibrate: bool) -> None:
+def test_the_model_is_restored(evaluating: bool, recalibrate: bool) -> None:
     model, other = cases.build("batchnorm"), cases.build("batchnorm", 1)
     list(model.children())[1].eval()
     modes = [module.training for module in model.modules()]
@@ -148,7 +146,7 @@ def test_nothing_is_left_behind(evaluating: bool, recalibrate: bool) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_what_is_not_computed_is_not_a_number() -> None:
+def test_missing_points_are_nan() -> None:
     grid, directions = Grid(**PLANE), random_directions(cases.build("tanh"))
     value = PointEvaluator(FullBatchObjective(cases.build("tanh"), squared, [cases.samples()]), directions)((0.5, -1.0))
     surface = surface_of(grid, {(0.5, -1.0): value}, directions)
