@@ -19,6 +19,7 @@ from torch import multiprocessing
 from torch.nn import functional as F
 
 from fullbatch import FullBatchObjective, build_model
+from fullbatch.objective.block_pass import SequentialPass
 from fullbatch.runtime.device import describe
 from fullbatch.runtime.process_group import ALONE, Group, joined, open_store
 from fullbatch.runtime.ranks import Ranks
@@ -31,7 +32,7 @@ def objective(options: argparse.Namespace, group: Group) -> FullBatchObjective:
     inputs, labels = torch.randn(options.samples, 3, 32, 32), torch.randint(10, (options.samples,))
     blocks = list(zip(inputs.split(options.batch_size), labels.split(options.batch_size), strict=True))
     local = blocks[group.share(len(blocks))]
-    return FullBatchObjective(model, F.cross_entropy, local, all_reduce=group.reduce)
+    return FullBatchObjective(model, F.cross_entropy, local, block_pass=SequentialPass(group.reduce))
 
 
 def seconds(some: FullBatchObjective, threads: int) -> float:

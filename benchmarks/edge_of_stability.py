@@ -25,14 +25,14 @@ from fullbatch import FullBatchObjective, loss_function
 from fullbatch.analysis.figure import draw_edge_of_stability
 from fullbatch.analysis.probes import ProbeSchedule
 from fullbatch.analysis.sharpness_probe import SharpnessProbe
-from fullbatch.build.probes import observed
+from fullbatch.build.probes import observe
 from fullbatch.data.dataset import load_images
 from fullbatch.data.loader import BlockLoader
 from fullbatch.optim.descent import Descent
 from fullbatch.optim.schedules import constant
 from fullbatch.training.state import Row, TrainState
 from fullbatch.training.step import Step
-from fullbatch.training.trainer import Trainer
+from fullbatch.training.trainer import Trainer, TrainingPlan
 
 
 def network(channels: int, pixels: int, classes: int, seed: int) -> nn.Module:
@@ -53,16 +53,10 @@ def descend(model: nn.Module, loader: BlockLoader, lr: float, steps: int, every:
     objective = FullBatchObjective(model, loss_function("squared"), [])
     optimizer = Descent(model.parameters(), lr)
     validation = objective.over(loader.blocks(0)).loss()  # stands in for validation, which this script does not need
-    trainer = Trainer(
-        state=TrainState(model, optimizer),
-        take_step=Step(objective, optimizer, [], loader),
-        steps=steps,
-        schedule=constant,
-        validate=lambda *_: validation,
-        stochastic=lambda step: False,
-        validate_every=steps,
-    )
-    trainer.probes = ProbeSchedule(partial(observed, trainer), [(every, SharpnessProbe())])
+    state = TrainState(model, optimizer)
+    plan = TrainingPlan(steps, constant, lambda step: False, validate_every=steps)
+    trainer = Trainer(state, Step(state, objective, loader), plan, validate=lambda *_: validation)
+    trainer.probes = ProbeSchedule(partial(observe, trainer), [(every, SharpnessProbe())])
     trainer.run()
     return trainer.state.rows
 

@@ -14,6 +14,7 @@ from timing import Case, Timing, Title, measure
 from torch.nn import functional as F
 
 from fullbatch import FullBatchObjective, GradRegularizer
+from fullbatch.objective.arithmetic import Arithmetic
 from fullbatch.objective.flops import count_flops
 from fullbatch.runtime.compilation import compile_in_place
 from fullbatch.runtime.device import tf32
@@ -65,13 +66,11 @@ def objective(
     if options.pop("regularized", False):
         optimizer = torch.optim.SGD(model.parameters(), RATE)
         options["regularizer"] = GradRegularizer(model, optimizer, F.cross_entropy, block_strength=ALPHA, eps=EPS)
-    if setting.compiled == "reduce-overhead":
-        model.compile(dynamic=False, mode=setting.compiled)
-    elif setting.compiled:
-        compile_in_place(model)
+    if setting.compiled:
+        compile_in_place(model, None if setting.compiled is True else setting.compiled)
     low = setting.dtype if setting.dtype != torch.float32 else False
     data = bench.loader(batch_size, samples=samples, memory_format=setting.memory_format).blocks(0)
-    return bench.objective(model, data, mixed_precision=low, **options)
+    return bench.objective(model, data, arithmetic=Arithmetic(autocast=low), **options)
 
 
 def ours(bench: Bench, name: str, batch_size: int, setting: Setting, **options: Any) -> Case:

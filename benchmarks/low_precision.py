@@ -43,10 +43,12 @@ from fullbatch.build.precision import LOSS_SCALE
 from fullbatch.data.augmentation import Augmentation
 from fullbatch.data.dataset import ImageData, load_images
 from fullbatch.data.loader import BlockLoader
+from fullbatch.objective.arithmetic import Arithmetic
 from fullbatch.optim.descent import Descent
 from fullbatch.optim.schedules import Schedule, schedule_named
 from fullbatch.runtime.device import find_device, set_up
 from fullbatch.tensors import dot, flatten, global_norm
+from fullbatch.training.state import TrainState
 from fullbatch.training.step import Step
 from fullbatch.typing import Block
 
@@ -113,13 +115,16 @@ class Bench:
     def step(self, model: nn.Module, low: bool | torch.dtype, *, augmented: bool = False) -> Step:
         optimizer = Descent(model.parameters(), self.options.lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
         objective = self.objective(model, [], low)
-        return Step(objective, optimizer, [], self.loader(augmented=augmented))
+        return Step(TrainState(model, optimizer), objective, self.loader(augmented=augmented))
 
     def objective(self, model: nn.Module, blocks: Sequence[Block], low: bool | torch.dtype) -> FullBatchObjective:
         scale = LOSS_SCALE if low == torch.float16 else 1.0
         if self.options.emulated and isinstance(low, torch.dtype):
-            return FullBatchObjective(Rounded(model, low), loss_function(), blocks, loss_scale=scale)
-        return FullBatchObjective(model, loss_function(), blocks, mixed_precision=low, loss_scale=scale)
+            return FullBatchObjective(
+                Rounded(model, low), loss_function(), blocks, arithmetic=Arithmetic(loss_scale=scale)
+            )
+        arithmetic = Arithmetic(autocast=low, loss_scale=scale)
+        return FullBatchObjective(model, loss_function(), blocks, arithmetic=arithmetic)
 
     def differences(self) -> list[Difference]:
         """Compare the gradients at initialization and after steps in each precision."""
@@ -144,7 +149,7 @@ class Bench:
 
     def train(self, take_step: Step, steps: int, schedule: Schedule) -> None:
         for number in range(steps):
-            for group in take_step.optimizer.param_groups:
+            for group in take_step.state.optimizer.param_groups:
                 group["lr"] = self.options.lr * schedule(number)
             take_step(number, stochastic=False)
 

@@ -30,6 +30,7 @@ from fullbatch.optim.fista import FISTA
 from fullbatch.optim.lbfgs import LBFGS
 from fullbatch.optim.sam import SAM
 from fullbatch.optim.wolfe import Wolfe
+from fullbatch.training.state import TrainState
 from fullbatch.training.step import DivergedError, Step
 from fullbatch.training.stopping import evaluations_spent
 
@@ -81,7 +82,7 @@ def data_named(name: str, samples: int | None) -> tuple[BlockLoader, tuple[int, 
 def trajectory(name: str, lr: float, loader: BlockLoader, model: nn.Module, budget: float) -> Iterator[Point]:
     """Train until the budget is spent; yield the values at the start of each step."""
     optimizer = CONTENDERS[name][0](list(model.parameters()), lr)
-    take_step = Step(FullBatchObjective(model, F.cross_entropy, []), optimizer, [], loader, constant_data=True)
+    take_step = Step(TrainState(model, optimizer), FullBatchObjective(model, F.cross_entropy, []), loader)
     spent, step = 0.0, 0
     while spent <= budget:
         try:

@@ -23,6 +23,7 @@ from fullbatch.analysis.operators import curvature
 from fullbatch.data.dataset import load_images
 from fullbatch.data.loader import BlockLoader
 from fullbatch.optim.descent import Descent
+from fullbatch.training.state import TrainState
 from fullbatch.training.step import Step
 
 
@@ -45,7 +46,7 @@ def main() -> int:
         FullBatchObjective(model, loss_function("squared"), []),
         Descent(model.parameters(), options.lr),
     )
-    take_step = Step(objective, optimizer, [], loader)
+    take_step = Step(TrainState(model, optimizer), objective, loader)
     training, measuring, products, worst, memory = 0.0, 0.0, 0, 0.0, None
     table = Table("step", "sharpness", "lr sharpness/2", "products", "products of a cold start", "relative error")
     for step in range(options.steps):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fullbatch.data.dataset import load_images
+from fullbatch.training.state import TrainState
 from fullbatch.training.step import Step
 
 DIGITS = "resnet20 on digits"
@@ -48,7 +49,8 @@ def overhead(bench: Bench, model: str, batch_size: int, name: str = "") -> list[
     ours, theirs = bench.model(model), bench.model(model)
     options: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
     loader = bench.loader(batch_size, augmented=False)
-    step = Step(bench.objective(ours, []), torch.optim.SGD(ours.parameters(), **options), [], loader)
+    state = TrainState(ours, torch.optim.SGD(ours.parameters(), **options))
+    step = Step(state, bench.objective(ours, []), loader)
     optimizer = torch.optim.SGD(theirs.parameters(), **options)
     images, labels = bench.images.to(bench.device), bench.labels.to(bench.device)
     minimal = partial(minimal_step, theirs, optimizer, images, labels, batch_size)

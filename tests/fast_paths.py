@@ -8,19 +8,16 @@ from typing import Any
 import pytest
 import torch
 from cases import CLASSES, MODELS, SAMPLES
-from streams import Late
-from tape import Tape
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fullbatch.data.augmentation import Augmentation
 from fullbatch.data.images import ImageSet, TensorImages
 from fullbatch.data.loader import BlockLoader, BlockSequence
+from fullbatch.objective.arithmetic import Arithmetic
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.runtime.compilation import compile_model
-from fullbatch.runtime.cuda_graphs import CudaGraphs
-from fullbatch.runtime.cuda_streams import streams_on
 from fullbatch.runtime.device import tf32
 from fullbatch.runtime.memory_format import order_weights
 
@@ -40,8 +37,6 @@ class FastPath:
     loss_scale: float = 1.0
     tf32: bool = False
     compiled: bool = False
-    replayed: bool = False
-    in_flight: int = 0
 
     @property
     def tolerance(self) -> float:
@@ -64,13 +59,11 @@ class FastPath:
         return loader(batch_size, torch.device(self.device), dtype, self.memory_format).blocks(step=3)
 
     def objective(self, model: nn.Module, batch_size: int = SAMPLES, **options: Any) -> FullBatchObjective:
-        """Return the objective on the images; compiled, recorded and replayed, or in flight, where the path is."""
-        cuda = self.device == "cuda"
-        recorder = (CudaGraphs(torch.device("cuda")) if cuda else Tape()) if self.replayed else None
-        streams = streams_on(torch.device("cuda"), self.in_flight) if cuda else [Late() for _ in range(self.in_flight)]
-        arithmetic = {"mixed_precision": self.mixed_precision, "loss_scale": self.loss_scale}
-        options = {**arithmetic, "recorder": recorder, "streams": streams, **options}
-        objective = FullBatchObjective(model, F.cross_entropy, self.blocks(batch_size), **options)
+        """Return the objective on the images, compiled where the path is."""
+        arithmetic = Arithmetic(autocast=self.mixed_precision, loss_scale=self.loss_scale)
+        objective = FullBatchObjective(
+            model, F.cross_entropy, self.blocks(batch_size), **{"arithmetic": arithmetic, **options}
+        )
         if self.compiled and not compile_model(model, objective.evaluate):
             pytest.skip("no compiler here")
         return objective
@@ -143,10 +136,6 @@ EAGER = [
     *PRECISE,
     *(FastPath(name, **options) for name, options in BFLOAT16_WAYS.items()),
     FastPath("float16", **FLOAT16),
-    FastPath("replayed", replayed=True),
-    FastPath("in flight", in_flight=2),
-    FastPath("replayed in flight", replayed=True, in_flight=3),
-    FastPath("replayed bfloat16", replayed=True, **BFLOAT16_WAYS["bfloat16 channels_last"]),
 ]
 TF32_ON_CUDA = FastPath("tf32", eps=TF32, tf32=True)
 COMPILED = [

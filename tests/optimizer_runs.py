@@ -32,9 +32,9 @@ CASES = {
 def built(overrides: list[str], seed: int = 0) -> Trainer:
     """Return the small trainer with all options except noise, which excludes line searches."""
     some_trainer = trainer(6, seed=seed)
-    state, step = some_trainer.state, some_trainer.take_step
+    state, step = some_trainer.state, some_trainer.step
     optimizer = build_optimizer(parse(composed("hyp=fb1", *overrides)).hyp, state.model)
-    state.optimizer = step.optimizer = optimizer
+    state.optimizer = optimizer
     step.objective.regularizer.optimizer = optimizer
     step.transforms = step.transforms[:1]
     return some_trainer
@@ -43,13 +43,12 @@ def built(overrides: list[str], seed: int = 0) -> Trainer:
 def always_the_same(overrides: list[str], seed: int = 0) -> Trainer:
     """Return a trainer whose steps all have the same objective."""
     some_trainer = built(overrides, seed)
-    step = some_trainer.take_step
-    step.data = loader(augmentation=None)
-    step.constant_data = True
+    step = some_trainer.step
+    step.data = loader(augmentation=None)  # the same in every step
     objective = step.objective
     objective.model[1], objective.model[3] = nn.Identity(), nn.Identity()
     step.objective = FullBatchObjective(objective.model, loss_function(), [], sub_batch=8)
     optimizer = build_optimizer(parse(composed("hyp=fb1", *overrides)).hyp, objective.model)
-    some_trainer.state.optimizer = step.optimizer = optimizer
+    some_trainer.state.optimizer = optimizer
     some_trainer.state.ema = ExponentialMovingAverage(objective.model, 0.9)
     return some_trainer

@@ -11,7 +11,7 @@ import torch
 from stop_requests import SignalAt
 from torch import Tensor, multiprocessing, nn
 
-from fullbatch.build.trainer import build_trainer
+from fullbatch.build.trainer import build_training
 from fullbatch.runtime.process_group import Group, joined, open_store
 from fullbatch.runtime.ranks import Ranks
 from fullbatch.runtime.stop_requests import StopRequests
@@ -31,7 +31,7 @@ def smooth(*, channels: int, classes: int) -> nn.Module:
 
 
 def built(tree: Tree, group: Group) -> Trainer:
-    return build_trainer(settings_of(tree), 1, group)
+    return build_training(settings_of(tree), 1, group).trainer()
 
 
 def outcome(trainer: Trainer) -> Result:
@@ -45,12 +45,10 @@ def outcome(trainer: Trainer) -> Result:
 def trained(tree: Tree, group: Group) -> Result:
     """Evaluate the objective of the first step, and take the steps."""
     trainer = built(tree, group)
-    step = trainer.take_step
+    step = trainer.step
     trainer.state.model.train()
-    blocks = step.data.blocks(0, shuffle=step.shuffle)
-    trainer.schedule, schedule = (lambda _: 1.0), trainer.schedule
-    first = step.objective.over(blocks, step.passes).evaluate()
-    trainer.schedule = schedule
+    blocks = step.data.blocks(0, shuffle=step.sampling.shuffle)
+    first = step.objective.over(blocks, step.block_pass).evaluate()
     trainer.run()
     return {"first": [first.loss, *first.gradient], **outcome(trainer)}
 
@@ -60,7 +58,7 @@ def interrupted(tree: Tree, group: Group, rank: int, block: int, folder: Path) -
     trainer = built(tree, group)
     caught = SignalAt(block if group.rank == rank else 10**9)
     wishes = StopRequests(caught, group)
-    trainer.wish, trainer.take_step.passes.wishes = wishes.agree, caught.watching(wishes)
+    trainer.request, trainer.step.block_pass.requests = wishes.synchronize, caught.watching(wishes)
     if group.leads:
         trainer.save = lambda: save_checkpoint(folder / "x.pth", trainer.state.state_dict(), config={}, seed=0)
     trainer.run()

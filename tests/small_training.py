@@ -14,8 +14,8 @@ from fullbatch.objective.losses import loss_function
 from fullbatch.optim.ema import ExponentialMovingAverage
 from fullbatch.optim.schedules import schedule_named
 from fullbatch.training.state import TrainState
-from fullbatch.training.step import Step
-from fullbatch.training.trainer import Trainer
+from fullbatch.training.step import Sampling, Step
+from fullbatch.training.trainer import Trainer, TrainingPlan
 from fullbatch.training.validation import validate
 from fullbatch.transforms.clipping import ClipByNorm
 from fullbatch.transforms.noise import AdditiveNoise, MultiplicativeNoise
@@ -47,23 +47,24 @@ def trainer(steps: int = 10, stochastic: bool = False, shuffle: bool = False, se
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
     regularizer = GradRegularizer(model, optimizer, loss_function(), block_strength=0.5)
     valid = loader(training=False).blocks(0)
-    take_step = Step(
+    state = TrainState(model, optimizer, ExponentialMovingAverage(model, 0.9))
+    step = Step(
+        state,
         FullBatchObjective(model, loss_function(), [], sub_batch=8, regularizer=regularizer),
-        optimizer,
-        [ClipByNorm(1.0), AdditiveNoise(0.001), MultiplicativeNoise(0.01)],
         loader(),
-        shuffle=shuffle,
+        transforms=[ClipByNorm(1.0), AdditiveNoise(0.001), MultiplicativeNoise(0.01)],
+        sampling=Sampling(shuffle=shuffle),
         seed=11,
     )
+    plan = {
+        "schedule": schedule_named("cosine-decay", 10, 2),
+        "stochastic": lambda step: stochastic,
+        "validate_every": 3,
+        **options,
+    }
     return Trainer(
-        **{
-            "state": TrainState(model, optimizer, ExponentialMovingAverage(model, 0.9)),
-            "take_step": take_step,
-            "steps": steps,
-            "schedule": schedule_named("cosine-decay", 10, 2),
-            "validate": lambda model, step: validate(model, loss_function(), valid),
-            "stochastic": lambda step: stochastic,
-            "validate_every": 3,
-            **options,
-        }
+        state,
+        step,
+        TrainingPlan(steps, **plan),
+        validate=lambda model, step: validate(model, loss_function(), valid),
     )

@@ -13,7 +13,7 @@ TIMES = ("train_time", "valid_time", "analysis_time")
 
 def run_to(some_trainer: Trainer, step: int) -> Trainer:
     """Run, interrupted after ``step`` steps."""
-    some_trainer.wish = lambda: StopRequest.STOP if some_trainer.state.step >= step else StopRequest.NONE
+    some_trainer.request = lambda: StopRequest.STOP if some_trainer.state.step >= step else StopRequest.NONE
     some_trainer.run()
     return some_trainer
 

@@ -11,11 +11,11 @@ class RequestAt:
     def __init__(self, block: int, wish: StopRequest = StopRequest.STOP) -> None:
         self.block, self.wish, self.blocks, self.fulfilled = block, wish, 0, False
 
-    def noticed(self) -> bool:
+    def pending(self) -> bool:
         self.blocks += 1
         return self.blocks == self.block
 
-    def agree(self) -> StopRequest:
+    def synchronize(self) -> StopRequest:
         if self.fulfilled or self.blocks < self.block:
             return StopRequest.NONE
         self.fulfilled = True
@@ -39,11 +39,11 @@ class Watched:
     def __init__(self, caught: SignalAt, wishes: StopRequests) -> None:
         self.caught, self.wishes = caught, wishes
 
-    def noticed(self) -> bool:
+    def pending(self) -> bool:
         self.caught.blocks += 1
         if self.caught.blocks == self.caught.block:
             self.caught.signal = signal.SIGTERM
-        return self.wishes.noticed()
+        return self.wishes.pending()
 
-    def agree(self) -> StopRequest:
-        return self.wishes.agree()
+    def synchronize(self) -> StopRequest:
+        return self.wishes.synchronize()

@@ -7,6 +7,7 @@ from cases import CLASSES, cut, samples
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fullbatch.objective.arithmetic import Arithmetic
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.gradient_penalty import GradRegularizer
 
@@ -50,7 +51,7 @@ def steps(model: nn.Module, **options: Any) -> list[Tensor]:
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"batch_clip": 0.5},
-    {"mixed_precision": torch.bfloat16},
+    {"arithmetic": Arithmetic(autocast=torch.bfloat16)},
     {"gradient_average": "moving"},
     {"block_strength": 0.5},
     {"block_strength": 0.5, "acc_strength": 0.3},

@@ -94,11 +94,11 @@ def m_sharpness(objective: FullBatchObjective, rho: float) -> float:
     This is the sharpness of SAM with one perturbation for each m samples (Foret et al., 2021, section 4.1), m the size
     of the objective's sub-batches. The model is restored bitwise.
     """
-    evaluate, model = objective.block_objective, objective.model
+    evaluate, model = objective.sub_batch_objective, objective.model
     increases, sizes = [], []
     with preserved(list(model.buffers())):
         for block in objective.sub_batches():
-            evaluation = evaluate.gradient(block, plain=True)
+            evaluation = evaluate.plain().gradient(block)
             with parameters_at(model, _ascend(trainable(model), evaluation.gradient, rho)):
                 increases.append(evaluate.loss(block).loss - evaluation.loss)
             sizes.append(len(block.labels) // objective.copies)

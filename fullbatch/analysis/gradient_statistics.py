@@ -78,11 +78,11 @@ def gradient_statistics(objective: FullBatchObjective, chunks: int = 1) -> Gradi
     ``chunks`` divides the data into this many times more sub-batches. In training mode, batch norm uses the statistics
     of these smaller sub-batches.
     """
-    moments = Welford(trainable(objective.model), objective.accumulation_dtype)
+    moments = Welford(trainable(objective.model), objective.arithmetic.accumulation_dtype)
     norms = []
     with preserved(list(objective.model.buffers())):
         for block in objective.sub_batches(chunks):
-            evaluation = objective.block_objective.gradient(block, plain=True)
+            evaluation = objective.sub_batch_objective.plain().gradient(block)
             moments.add(evaluation.gradient, len(block.labels) // objective.copies)
             norms.append(evaluation.squared_norm.sqrt())
     mean, spread = moments.value(objective.reduce)
@@ -146,8 +146,8 @@ def require_separable(objective: FullBatchObjective) -> None:
 def _norms_of_samples(objective: FullBatchObjective, block: Block, chunk: int) -> Tensor:
     from torch.func import functional_call, grad, vmap  # noqa: PLC0415 (slow to import)
 
-    model, evaluate = objective.model, objective.block_objective
-    values, scale = [p.detach() for p in trainable(model)], evaluate.loss_scale
+    model, evaluate = objective.model, objective.sub_batch_objective
+    values, scale = [p.detach() for p in trainable(model)], evaluate.arithmetic.loss_scale
     parts = [rows.unflatten(0, (-1, objective.copies)) for rows in (block.inputs, block.labels)]
 
     def loss(values: list[Tensor], inputs: Tensor, labels: Tensor) -> Tensor:

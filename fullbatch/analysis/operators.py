@@ -22,10 +22,10 @@ def hessian(objective: FullBatchObjective, v: Tensors) -> list[Tensor]:
 
 def gauss_newton(objective: FullBatchObjective, v: Tensors) -> list[Tensor]:
     """Return the mean over sub-batches of J' H_z J v; see ``fullbatch.objective.gauss_newton``."""
-    mean = WeightedMean(v, objective.accumulation_dtype)
+    mean = WeightedMean(v, objective.arithmetic.accumulation_dtype)
     with preserved(list(objective.model.buffers())):
         for block in objective.sub_batches():
-            product = gauss_newton_product(objective.block_objective.point(block), v)
+            product = gauss_newton_product(objective.sub_batch_objective.point(block), v)
             mean.add(product, len(block.labels) // objective.copies)
     objective.reduce(mean.tensors)
     return mean.value()

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from fullbatch.app.resume import restored
 from fullbatch.app.train import DONE, mistake
-from fullbatch.build.data import build_data, build_loader
-from fullbatch.build.optimizer import build_optimizer
-from fullbatch.build.trainer import build_model, build_objective, set_up_machine
+from fullbatch.build.data import build_data
+from fullbatch.build.problem import build_problem, set_up_machine
 from fullbatch.data.images import ImageData
 from fullbatch.models.weights import load_weights
 from fullbatch.runtime.compilation import compile_in_place
@@ -110,7 +109,7 @@ def measure(
     set_up_machine(run)
     data, device = build_data(run, run.seed or 0), find_device(run.impl.device)
     log.info("%s; %d images in blocks of %d", describe(device), len(data.train), run.data.batch_size)
-    gradient = partial(_gradient, tree, data, device, weights)
+    gradient = partial(_gradient, tree, data, weights)
     exact: dict[Any, list[Tensor]] = {}  # for each size of the blocks
     for variant in variants:
         if variant.needs not in ("cpu", device.type):
@@ -135,21 +134,18 @@ def measure(
 def _gradient(
     tree: dict[str, Any],
     data: ImageData,
-    device: torch.device,
     weights: dict[str, Tensor] | None,
     variant: Variant,
 ) -> tuple[list[Tensor], float]:
     """Return the gradient computed in the variant's way, and the seconds of the evaluation."""
     run = settings_of(changed(tree, variant.changes))
-    seed = run.seed or 0
-    model = build_model(run, data, seed, device).train()
+    problem = build_problem(run, run.seed or 0, data=data)
+    variant.prepare(problem.model.train())
     if weights is not None:
-        load_weights(model, weights)
-    blocks = build_loader(run, data, data.train, seed, device).blocks(0)
-    objective = build_objective(run, variant.prepare(model), build_optimizer(run.hyp, model), blocks)
+        load_weights(problem.model, weights)
     with tf32(variant.tf32):
         start = time.perf_counter()
-        found = objective.evaluate()
+        found = problem.objective.evaluate()
         float(found.loss)  # waits for the device
         return found.gradient, time.perf_counter() - start
 

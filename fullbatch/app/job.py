@@ -9,8 +9,8 @@ from typing import Any
 
 from fullbatch.app.ledger_entry import configuration_hash, content_hash
 from fullbatch.app.provenance import provenance
-from fullbatch.build.precision import build_precision
-from fullbatch.runtime.device import DTYPES, describe
+from fullbatch.build.trainer import Training
+from fullbatch.runtime.device import describe
 from fullbatch.runtime.process_group import ALONE, Group
 from fullbatch.settings import Run
 from fullbatch.settings.parse import flat, to_yaml
@@ -20,7 +20,7 @@ from fullbatch.training.loggers import Described, recording
 from fullbatch.training.state import TrainState
 from fullbatch.training.step import DivergedError
 from fullbatch.training.summary import CLOSING, summarize
-from fullbatch.training.trainer import Observer, Trainer
+from fullbatch.training.trainer import Observer, Probes
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,8 @@ class Job:
     tree: dict[str, Any]
     seed: int
     places: RunPaths
-    trainer: Trainer
+    training: Training
+    probes: Probes
     group: Group = ALONE
 
 
@@ -59,12 +60,12 @@ def identity(tree: dict[str, Any]) -> dict[str, Any]:
 
 def announce(job: Job) -> None:
     """Say what the run is, in the log and in files of its folder."""
-    run, trainer = job.run, job.trainer
-    state = trainer.state
+    run, training = job.run, job.training
+    state = training.state
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
     settings, wrapper = (_listed(job.tree["hyp"][group]) for group in ("optim", "optim_modification"))
     around = f"; in {run.hyp.optim_modification.name.upper()}: {wrapper}" if wrapper else ""
-    mode = "stochastic" if trainer.stochastic(state.step) else "full batch"
+    mode = "stochastic" if training.plan.stochastic(state.step) else "full batch"
     log.info("run folder %s", job.places.folder)
     log.info("%s, seed %d", describe(device_of(state.model)), job.seed)
     log.info("model %s, %s parameters", _model_name(run), f"{parameters:,}")
@@ -79,7 +80,7 @@ def _listed(settings: dict[str, Any]) -> str:
 
 def how_it_ended(job: Job) -> str:
     """Say why a run that is done is."""
-    return job.trainer.state.stopped or f"all {job.trainer.steps} steps are taken"
+    return job.training.state.stopped or f"all {job.training.plan.steps} steps are taken"
 
 
 def _model_name(run: Run) -> str:
@@ -89,10 +90,10 @@ def _model_name(run: Run) -> str:
 
 def summary(job: Job) -> dict[str, Any]:
     """Return what the run came to."""
-    run, trainer = job.run, job.trainer
-    precision = build_precision(run, device_of(trainer.state.model)) or DTYPES[run.impl.dtype]
-    closing = summarize(trainer.state.rows, warmup=run.hyp.warmup, window=run.impl.validate_every_nth_step)
-    return {**closing, **speed(trainer, precision, processes=job.group.size)}
+    run, training = job.run, job.training
+    precision = training.problem.arithmetic.matmul_dtype
+    closing = summarize(training.state.rows, warmup=run.hyp.warmup, window=run.impl.validate_every_nth_step)
+    return {**closing, **speed(training.step, precision, processes=job.group.size)}
 
 
 def logging_of(job: Job) -> AbstractContextManager[list[Observer]]:
@@ -100,7 +101,7 @@ def logging_of(job: Job) -> AbstractContextManager[list[Observer]]:
     run = job.run
     hashed = content_hash([configuration_hash(run, identity(asdict(run))), run.name, job.seed])
     described = Described(run.name, hashed, job.places.folder, {**flat(job.tree), "seed": job.seed})
-    return recording(() if run.dryrun else run.impl.logger, described, job.trainer.state.rows)
+    return recording(() if run.dryrun else run.impl.logger, described, job.training.state.rows)
 
 
 def run_row(job: Job, diverged: DivergedError | None) -> dict[str, Any]:

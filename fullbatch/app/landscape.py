@@ -16,7 +16,6 @@ from rich.table import Table
 from fullbatch.app.resume import restored
 from fullbatch.app.train import DONE, mistake
 from fullbatch.build.landscape import LandscapeJob, build_landscape
-from fullbatch.build.trainer import set_up_machine
 from fullbatch.data.reading import translate_worker_errors
 from fullbatch.landscape.export import save_surface
 from fullbatch.landscape.filling import fill
@@ -66,7 +65,6 @@ def _prepared(tree: dict[str, Any], typed: Sequence[str]) -> tuple[Run, Landscap
         raise ValueError("viz=none: there is nothing to compute; accepted: 1d, 2d")
     tree, stored = restored(tree, name, typed)
     run = settings_of(tree)
-    set_up_machine(run)
     return run, build_landscape(run, stored, name), f"{name}, {stored.step or 'unknown'} steps"
 
 

@@ -34,7 +34,7 @@ from fullbatch.app.resume import checkpoint_path, keep_foreign, matching
 from fullbatch.build.data import Stream, about
 from fullbatch.build.precision import overflow_advice
 from fullbatch.build.probes import build_probes
-from fullbatch.build.trainer import build_trainer, check_determinism, set_up_machine
+from fullbatch.build.trainer import build_training
 from fullbatch.data.reading import translate_worker_errors
 from fullbatch.results.curves import draw_curves
 from fullbatch.results.ledger import State
@@ -52,6 +52,7 @@ from fullbatch.training.loggers import require_loggers
 from fullbatch.training.model_file import StoredModel, resume_from
 from fullbatch.training.step import DivergedError
 from fullbatch.training.tables import ConvergenceTable, add_run
+from fullbatch.training.trainer import validate_last
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def _lead(run: Run, tree: dict[str, Any], folder: Path, group: Group, caught: In
             if run.impl.checkpoint.name is not None:
                 stack.enter_context(claimed(places.checkpoint))
             with translate_worker_errors():
-                job = prepare(run, tree, places, group)
+                job = prepare(run, tree, places, group, wishes)
                 entry.start()
                 started = True
                 return execute(job, entry, wishes, console)
@@ -141,29 +142,34 @@ def _lead(run: Run, tree: dict[str, Any], folder: Path, group: Group, caught: In
             return lost(error, kept) if isinstance(error, PeerLostError) else mistake(error, kept)
 
 
-def prepare(run: Run, tree: dict[str, Any], places: RunPaths, group: Group = ALONE) -> Job:
+def prepare(
+    run: Run,
+    tree: dict[str, Any],
+    places: RunPaths,
+    group: Group = ALONE,
+    requests: StopRequests | None = None,
+) -> Job:
     """Build the run, and continue it where its checkpoint is; ``ValueError`` and ``OSError`` for mistakes.
 
     Only the process of rank 0 looks at files of checkpoints, and draws a seed.
     """
     impl = run.impl
-    set_up_machine(run, group.ranks.local_size)
     if isinstance(impl.setup, Distributed):
         torch.multiprocessing.set_sharing_strategy(impl.setup.strategy)
     saved, stored, seed = group.broadcast(_found(run, tree, places) if group.leads else (None, None, 0))
     torch.manual_seed(Stream.GLOBAL.seed(seed))
     with group.agreeing():
-        trainer = build_trainer(run, seed, group)
+        training = build_training(run, seed, group, requests)
         if saved is not None and stored is not None:
             with about(str(saved)):
-                resume_from(trainer.state, stored)
+                resume_from(training.state, stored)
             if not stored.checkpoint and group.leads:
                 keep_foreign(saved, stored)
-            log.info("continuing %s from %s", where(trainer.state), saved)
-        if impl.check_determinism and not trainer.done:
-            check_determinism(trainer)
-        trainer.probes = build_probes(run, trainer, seed, places.folder if group.leads else None)
-    job = Job(run, tree, seed, places, trainer, group)
+            log.info("continuing %s from %s", where(training.state), saved)
+        if impl.check_determinism and not training.is_done:
+            training.check_determinism()
+        probes = build_probes(training, places.folder if group.leads else None)
+    job = Job(run, tree, seed, places, training, probes, group)
     if group.leads:
         announce(job)
     return job
@@ -178,35 +184,37 @@ def _found(run: Run, tree: dict[str, Any], places: RunPaths) -> tuple[Path | Non
 
 def assist(job: Job, wishes: StopRequests) -> int:
     """Take part in the training as another process than that of rank 0; return the exit status."""
-    trainer = job.trainer
-    if trainer.done:
-        trainer.validate_last()
+    training = job.training
+    if training.is_done:
+        validate_last(training.state, training.validate)
         return DONE
-    trainer.wish, trainer.take_step.passes.wishes = wishes.agree, wishes
     try:
-        trainer.run()
+        training.trainer(probes=job.probes, request=wishes.synchronize).run()
     except DivergedError:
         return DIVERGED
-    return DONE if trainer.done else wishes.exit_status
+    return DONE if training.is_done else wishes.exit_status
 
 
 def execute(job: Job, entry: LedgerEntry, wishes: StopRequests, console: Console) -> int:
     """Train, record, and say how it ended; return the exit status."""
-    trainer, state = job.trainer, job.trainer.state
-    if trainer.done:
+    training, state = job.training, job.training.state
+    if training.is_done:
         log.info("this run has finished before (%s); its result:", how_it_ended(job))
-        trainer.validate_last()
+        validate_last(state, training.validate)
         if entry.cut_short:  # perhaps between the last checkpoint and the row
             add_run(job.places.table, run_row(job, None), unless=("name", "configuration", "seed"))
         return _finished(job, entry, console)
-    trainer.wish, trainer.take_step.passes.wishes = wishes.agree, wishes
-    trainer.save = lambda: _save(job, wishes)
     table = ConvergenceTable(
         job.places.folder / f"table_{job.run.name}_convergence_results.csv", [dict(row) for row in state.rows]
     )
     diverged: DivergedError | None = None
-    with logging_of(job) as loggers, ProgressBar(console, trainer.steps, state.step) as bar:
-        trainer.observers = [table.append, *loggers, bar]
+    with logging_of(job) as loggers, ProgressBar(console, training.plan.steps, state.step) as bar:
+        trainer = training.trainer(
+            probes=job.probes,
+            observers=[table.append, *loggers, bar],
+            save=lambda: _save(job, wishes),
+            request=wishes.synchronize,
+        )
         try:
             trainer.run()
         except DivergedError as error:
@@ -214,7 +222,7 @@ def execute(job: Job, entry: LedgerEntry, wishes: StopRequests, console: Console
     if state.rows:
         draw_curves(state.rows, job.places.folder / f"curves_{job.run.name}.png", job.run.name)
         draw_edge_of_stability({job.run.name: state.rows}, job.places.folder / f"sharpness_{job.run.name}.png")
-    if not trainer.done and diverged is None:
+    if not training.is_done and diverged is None:
         log.warning("paused %s; the checkpoint is %s", where(state), job.places.checkpoint)
         entry.end(State.INTERRUPTED, f"paused {where(state)}")
         return wishes.exit_status
@@ -238,7 +246,7 @@ def _finished(job: Job, entry: LedgerEntry, console: Console) -> int:
 def _save(job: Job, wishes: StopRequests) -> None:
     save_checkpoint(
         job.places.checkpoint,
-        job.trainer.state.state_dict(),
+        job.training.state.state_dict(),
         config=identity(job.tree),
         seed=job.seed,
         command=typed(),

@@ -14,7 +14,7 @@ from rich.table import Table
 from fullbatch.app.resume import restored
 from fullbatch.app.train import DONE, mistake
 from fullbatch.build.data import about
-from fullbatch.build.trainer import build_trainer, set_up_machine
+from fullbatch.build.trainer import build_training
 from fullbatch.models.weights import load_weights
 from fullbatch.runtime.logs import job_log
 from fullbatch.settings.parse import plain, settings_of
@@ -46,17 +46,16 @@ def verify(tree: dict[str, Any], typed: Sequence[str], console: Console) -> None
         raise ValueError("impl.checkpoint.name: blank; give the name of the checkpoint to verify")
     tree, stored = restored(tree, name, typed)
     run = settings_of(tree)
-    set_up_machine(run)
-    trainer = build_trainer(run, int(stored.checkpoint.get("seed", run.seed or 0)))
+    training = build_training(run, int(stored.checkpoint.get("seed", run.seed or 0)))
     with about(name):
         if stored.checkpoint:
-            resume_from(trainer.state, stored)
+            resume_from(training.state, stored)
         else:
-            load_weights(trainer.state.evaluated_model, stored.weights)
-    found = trainer.validate(trainer.state.evaluated_model, max((stored.step or 0) - 1, 0))
+            load_weights(training.state.evaluated_model, stored.weights)
+    found = training.validate(training.state.evaluated_model, max((stored.step or 0) - 1, 0))
     loss, accuracy = torch.stack([found.loss, found.accuracy]).tolist()
     title = f"{name}, {stored.step or 'unknown'} steps"
-    _show(console, title, {"valid_loss": loss, "valid_acc": accuracy}, trainer.state.rows)
+    _show(console, title, {"valid_loss": loss, "valid_acc": accuracy}, training.state.rows)
 
 
 def _show(console: Console, title: str, found: Row, rows: Sequence[Row]) -> None:

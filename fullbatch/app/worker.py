@@ -54,8 +54,9 @@ def _take_part(group: Group, work: Work, caught: Interruption) -> int:
         run = settings_of(work.tree)
         folder = Path(work.folder)
         with translate_worker_errors():
-            job = prepare(run, work.tree, RunPaths(folder, folder, folder), group)
-            return assist(job, StopRequests(caught, group))
+            requests = StopRequests(caught, group)
+            job = prepare(run, work.tree, RunPaths(folder, folder, folder), group, requests)
+            return assist(job, requests)
     except PeerLostError as error:
         if not error.reported:
             log.error("%s", error)

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from fullbatch.app.resume import checkpoint_path
-from fullbatch.build.data import about, build_data, build_loader, build_loss
-from fullbatch.build.optimizer import build_optimizer
-from fullbatch.build.trainer import build_model, build_objective
+from fullbatch.build.data import about, build_loss
+from fullbatch.build.problem import build_problem
 from fullbatch.landscape.digests import digest_of_data, digest_of_model
 from fullbatch.landscape.directions import (
     Directions,
@@ -27,11 +26,10 @@ from fullbatch.landscape.grid import POINT, Axis, Grid
 from fullbatch.landscape.records import Manifest, manifest_of
 from fullbatch.landscape.store import Access, SurfaceStore
 from fullbatch.landscape.surface import PointEvaluator, require_plane
-from fullbatch.models.compatibility import check_compatible
 from fullbatch.models.weights import load_weights
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.optim.weight_decay import decay_penalty
-from fullbatch.runtime.device import describe, find_device
+from fullbatch.runtime.device import describe
 from fullbatch.settings import Run, Viz
 from fullbatch.training.model_file import StoredModel, read_model
 
@@ -73,25 +71,19 @@ def build_landscape(run: Run, stored: StoredModel, name: str) -> LandscapeJob:
         )
     run = without_augmentation(run)
     seed = int(stored.checkpoint.get("seed", run.seed or 0))
-    with about("impl"):
-        device = find_device(run.impl.device)
-    data = build_data(run, seed)
-    model = build_model(run, data, seed, device)
+    problem = build_problem(run, seed)
+    model, objective = problem.model, problem.objective
     with about(name):
         load_weights(model, stored.weights)
-    blocks = build_loader(run, data, data.train, seed, device).blocks(0)[: 1 if run.dryrun else None]
-    with about("model"):
-        check_compatible(model, next(iter(blocks[:1])).inputs[:1], len(data.classes))
     directions = build_directions(run.viz, model)
     with about("viz.directions"):
         require_plane(directions, grid)
-    log.info("%s; %s samples in blocks of %d", describe(device), f"{sum(blocks.sizes):,}", run.data.batch_size)
-    optimizer = build_optimizer(run.hyp, model)
-    objective = build_objective(run, model, optimizer, blocks)
+    num_samples = sum(problem.loader.blocks(0)[: problem.max_blocks].sizes)
+    log.info("%s; %s samples in blocks of %d", describe(problem.device), f"{num_samples:,}", run.data.batch_size)
     evaluate = PointEvaluator(
         objective,
         directions,
-        decay=lambda: decay_penalty(optimizer),
+        decay=lambda: decay_penalty(problem.optimizer),
         full=run.viz.compute_full_loss,
         model_eval=run.viz.model_eval,
         recalibrate=run.viz.recalibrate,

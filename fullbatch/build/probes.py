@@ -1,4 +1,4 @@
-"""From the settings of the analysis to probes, and the files that they keep."""
+"""From the settings of the analysis to probes and their output files."""
 
 import logging
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ from fullbatch.analysis.probes import Note, Observation, Probe, ProbeSchedule
 from fullbatch.analysis.sharpness_probe import SharpnessProbe
 from fullbatch.analysis.stability import has_threshold
 from fullbatch.build.data import Stream, about
+from fullbatch.build.trainer import Training
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.settings import Analysis, Run
 from fullbatch.tensors import mode, trainable
@@ -27,27 +28,27 @@ from fullbatch.training.trainer import Trainer
 log = logging.getLogger(__name__)
 
 SPREAD = ("snr", "noise_scale")
-"""What needs two sub-batches."""
+"""The statistics that need at least two sub-batches."""
 
 
-def build_probes(run: Run, trainer: Trainer, seed: int, folder: Path | None) -> ProbeSchedule:
+def build_probes(training: Training, folder: Path | None) -> ProbeSchedule:
     """Build the probes of a run, whose files go into ``folder``; ``ValueError`` for what cannot be measured.
 
-    Of several processes each measures for itself, on all the data, and all find the same; the others than that of
-    rank 0 have no folder.
+    Each process measures on all the data, with the same results. ``folder`` is None for all processes but rank 0.
     """
-    settings, seed = run.analysis, Stream.ANALYSIS.seed(seed)
-    _require_measurable(run, trainer)
+    run, seed = training.problem.run, Stream.ANALYSIS.seed(training.problem.seed)
+    settings = run.analysis
+    _require_measurable(run, training)
     every = settings.check_every_nth_step
     scheduled: list[tuple[int, Probe]] = [(every, probe) for probe in _statistics(settings, seed)]
     if settings.sharpness.every is not None:
-        scheduled.append((settings.sharpness.every, _sharpness(settings, trainer, seed)))
+        scheduled.append((settings.sharpness.every, _sharpness(settings, training, seed)))
     if folder is None:
-        return ProbeSchedule(partial(observed, trainer), scheduled)
+        return ProbeSchedule(partial(observe, training), scheduled)
     if settings.save_model_every_nth_step is not None:
         scheduled.append((settings.save_model_every_nth_step, SavedModels(folder / "models")))
-    notes = Notes(folder / f"table_{run.name}_analysis.csv", trainer.state.step)
-    probes = ProbeSchedule(partial(observed, trainer), scheduled, notes)
+    notes = Notes(folder / f"table_{run.name}_analysis.csv", training.state.step)
+    probes = ProbeSchedule(partial(observe, training), scheduled, notes)
     if probes.columns:
         write_columns(folder / f"analysis_{run.name}.json", probes.columns)
     return probes
@@ -82,37 +83,37 @@ def _parts(settings: Analysis) -> frozenset[str]:
         "curvature": settings.compute_gradient_curvature,
         "sub_batches": settings.record_gradient_norm_per_batch,
     }
-    return frozenset(name for name, asked in table.items() if asked)
+    return frozenset(name for name, requested in table.items() if requested)
 
 
-def _sharpness(settings: Analysis, trainer: Trainer, seed: int) -> SharpnessProbe:
-    optimizer, wanted = trainer.state.optimizer, settings.sharpness
+def _sharpness(settings: Analysis, training: Training, seed: int) -> SharpnessProbe:
+    optimizer, sharpness = training.state.optimizer, settings.sharpness
     if not has_threshold(optimizer):
         log.info("analysis: no threshold of stability is known for %s as it is set up", type(optimizer).__name__)
-    if trainer.take_step.objective.regularizer is not None:
+    if training.step.objective.regularizer is not None:
         log.info("analysis: the sharpness is that of the loss; the gradient regularizer is no part of it")
     return SharpnessProbe(
-        top_k=wanted.top_k,
-        tolerance=wanted.tolerance,
-        max_matvecs=wanted.max_matvecs,
-        matrix=wanted.matrix,
-        trace_matvecs=wanted.trace_matvecs,
-        density_vectors=wanted.density_vectors,
-        density_steps=wanted.density_steps,
+        top_k=sharpness.top_k,
+        tolerance=sharpness.tolerance,
+        max_matvecs=sharpness.max_matvecs,
+        matrix=sharpness.matrix,
+        trace_matvecs=sharpness.trace_matvecs,
+        density_vectors=sharpness.density_vectors,
+        density_steps=sharpness.density_steps,
         seed=seed,
     )
 
 
-def _require_measurable(run: Run, trainer: Trainer) -> None:
-    settings, step = run.analysis, trainer.take_step
-    size = sum(p.numel() for p in trainable(trainer.state.model))
+def _require_measurable(run: Run, training: Training) -> None:
+    settings, step = run.analysis, training.step
+    size = sum(p.numel() for p in trainable(training.state.model))
     top_k = settings.sharpness.top_k
     if settings.sharpness.every is not None and top_k > size:
         raise ValueError(f"analysis.sharpness.top_k={top_k}: the model has {size} parameters, and as many eigenvalues")
     if settings.sample_gradient_norms is not None:
         with (
             about("analysis.sample_gradient_norms"),
-            mode(trainer.state.model, training=settings.sample_gradient_norms == "train"),
+            mode(training.state.model, training=settings.sample_gradient_norms == "train"),
         ):
             require_separable(step.objective)
     if _parts(settings) & {*SPREAD} and not run.dryrun:
@@ -122,18 +123,15 @@ def _require_measurable(run: Run, trainer: Trainer) -> None:
                 f"analysis.internal_batch_size_chunks={chunks}: the data are one sub-batch, and SNR and noise scale "
                 "need two; accepted: a larger number, a smaller data.batch_size or hyp.sub_batch"
             )
-    if settings.check_momentum and not any("betas" in g or g.get("momentum") for g in _groups(trainer)):
+    groups = training.state.optimizer.param_groups
+    if settings.check_momentum and not any("betas" in group or group.get("momentum") for group in groups):
         log.info("analysis.check_momentum: the optimizer keeps no momentum; nothing is recorded")
 
 
-def _groups(trainer: Trainer) -> list[dict[str, object]]:
-    return trainer.state.optimizer.param_groups
-
-
-def observed(trainer: Trainer, state: TrainState, note: Note) -> Observation:
-    """Return what there is to see after the last step of a trainer's state."""
-    step, number = trainer.take_step, state.step - 1
-    stochastic = trainer.stochastic(number)
+def observe(training: Training | Trainer, state: TrainState, note: Note) -> Observation:
+    """Return the observation of the last step for the probes."""
+    step, number = training.step, state.step - 1
+    stochastic = training.plan.stochastic(number)
 
     def batches() -> Iterator[FullBatchObjective]:
         return (batch.plain() for batch in step.objectives_at(number, stochastic=stochastic))

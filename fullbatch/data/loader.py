@@ -96,6 +96,11 @@ class BlockLoader:
         else:
             self._source = InMemory(_read_all(dataset.images, self.device if where == "device" else None))
 
+    @property
+    def constant(self) -> bool:
+        """Whether the samples are the same in every step."""
+        return self.augmentation is None and self.rounds == 1
+
     def blocks(self, step: int, *, shuffle: bool = False, with_replacement: bool = False) -> "BlockSequence":
         """Return the blocks of a step: every sample of its part once, or as many drawn with replacement.
 

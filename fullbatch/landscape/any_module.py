@@ -14,6 +14,7 @@ from fullbatch.landscape.grid import POINT, Axis, Grid
 from fullbatch.landscape.records import manifest_of
 from fullbatch.landscape.store import SurfaceStore
 from fullbatch.landscape.surface import PointEvaluator, Surface, require_plane, surface_of
+from fullbatch.objective.arithmetic import Arithmetic
 from fullbatch.objective.full_batch import Data, FullBatchObjective
 from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.tensors import global_norm, trainable
@@ -72,8 +73,10 @@ def loss_landscape(
         data,
         sub_batch=sub_batch,
         regularizer=regularizer,
-        mixed_precision=mixed_precision,
-        loss_scale=1.0 if regularizer is None else regularizer.loss_scale,  # of gradients, which only it needs
+        arithmetic=Arithmetic(
+            autocast=mixed_precision,
+            loss_scale=1.0 if regularizer is None else regularizer.arithmetic.loss_scale,  # of the penalty's gradients
+        ),
     )
 
     def decay() -> Tensor:

@@ -1,1 +1,1 @@
-"""Mathematics: the exact full-batch objective, its gradient and curvature, and the gradient regularizer."""
+"""The exact full-batch objective: loss, gradient, curvature, and the gradient regularizer."""

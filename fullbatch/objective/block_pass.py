@@ -1,8 +1,8 @@
-"""How an evaluation goes through the data: as a rule, one sub-batch after the other."""
+"""Passes over the data: how the sub-batches of one evaluation are visited."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -11,36 +11,58 @@ from fullbatch.typing import Block, Tensors
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over the data, ready to go."""
+    """One pass over the data: the function to evaluate on every sub-batch, and the sums to accumulate.
+
+    Args:
+        model: the module under evaluation.
+        data: the blocks. A pass that is distributed or resumed needs blocks with a length that can be sliced.
+        split: yields the sub-batches of each block of (a slice of) the data.
+        evaluate: evaluates one sub-batch.
+        add: adds the result of ``evaluate`` to ``sums``.
+        sums: tensors that start at zero and hold the sums over all sub-batches afterwards.
+        updates_buffers: whether the buffers that the pass leaves are kept; otherwise the caller restores them.
+    """
 
     model: nn.Module
     data: Any
-    """The blocks; those that are shared out or continued can be counted and cut."""
     split: Callable[[Any], Iterator[list[Block]]]
-    """Yields the sub-batches of each block of (a part of) the data."""
-    visit: Callable[[Block], None]
-    """Evaluates one sub-batch and adds to ``sums``, at the latest when the pass is settled."""
+    evaluate: Callable[[Block], Any]
+    add: Callable[[Any, Block], None]
     sums: list[Tensor]
-    """What a pass is for: zero before it; sums of all sub-batches after it."""
-    moves_buffers: bool
-    """Whether the buffers that the pass leaves behind are wanted; else somebody puts the old ones back."""
-    settle: Callable[[], None] = lambda: None
-    """Brings ``sums`` and buffers up to all that has been visited, before somebody else looks at them or sets them."""
+    updates_buffers: bool
 
 
-Passes = Callable[[Pass], None]
-"""Visits every sub-batch once and leaves the sums over all of them in ``sums``."""
+class BlockPass(Protocol):
+    """Runs passes: evaluates every sub-batch once and leaves the sums over all of them in ``Pass.sums``."""
+
+    def __call__(self, run: Pass) -> None:
+        """Run one pass."""
+        ...
+
+    def reduce(self, tensors: Tensors) -> None:
+        """Add tensors up over the processes that share the data, in place."""
+        ...
 
 
-def straight(all_reduce: Callable[[Tensors], None] | None = None) -> Passes:
-    """Return what visits all that the data yield, here, in order; then ``all_reduce`` adds up what processes have."""
+class SequentialPass:
+    """Visits the blocks one after the other, in this process.
 
-    def go(run: Pass) -> None:
+    Args:
+        all_reduce: adds a list of tensors up over all processes in place, where each process has its own part of the
+            data; called once per pass. None for a single process.
+    """
+
+    def __init__(self, all_reduce: Callable[[Tensors], None] | None = None) -> None:
+        self._all_reduce = all_reduce
+
+    def __call__(self, run: Pass) -> None:
+        """Run one pass."""
         for sub_batches in run.split(run.data):
             for block in sub_batches:
-                run.visit(block)
-        run.settle()
-        if all_reduce is not None:
-            all_reduce(run.sums)
+                run.add(run.evaluate(block), block)
+        self.reduce(run.sums)
 
-    return go
+    def reduce(self, tensors: Tensors) -> None:
+        """Add tensors up over the processes, in place."""
+        if self._all_reduce is not None:
+            self._all_reduce(tensors)

@@ -1,6 +1,6 @@
-"""Do two evaluations of an objective agree, and if not, who is to blame?"""
+"""Comparing two evaluations of an objective, and naming what makes them differ."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -14,8 +14,8 @@ from fullbatch.tensors import preserved, trainable
 from fullbatch.typing import Block
 
 
-class Seen(NamedTuple):
-    """What one module was given and what it returned."""
+class ModuleCall(NamedTuple):
+    """The inputs and the outputs of one call of a module."""
 
     name: str
     inputs: tuple[Tensor, ...]
@@ -23,38 +23,38 @@ class Seen(NamedTuple):
 
 
 def determinism_culprit(objective: FullBatchObjective) -> str | None:
-    """Evaluate loss and gradient twice; return None if they agree bitwise, else what makes the difference.
+    """Evaluate loss and gradient twice; return None if they agree bitwise, else the cause of the difference.
 
-    Looked for in this order: the data (how many samples, their order, their content: a shuffled or augmented set, a
-    tail that is dropped from another order each time), the first module whose outputs differ (dropout or other random
-    numbers that the seed of the block does not reach, state outside of the buffers), and the last parameter whose
-    gradient differs (kernels that add up in any order). Leaves no trace. The work is a few evaluations.
+    Causes are tested in this order: the data (number of samples, their order, their content: a shuffled or augmented
+    set, or a last block that is dropped after shuffling); the first module whose outputs differ (dropout or other
+    random numbers that do not depend on the seed of the block, state outside of the buffers); the last parameter whose
+    gradient differs (kernels that sum in no fixed order). The model is unchanged afterwards. Takes a few evaluations.
     """
-    return _of_the_data(objective) or _of_the_evaluations(objective)
+    return _compare_data(objective) or _compare_evaluations(objective)
 
 
-def _of_the_data(objective: FullBatchObjective) -> str | None:
+def _compare_data(objective: FullBatchObjective) -> str | None:
     first, second = (_fingerprints(objective.data) for _ in range(2))
     if len(first) != len(second):
         return f"the data: {len(first)} samples, then {len(second)}"
     if torch.equal(first, second):
         return None
     if torch.equal(_sorted(first), _sorted(second)):
-        return "the data: the same samples in another order (shuffled by every iteration)"
-    where = int((first != second).any(dim=1).nonzero()[0])
-    return f"the data: other samples, from number {where} on (augmented by every iteration, or a tail is dropped)"
+        return "the data: the same samples in another order (shuffled in every iteration)"
+    index = int((first != second).any(dim=1).nonzero()[0])
+    return f"the data: other samples, from number {index} on (augmented in every iteration, or a tail is dropped)"
 
 
 def _fingerprints(data: Iterable[Any]) -> Tensor:
     """Return two integers for each sample, int64 [N, 2]: sums of its bits, exact in any order of addition."""
-    found = []
+    fingerprints = []
     for inputs, labels, *_ in data:
         sums = []
         for values in (inputs, labels):
             bits = values.detach().cpu().double().reshape(len(values), -1).view(torch.int64)
             sums.append((bits * (2 * torch.arange(bits.shape[1]) + 1)).sum(1))  # odd weights lose no bit
-        found.append(torch.stack(sums, dim=1))
-    return torch.cat(found)
+        fingerprints.append(torch.stack(sums, dim=1))
+    return torch.cat(fingerprints)
 
 
 def _sorted(rows: Tensor) -> Tensor:
@@ -63,53 +63,53 @@ def _sorted(rows: Tensor) -> Tensor:
     return rows
 
 
-def _of_the_evaluations(objective: FullBatchObjective) -> str | None:
+def _compare_evaluations(objective: FullBatchObjective) -> str | None:
     first, second = objective.evaluate(), objective.evaluate()
     if not _differ([first.loss, *first.gradient], [second.loss, *second.gradient]):
         return None
     for block in objective.sub_batches():
-        if (module := _of_the_modules(objective, block)) is not None:
+        if (module := _compare_modules(objective, block)) is not None:
             return module
-    return _of_the_gradient(objective, first, second)
+    return _compare_gradients(objective, first, second)
 
 
-def _of_the_modules(objective: FullBatchObjective, block: Block) -> str | None:
+def _compare_modules(objective: FullBatchObjective, block: Block) -> str | None:
     passes = []
     for _ in range(2):
-        with recorded(objective.model) as seen, preserved(list(objective.model.buffers())):
-            loss = objective.block_objective.loss(block).loss
-        passes.append([*seen, Seen("the loss function", (), (loss,))])
+        with recorded(objective.model) as calls, preserved(list(objective.model.buffers())):
+            loss = objective.sub_batch_objective.loss(block).loss
+        passes.append([*calls, ModuleCall("the loss function", (), (loss,))])
     for one, other in zip_longest(*passes):
         if one is None or other is None or one.name != other.name:
             return "the model: another sequence of modules in every pass"
         if _differ(one.inputs, other.inputs):
             return f"the model: random numbers or state outside its modules, before {one.name}"
         if _differ(one.outputs, other.outputs):
-            return f"the model: {one.name} returns something else for the same inputs"
+            return f"the model: {one.name} returns other outputs for the same inputs"
     return None
 
 
-def _of_the_gradient(objective: FullBatchObjective, first: Evaluation, second: Evaluation) -> str:
+def _compare_gradients(objective: FullBatchObjective, first: Evaluation, second: Evaluation) -> str:
     names = {parameter: name for name, parameter in objective.model.named_parameters()}
     pairs = zip(trainable(objective.model), first.gradient, second.gradient, strict=True)
     wrong = [names[parameter] for parameter, one, other in pairs if not torch.equal(one, other)]
     regularizer = " or the regularizer" if objective.regularized else ""
-    return f"the gradient of {wrong[-1]}: kernels{regularizer} that add up in another order each time"
+    return f"the gradient of {wrong[-1]}: kernels{regularizer} that sum in no fixed order"
 
 
 @contextmanager
-def recorded(model: nn.Module) -> Iterator[list[Seen]]:
-    """Record what the innermost modules are given and return, in the order in which they run."""
-    seen: list[Seen] = []
+def recorded(model: nn.Module) -> Iterator[list[ModuleCall]]:
+    """Record inputs and outputs of the innermost modules, in the order in which they run."""
+    calls: list[ModuleCall] = []
     names = {module: f"{name or 'model'} ({type(module).__name__})" for name, module in model.named_modules()}
 
     def record(module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
-        seen.append(Seen(names[module], _tensors(inputs), _tensors(outputs)))
+        calls.append(ModuleCall(names[module], _tensors(inputs), _tensors(outputs)))
 
     leaves = [module for module in model.modules() if not any(True for _ in module.children())]
     hooks = [module.register_forward_hook(record) for module in leaves]
     try:
-        yield seen
+        yield calls
     finally:
         for hook in hooks:
             hook.remove()
@@ -121,10 +121,8 @@ def _tensors(values: Any) -> tuple[Tensor, ...]:
     return tuple(value.detach().clone() for value in values if isinstance(value, Tensor))
 
 
-def _differ(ones: Iterable[Tensor], others: Iterable[Tensor]) -> bool:
-    pairs = list(zip_longest(ones, others))
-    return any(one is None or other is None or not _same_bits(one, other) for one, other in pairs)
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+def _differ(ones: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    if len(ones) != len(others) or any(one.shape != other.shape for one, other in zip(ones, others, strict=True)):
+        return True
+    pairs = zip(ones, others, strict=True)
+    return not all(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True) for one, other in pairs)

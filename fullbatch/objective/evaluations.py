@@ -1,4 +1,4 @@
-"""What an evaluation of an objective finds."""
+"""Results of evaluating an objective."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class LossEvaluation:
-    """What one evaluation of the objective found: scalar tensors on the device, so that nothing waits for them."""
+    """Result of one evaluation: scalar tensors on the device, so that nothing waits for them."""
 
     loss: Tensor
     """L, without any regularizer."""
@@ -22,15 +22,15 @@ class Evaluation(LossEvaluation):
     """Loss and gradient."""
 
     gradient: list[Tensor]
-    """g, shaped like the trainable parameters; regularized and clipped per sub-batch where the objective says so."""
+    """g, shaped like the trainable parameters; regularized and clipped per sub-batch as the objective is configured."""
     squared_norms: Tensor
     """sum_b n_b/N ||g_b||^2, before regularizer and clip."""
     penalty: Tensor
     """The value of the regularizer, whose gradient is part of ``gradient``."""
     num_clipped: Tensor
-    """How many sub-batch gradients ``batch_clip`` shortened."""
+    """The number of sub-batch gradients that ``batch_clip`` scaled down."""
     evaluations: int
-    """Gradient evaluations of all the data that this took, the regularizer's included."""
+    """The number of gradient evaluations over all the data, the regularizer's included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,4 +40,4 @@ class ValueEvaluation(LossEvaluation):
     penalty: Tensor
     """The value of the regularizer; the objective is ``loss + penalty``."""
     evaluations: int
-    """Gradient evaluations that the penalty took; 0 where forward passes were enough."""
+    """The number of gradient evaluations for the penalty; 0 where forward passes are enough."""

@@ -12,9 +12,9 @@ from fullbatch.typing import Tensors
 def gauss_newton_product(point: SubBatchLoss, v: Tensors) -> list[Tensor]:
     """Return J' H_z J v, J the Jacobian of the outputs z and H_z the Hessian of the loss with respect to z.
 
-    The Hessian is this matrix plus the curvature of the outputs weighted with the loss' slopes. For losses convex in
-    z (cross-entropy, squared distance) the matrix is positive semi-definite (Schraudolph, 2002). J v comes from two
-    backward passes. The loss must see the outputs of one call of the model.
+    The Hessian is this matrix plus the curvature of the outputs, weighted with the derivatives of the loss. For losses
+    convex in z (cross-entropy, squared distance) the matrix is positive semidefinite (Schraudolph, 2002). J v is
+    computed by two backward passes. The loss must call the model once.
     """
     outputs: list[Tensor] = []
 

@@ -1,8 +1,8 @@
 """Hessian-vector products H v of the loss of one sub-batch, five ways.
 
 t are the trainable parameters, g(t) is the gradient of the loss, H its Hessian, v a list of tensors shaped like t.
-Every evaluation away from t leaves no trace: parameters and buffers come back bitwise. v is given as a function, so
-that it can be made where it is needed and need not be kept during evaluations.
+Parameters and buffers are restored bitwise after every evaluation away from t. v is given as a function, so that it can
+be computed where it is needed and does not occupy memory during evaluations.
 """
 
 import warnings
@@ -41,8 +41,7 @@ class SubBatchLoss:
     """The loss of one sub-batch as a function of the parameters of ``model``.
 
     ``loss(forward)`` evaluates it with ``forward`` in the place of the model, repeating the sub-batch's dropout masks.
-    Backward passes are of ``loss_scale`` times the loss, what they find is divided by it: a power of two changes
-    nothing but which numbers are too small or too large for float16.
+    For ``loss_scale`` see ``fullbatch.objective.arithmetic.Arithmetic``.
     """
 
     model: nn.Module
@@ -50,7 +49,7 @@ class SubBatchLoss:
     loss_scale: float = 1.0
 
     def gradient(self, create_graph: bool = False) -> list[Tensor]:
-        """Return g where the parameters stand now; a parameter that the loss does not use gets zeros."""
+        """Return g at the current parameters; zeros for a parameter that the loss does not use."""
         return gradient_of(self.loss(self.model), self.model, create_graph, self.loss_scale)
 
 
@@ -96,14 +95,14 @@ def reverse_over_reverse(point: SubBatchLoss, gradient: Tensors, v: Direction, e
     if not carried:
         raise ValueError("the gradients carry no graph: compute them with create_graph=True")
     outputs, directions = zip(*carried, strict=True)
-    found = torch.autograd.grad(
+    product = torch.autograd.grad(
         outputs,
         trainable(point.model),
-        products([x.detach() for x in directions], point.loss_scale),  # g is a quotient: v itself goes on backward
+        products([x.detach() for x in directions], point.loss_scale),  # g is the scaled gradient divided by the scale
         allow_unused=True,
         materialize_grads=True,
     )
-    return products(found, 1 / point.loss_scale)
+    return products(product, 1 / point.loss_scale)
 
 
 def forward_over_reverse(point: SubBatchLoss, gradient: Tensors, v: Direction, eps: float = 0.0) -> list[Tensor]:
@@ -113,14 +112,14 @@ def forward_over_reverse(point: SubBatchLoss, gradient: Tensors, v: Direction, e
         try:
             return _derivative_of_gradient(point, v(), create_graph=False)
         except NotImplementedError:
-            # A fused backward pass (of group norm, SiLU, ...) without a derivative in forward mode; where a graph is
-            # asked for, PyTorch takes one that is composed of differentiable steps.
+            # A fused backward pass (of group norm, SiLU, ...) without a derivative in forward mode. With a graph,
+            # PyTorch uses one that is composed of differentiable operators.
             _NEEDS_GRAPH.add(point.model)
     return _derivative_of_gradient(point, v(), create_graph=True)
 
 
 def _require_right_second_derivatives(model: nn.Module) -> None:
-    """Raise ``ValueError`` for a module whose backward pass PyTorch differentiates as if norms were constants."""
+    """Raise ``ValueError`` for a module whose backward pass PyTorch differentiates as if norms were constant."""
     for name, module in model.named_modules():
         hooked = any(isinstance(hook, WeightNorm) for hook in module._forward_pre_hooks.values())
         if hooked or isinstance(module, _WeightNorm):
@@ -136,7 +135,7 @@ _NEEDS_GRAPH: "WeakSet[nn.Module]" = WeakSet()
 def _derivative_of_gradient(point: SubBatchLoss, v: Tensors, create_graph: bool) -> list[Tensor]:
     model, parameters = point.model, trainable(point.model)
     with preserved(list(model.buffers())), forward_ad.dual_level(), torch.enable_grad(), warnings.catch_warnings():
-        # PyTorch scripts its own forward-mode formulas when they are first used, and warns of its own doing
+        # PyTorch scripts its forward-mode formulas at their first use, with a deprecation warning
         warnings.filterwarnings("ignore", message="`torch.jit.script", category=FutureWarning)
         duals = [
             forward_ad.make_dual(parameter.detach().requires_grad_(), direction.detach().to(parameter.dtype))
@@ -148,18 +147,18 @@ def _derivative_of_gradient(point: SubBatchLoss, v: Tensors, create_graph: bool)
             loss * point.loss_scale, duals, create_graph=create_graph, allow_unused=True, materialize_grads=True
         )
         tangents = [forward_ad.unpack_dual(g).tangent for g in gradient]
-    found = [
+    product = [
         torch.zeros_like(p) if tangent is None else tangent.detach()
         for p, tangent in zip(parameters, tangents, strict=True)
     ]
-    return products(found, 1 / point.loss_scale)
+    return products(product, 1 / point.loss_scale)
 
 
 @dataclass(frozen=True)
 class Implementation:
     """One way to compute H v: the function, its cost beyond g(t) in gradient evaluations, and what it needs of g(t).
 
-    What is not ``exact`` is a difference of gradients, which magnifies their rounding by ||v||/eps.
+    An implementation that is not ``exact`` is a difference of gradients, which magnifies their rounding by ||v||/eps.
     """
 
     product: Callable[[SubBatchLoss, Tensors, Direction, float], list[Tensor]]
@@ -194,7 +193,7 @@ def implementation_named(name: str) -> Implementation:
 
 def _step_size(v: Tensors, eps: float) -> Tensor:
     norm = global_norm(v)
-    # for v = 0 any finite h will do: both gradients are then the same one; a test for zero would wait for the device
+    # for v = 0 any finite h works, since both gradients are equal; a test for zero would synchronize with the device
     return eps / norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)
 
 

@@ -24,7 +24,7 @@ class Loss:
 
     @property
     def copies(self) -> int:
-        """How many consecutive rows of a sub-batch belong to one sample."""
+        """The number of consecutive rows of a sub-batch that belong to one sample."""
         return getattr(self.reduction, "copies", 1)
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:

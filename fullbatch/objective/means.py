@@ -26,12 +26,12 @@ class WeightedMean:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All that has been added up: those of several parts of the data, added, are those of the whole."""
+        """All sums: those of several parts of the data, added up, are those of the whole."""
         return [*self._sums, self.weight]
 
     @torch.no_grad()
     def value(self) -> list[Tensor]:
-        """Return the mean in the dtypes of the observations; this uses the sums up."""
+        """Return the mean in the dtypes of the observations; the sums cannot be used afterwards."""
         scale_(self._sums, 1 / self.weight)
         return [total.to(dtype) for total, dtype in zip(self._sums, self._dtypes, strict=True)]
 
@@ -39,7 +39,7 @@ class WeightedMean:
 class MovingAverage:
     """avg <- avg + (x - avg)/n over n observations in order, from zero; weights are ignored.
 
-    For a constant x the result is (1 - (1 - 1/n)^n) x, about 0.63 x: what the paper's code first accumulated.
+    For a constant x the result is (1 - (1 - 1/n)^n) x, about 0.63 x: the average of the paper's first code.
     """
 
     def __init__(self, like: Tensors, num_observations: int, dtype: torch.dtype | None = None) -> None:
@@ -55,7 +55,7 @@ class MovingAverage:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """The average so far; those of several parts of the data are no use, since the order matters."""
+        """The average so far; averages of several parts cannot be combined, since the order matters."""
         return self._average
 
     def value(self) -> list[Tensor]:
@@ -86,7 +86,7 @@ class Welford:
 
     @torch.no_grad()
     def value(self, reduce: Callable[[Tensors], None] | None = None) -> tuple[list[Tensor], list[Tensor]]:
-        """Return mean and spread; this uses the sums up.
+        """Return mean and spread; the sums cannot be used afterwards.
 
         ``reduce`` adds sums, weights and counts of several processes up in place; all must call this together.
         """

@@ -1,4 +1,4 @@
-"""Compiled models as they were before: what cannot be looked into cannot be counted, nor differentiated twice."""
+"""Running compiled models uncompiled: compiled code cannot be counted, nor differentiated twice."""
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -8,5 +8,5 @@ import torch
 
 
 def uncompiled() -> AbstractContextManager[Any]:
-    """Inside, compiled models run uncompiled. Where nothing has been compiled, no compiler is loaded (two seconds)."""
+    """Return a context in which compiled models run uncompiled; does not import the compiler where it is not loaded."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

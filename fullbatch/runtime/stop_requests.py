@@ -129,7 +129,7 @@ class StopRequests:
         """Take notice of a save: the clock starts again."""
         self._since = time.monotonic()
 
-    def noticed(self) -> bool:
+    def pending(self) -> bool:
         """Return whether a request is pending; raise ``PeerLostError`` where a process is gone."""
         self._group.check()
         if self._wants():
@@ -138,9 +138,9 @@ class StopRequests:
                 self._group.peer_monitor.ask(self._own)
         return self._known > self._fulfilled
 
-    def agree(self) -> StopRequest:
+    def synchronize(self) -> StopRequest:
         """Return what is wished for. Collective."""
-        number = self._known if self.noticed() else 0
+        number = self._known if self.pending() else 0
         number, stop = self._group.maximum(number, int(self._caught.signal or 0))
         self._fulfilled = max(self._fulfilled, number)
         self._signal = stop

@@ -115,9 +115,7 @@ class Impl:
     accumulation_dtype: Annotated[Literal["float", "float32", "double", "float64"], Name]
     validate_every_nth_step: Count
     checkpoint: CheckpointSettings
-    compile: Annotated[Literal[True, False, "auto"], Name]
-    cuda_graphs: Annotated[Literal[True, False, "auto"], Name]
-    blocks_in_flight: Count
+    compile: Annotated[Literal[True, False, "auto", "reduce-overhead"], Name]
     device: str
     logger: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], BeforeValidator(_names)]
     setup: Setup

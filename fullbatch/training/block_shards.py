@@ -1,4 +1,4 @@
-"""Which process visits which blocks of a pass, and how far it is."""
+"""The blocks of a pass that each process visits, and how many of them it has visited."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,70 +18,63 @@ class BlockRange:
     stop: int
     position: int
     buffers: list[Tensor] = field(default_factory=list)
-    """The model's, as they were at ``position``; none before the first block."""
+    """The model's buffers at ``position``; empty before the first block."""
 
     @property
-    def left(self) -> range:
+    def remaining(self) -> range:
         """The blocks that are not visited yet."""
         return range(self.position, self.stop)
 
 
 @dataclass
 class Shard:
-    """What falls to one process."""
+    """The blocks of one process."""
 
-    segments: list[BlockRange]
+    ranges: list[BlockRange]
     sums: list[Tensor] = field(default_factory=list)
-    """Of the blocks visited; none before the first."""
+    """Sums over the visited blocks; empty before the first block."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain containers and tensors."""
-        return {"segments": [vars(segment) for segment in self.segments], "sums": self.sums}
+        return {"segments": [vars(block_range) for block_range in self.ranges], "sums": self.sums}
 
     @classmethod
-    def of(cls, state: dict[str, Any]) -> "Shard":
-        """Return what ``state_dict`` returned."""
-        return cls([BlockRange(**segment) for segment in state["segments"]], state["sums"])
+    def from_state_dict(cls, state: dict[str, Any]) -> "Shard":
+        """Return the shard of a ``state_dict``."""
+        return cls([BlockRange(**block_range) for block_range in state["segments"]], state["sums"])
 
 
 def shard_blocks(num_blocks: int, size: int) -> list[Shard]:
-    """Return consecutive blocks for each of ``size`` processes, each block once; perhaps none for the last."""
+    """Return consecutive blocks for each of ``size`` processes, each block once; the last shards may be empty."""
     shares = [share(num_blocks, rank, size) for rank in range(size)]
-    return [
-        Shard([BlockRange(found.start, found.stop, found.start)] if found.stop > found.start else [])
-        for found in shares
-    ]
+    return [Shard([BlockRange(s.start, s.stop, s.start)] if s.stop > s.start else []) for s in shares]
 
 
-def reshard_blocks(parts: Sequence[Shard], size: int) -> list[Shard]:
-    """Return the parts for another number of processes.
+def reshard_blocks(shards: Sequence[Shard], size: int) -> list[Shard]:
+    """Return the shards for another number of processes.
 
-    The first one takes over all that has been done, the sums added up in the order of ranks; what is left is shared out
-    anew, in the order of the blocks.
+    The first process takes over all visited blocks, with the sums added up in the order of ranks. The remaining blocks
+    are distributed anew, in order.
     """
-    if len(parts) == size:
-        return list(parts)
-    segments = [segment for part in parts for segment in part.segments]
-    done = [BlockRange(s.start, s.position, s.position, s.buffers) for s in segments if s.position > s.start]
-    left = sorted(block for segment in segments for block in segment.left)
-    plan = [Shard(_consecutive(left[share(len(left), rank, size)])) for rank in range(size)]
-    plan[0].segments = sorted([*done, *plan[0].segments], key=lambda segment: segment.start)
-    plan[0].sums = _added_up([part.sums for part in parts if part.sums])
-    return plan
+    if len(shards) == size:
+        return list(shards)
+    ranges = [block_range for shard in shards for block_range in shard.ranges]
+    visited = [BlockRange(r.start, r.position, r.position, r.buffers) for r in ranges if r.position > r.start]
+    remaining = sorted(block for block_range in ranges for block in block_range.remaining)
+    resharded = [Shard(_consecutive(remaining[share(len(remaining), rank, size)])) for rank in range(size)]
+    resharded[0].ranges = sorted([*visited, *resharded[0].ranges], key=lambda block_range: block_range.start)
+    first, *others = [shard.sums for shard in shards if shard.sums] or [[]]
+    resharded[0].sums = clones(first)
+    for sums in others:
+        add_(resharded[0].sums, sums)
+    return resharded
 
 
 def _consecutive(blocks: Sequence[int]) -> list[BlockRange]:
-    segments: list[BlockRange] = []
+    ranges: list[BlockRange] = []
     for block in blocks:
-        if segments and segments[-1].stop == block:
-            segments[-1].stop += 1
+        if ranges and ranges[-1].stop == block:
+            ranges[-1].stop += 1
         else:
-            segments.append(BlockRange(block, block + 1, block))
-    return segments
-
-
-def _added_up(sums: Sequence[list[Tensor]]) -> list[Tensor]:
-    total = clones(sums[0]) if sums else []
-    for others in sums[1:]:
-        add_(total, others)
-    return total
+            ranges.append(BlockRange(block, block + 1, block))
+    return ranges

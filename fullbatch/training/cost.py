@@ -12,8 +12,7 @@ from fullbatch.objective.flops import Flops, count_flops
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.runtime.peak import matmul_peak
 from fullbatch.tensors import device_of
-from fullbatch.training.step import BlockSequence
-from fullbatch.training.trainer import Trainer
+from fullbatch.training.step import BlockSequence, Step
 
 _WORTH_COUNTING = 10.0  # seconds of training; counting operations takes two, mostly to load PyTorch's counter
 
@@ -65,7 +64,7 @@ class Cost:
 
 
 def speed(
-    trainer: Trainer, precision: torch.dtype, *, processes: int = 1, worth_counting: float = _WORTH_COUNTING
+    step: Step, precision: torch.dtype, *, processes: int = 1, worth_counting: float = _WORTH_COUNTING
 ) -> dict[str, float]:
     """Return the speed that a run has had, where its steps were timed.
 
@@ -73,18 +72,17 @@ def speed(
     ``peak_share``: its operations a second as a share of what the device reaches in matrix products of ``precision``
     now, times the ``processes``; left out of runs shorter than ``worth_counting`` seconds.
     """
-    rows = [row for row in trainer.state.rows if "train_time" in row]
+    rows = [row for row in step.state.rows if "train_time" in row]
     seconds = sum(row["train_time"] for row in rows)
     if not rows:
         return {}
-    step = trainer.take_step
-    blocks = step.data.blocks(0)[: step.max_blocks]
+    blocks = step.data.blocks(0)[: step.sampling.max_blocks]
     gradients, losses = (sum(row.get(name, 0.0) for row in rows) for name in ("evaluations", "loss_evaluations"))
     found = {"samples_per_second": sum(blocks.sizes) * (gradients + losses / 3) / seconds}
     if seconds >= worth_counting:
         flops = flops_of(step.objective, blocks)
         rate = sum(blocks.sizes) * (gradients * flops.gradient + losses * flops.loss) / seconds
-        found["peak_share"] = rate / (processes * matmul_peak(device_of(trainer.state.model), precision))
+        found["peak_share"] = rate / (processes * matmul_peak(device_of(step.state.model), precision))
     return found
 
 

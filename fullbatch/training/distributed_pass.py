@@ -1,6 +1,5 @@
-"""Passes over the blocks of an update: shared by processes, and saved and continued in the middle of a step."""
+"""Passes over the blocks of an update: distributed over processes, and saved and resumed inside a step."""
 
-import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,182 +13,181 @@ from fullbatch.objective.running_statistics import RunningStatistics
 from fullbatch.runtime.process_group import ALONE, Group
 from fullbatch.runtime.stop_requests import StopRequest
 from fullbatch.tensors import clones, copy_
-from fullbatch.training.block_shards import BlockRange, Shard, reshard_blocks, shard_blocks
+from fullbatch.training.block_shards import Shard, reshard_blocks, shard_blocks
+from fullbatch.typing import Tensors
 
 
 class PausedError(Exception):
-    """Somebody wants the run to stop, and what is known inside the step is saved."""
+    """The run was asked to stop inside a step, and its progress is saved."""
 
 
-class RequestSource(Protocol):
-    """As ``fullbatch.runtime.stop_requests.StopRequests``."""
+class Requests(Protocol):
+    """Requests to save or to stop; see ``fullbatch.runtime.stop_requests.StopRequests``."""
 
-    def noticed(self) -> bool:
-        """Return whether there is a wish to agree on."""
+    def pending(self) -> bool:
+        """Return whether the processes should synchronize on a request."""
         ...
 
-    def agree(self) -> StopRequest:
-        """Return what all wish for. Collective."""
+    def synchronize(self) -> StopRequest:
+        """Return the most urgent request of all processes. Collective."""
         ...
 
 
 class NoRequests:
-    """Nobody wants anything."""
+    """Never asks for anything."""
 
-    def noticed(self) -> bool:
+    def pending(self) -> bool:
         """Return False."""
         return False
 
-    def agree(self) -> StopRequest:
-        """Return that there is none."""
+    def synchronize(self) -> StopRequest:
+        """Return ``StopRequest.NONE``."""
         return StopRequest.NONE
 
 
 @dataclass
 class StepProgress:
-    """What is known inside a step: the passes that are through, and the one that goes on.
+    """The progress inside a step: the finished passes, and the shards of the current one.
 
     Args:
-        rate: the learning rate, which regularized gradients depend on.
-        save: (what is known inside the step) -> None; called by all processes, whose first alone is told.
-        known: what an interrupted attempt at the same step knew.
+        rate: the learning rate, on which regularized gradients depend.
+        save: writes a checkpoint with the progress inside the step; called by all processes with the shards of all of
+            them on the first process, and an empty list on the others.
+        resumed: the progress of an interrupted attempt at the same step.
     """
 
     rate: float
     save: Callable[[dict[str, Any]], None]
-    known: dict[str, Any] | None = None
+    resumed: dict[str, Any] | None = None
     finished: list[dict[str, list[Tensor]]] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
 
     def finish(self, run: Pass) -> None:
-        """Take notice of the sums and the buffers after a pass."""
+        """Record sums and buffers after a pass."""
         self.finished.append({"sums": clones(run.sums), "buffers": clones(list(run.model.buffers()))})
 
     def replay(self, run: Pass) -> bool:
-        """Go through a pass that an earlier attempt has finished; return whether it has."""
+        """Set sums and buffers to those of a pass that an earlier attempt has finished; return whether it has."""
         number = len(self.finished)
-        if self.known is None or number >= len(self.known["finished"]):
+        if self.resumed is None or number >= len(self.resumed["finished"]):
             return False
-        done = self.known["finished"][number]
-        copy_(run.sums, done["sums"])
-        copy_(list(run.model.buffers()), done["buffers"])
+        copy_(run.sums, self.resumed["finished"][number]["sums"])
+        copy_(list(run.model.buffers()), self.resumed["finished"][number]["buffers"])
         self.finish(run)
         return True
 
-    def parts(self, run: Pass, size: int) -> list[Shard]:
-        """Return who visits what of the next pass, and what has been visited."""
-        known, self.known = self.known, None  # a pass that is not through is the last that is known
-        if known is None:
+    def shards(self, run: Pass, size: int) -> list[Shard]:
+        """Return the shards of the next pass for ``size`` processes, with the blocks visited so far."""
+        resumed, self.resumed = self.resumed, None  # an unfinished pass is the last one of the attempt
+        if resumed is None:
             return shard_blocks(len(run.data), size)
-        return reshard_blocks([Shard.of(part) for part in known["parts"]], size)
+        return reshard_blocks([Shard.from_state_dict(shard) for shard in resumed["parts"]], size)
 
-    def state_dict(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
+    def state_dict(self, shards: list[dict[str, Any]]) -> dict[str, Any]:
         """Return plain containers and tensors."""
         seconds = time.perf_counter() - self.started
-        return {"rate": self.rate, "finished": self.finished, "parts": parts, "seconds": seconds}
+        return {"rate": self.rate, "finished": self.finished, "parts": shards, "seconds": seconds}
 
 
 class DistributedPass:
-    """Implements ``fullbatch.objective.block_pass.Passes`` for the blocks of an update, which can be counted and cut.
+    """Implements ``fullbatch.objective.block_pass.BlockPass`` for the blocks of an update.
 
-    1. Each process visits consecutive blocks of its own; an all-reduce adds the sums up, once.
-    2. Running statistics of batch norm become those that one process would have found.
-    3. Inside a full-batch step (``inside_step``), wishes are looked at after each block. A save has the sums and the
-       position of every process; the step continues from it bitwise, on as many processes, and else within rounding.
+    1. Each process visits consecutive blocks of its own; one all-reduce adds up the sums.
+    2. Running statistics of batch norm become those that one process would have computed.
+    3. Inside ``step_progress``, requests are checked after each block. A save holds the sums and the position of every
+       process. The step continues from it bitwise on as many processes, and within rounding on any other number.
 
     Args:
         group: the processes.
-        wishes: what signals and the clock want.
+        requests: requests to save or to stop, from signals and the clock.
     """
 
-    def __init__(self, group: Group = ALONE, wishes: RequestSource | None = None) -> None:
-        self.group, self.wishes = group, wishes or NoRequests()
-        self._journal: StepProgress | None = None
+    def __init__(self, group: Group = ALONE, requests: Requests | None = None) -> None:
+        self.group, self.requests = group, requests or NoRequests()
+        self._progress: StepProgress | None = None
 
     @contextmanager
-    def inside_step(
-        self, rate: float, known: dict[str, Any] | None, save: Callable[[dict[str, Any]], None]
+    def step_progress(
+        self, rate: float, resumed: dict[str, Any] | None, save: Callable[[dict[str, Any]], None]
     ) -> Iterator[None]:
-        """Make passes inside those of one step, which may be saved and continued; see ``StepProgress``.
+        """Make passes inside those of one step, which can be saved and resumed; see ``StepProgress``.
 
         Raises ``PausedError`` from within a pass after a save, where the run is to stop.
         """
-        if known is not None and known["rate"] != rate:
-            known = None  # of a schedule that has changed since: regularized gradients are others
-        self._journal = StepProgress(rate, save, known)
-        self._journal.started -= known["seconds"] if known else 0.0
+        if resumed is not None and resumed["rate"] != rate:
+            resumed = None  # the schedule has changed since, and with it regularized gradients
+        self._progress = StepProgress(rate, save, resumed)
+        self._progress.started -= resumed["seconds"] if resumed else 0.0
         try:
             yield
         finally:
-            self._journal = None
+            self._progress = None
+
+    def reduce(self, tensors: Tensors) -> None:
+        """Add tensors up over the processes, in place."""
+        self.group.all_reduce(tensors)
 
     def __call__(self, run: Pass) -> None:
         """Visit every block once and leave the sums over all of them in ``run.sums``."""
-        journal = self._journal
-        if journal is not None and journal.replay(run):
+        progress, size = self._progress, self.group.size
+        if progress is not None and progress.replay(run):
             return
-        parts = shard_blocks(len(run.data), self.group.size) if journal is None else journal.parts(run, self.group.size)
-        shared = run.moves_buffers and sum(len(part.segments) for part in parts) > 1
-        statistics = RunningStatistics(run.model) if shared and any(True for _ in run.model.buffers()) else None
-        start = clones(statistics.buffers) if statistics else []
-        mine = parts[self.group.rank]
-        if mine.sums:
-            copy_(run.sums, mine.sums)
-        for segment in mine.segments:
-            self._visit(run, segment, statistics, mine)
-        while journal is not None and self._meet(run, mine) is not StopRequest.NONE:
-            pass
-        self._add_up(run, parts, statistics, start)
-        if journal is not None:
-            journal.finish(run)
-
-    def _visit(self, run: Pass, segment: BlockRange, statistics: RunningStatistics | None, part: Shard) -> None:
+        shards = shard_blocks(len(run.data), size) if progress is None else progress.shards(run, size)
+        shared = run.updates_buffers and sum(len(shard.ranges) for shard in shards) > 1
         buffers = list(run.model.buffers())
-        if segment.buffers:
-            copy_(buffers, segment.buffers)
-        elif statistics is not None and segment.start > 0:
-            statistics.reset()
-        for sub_batches in run.split(run.data[segment.position : segment.stop]) if segment.left else ():
-            for block in sub_batches:
-                run.visit(block)
-            segment.position += 1
-            if self._journal is not None and self.wishes.noticed():
-                run.settle()
-                segment.buffers = clones(buffers)
-                self._meet(run, part)
-        run.settle()
-        segment.buffers = clones(buffers)
+        statistics = RunningStatistics(run.model) if shared and buffers else None
+        start = clones(buffers) if statistics else []
+        local = shards[self.group.rank]
+        if local.sums:
+            copy_(run.sums, local.sums)
+        for block_range in local.ranges:
+            if block_range.buffers:
+                copy_(buffers, block_range.buffers)
+            elif statistics is not None and block_range.start > 0:
+                statistics.reset()
+            remaining = run.data[block_range.position : block_range.stop] if block_range.remaining else ()
+            for sub_batches in run.split(remaining):
+                for block in sub_batches:
+                    run.add(run.evaluate(block), block)
+                block_range.position += 1
+                if progress is not None and self.requests.pending():
+                    block_range.buffers = clones(buffers)
+                    self._synchronize(run, local, progress)
+            block_range.buffers = clones(buffers)
+        while progress is not None and self._synchronize(run, local, progress) is not StopRequest.NONE:
+            pass
+        self._reduce(run, shards, statistics, start)
+        if progress is not None:
+            progress.finish(run)
 
-    def _meet(self, run: Pass, part: Shard) -> StopRequest:
-        """Agree with the other processes, each somewhere in its part, and do what is wished for. Collective."""
-        assert self._journal is not None
-        wish = self.wishes.agree()
-        if wish is not StopRequest.NONE:
-            part.sums = clones(run.sums)
-            parts = self.group.gather(_on_cpu(part.state_dict()))
-            self._journal.save(self._journal.state_dict(parts or []))
-        if wish is StopRequest.STOP:
+    def _synchronize(self, run: Pass, shard: Shard, progress: StepProgress) -> StopRequest:
+        """Agree on a request with the other processes, each somewhere in its shard, and act on it. Collective."""
+        request = self.requests.synchronize()
+        if request is not StopRequest.NONE:
+            shard.sums = clones(run.sums)
+            shards = self.group.gather(_on_cpu(shard.state_dict()))
+            progress.save(progress.state_dict(shards or []))
+        if request is StopRequest.STOP:
             raise PausedError
-        return wish
+        return request
 
-    def _add_up(self, run: Pass, parts: list[Shard], statistics: RunningStatistics | None, start: list[Tensor]) -> None:
+    def _reduce(
+        self, run: Pass, shards: list[Shard], statistics: RunningStatistics | None, start: list[Tensor]
+    ) -> None:
         if statistics is None:
             self.group.all_reduce(run.sums)
             return
-        order = sorted(segment.start for part in parts for segment in part.segments)
-        rows = [(order.index(segment.start), segment.buffers) for segment in parts[self.group.rank].segments]
+        order = sorted(block_range.start for shard in shards for block_range in shard.ranges)
+        rows = [(order.index(r.start), r.buffers) for r in shards[self.group.rank].ranges]
         table = statistics.table(rows, len(order), start)
         self.group.all_reduce([*run.sums, table])
         statistics.compose_(table)
 
 
-def _on_cpu(state: dict[str, Any]) -> dict[str, Any]:
-    def moved(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: moved(entry) for key, entry in value.items()}
-        if isinstance(value, list):
-            return [moved(entry) for entry in value]
-        return value.detach().cpu().clone() if isinstance(value, Tensor) else copy.copy(value)
-
-    moved_state: dict[str, Any] = moved(state)
-    return moved_state
+def _on_cpu(value: Any) -> Any:
+    """Return a copy of nested dictionaries and lists with the tensors on the CPU."""
+    if isinstance(value, dict):
+        return {key: _on_cpu(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_on_cpu(entry) for entry in value]
+    return value.detach().cpu().clone() if isinstance(value, Tensor) else value

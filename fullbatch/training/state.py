@@ -1,4 +1,4 @@
-"""Everything that continues a run."""
+"""Everything that is needed to continue a run."""
 
 import copy
 from dataclasses import dataclass, field
@@ -12,17 +12,17 @@ from fullbatch.models.weights import load_weights
 from fullbatch.optim.ema import ExponentialMovingAverage
 
 Row = dict[str, float]
-"""What one step recorded; a value that was not measured has no entry."""
+"""The values recorded for one step; a value that was not measured has no entry."""
 
 
 @dataclass
 class TrainState:
     """Model, optimizer, average of the weights, and the rows of the steps so far.
 
-    ``stopped`` says which rule ended the run early, ``memory`` is what probes remember from one time to the next.
-    Randomness needs no state: every draw is a function of (seed, step, ...); the global generator is kept for modules
-    of the user that draw from it outside a step.
-    Between ``begin_step`` and ``end_step`` the state is that at the beginning, with what is known ``inside`` the step.
+    Randomness needs no state: every draw is a function of (seed, step, ...). The state of the global generator is kept
+    for modules of the user that draw from it outside a step.
+    Between ``begin_step`` and ``end_step``, ``state_dict`` is the state at the beginning of the step, with the progress
+    ``inside`` it.
     """
 
     model: nn.Module
@@ -30,9 +30,13 @@ class TrainState:
     ema: ExponentialMovingAverage | None = None
     rows: list[Row] = field(default_factory=list)
     stopped: str | None = None
+    """The rule that ended the run early."""
     memory: dict[str, Any] = field(default_factory=dict)
+    """State of the probes."""
     inside: dict[str, Any] | None = None
-    """What ``fullbatch.training.distributed_pass.StepProgress`` knew of the step that was going on."""
+    """The progress inside the current step; see ``fullbatch.training.distributed_pass.StepProgress``."""
+    cached: dict[str, Any] | None = None
+    """An ``Evaluation`` at the current parameters, with their norm; the next step starts from it."""
     _beginning: dict[str, Any] | None = field(default=None, init=False)
 
     @property
@@ -46,20 +50,20 @@ class TrainState:
         return self.model if self.ema is None else self.ema.model
 
     def begin_step(self) -> None:
-        """Remember model and optimizer, which a step moves before it is through."""
-        self._beginning = copy.deepcopy(self._moving())
+        """Copy model and optimizer, which a step changes before it is finished."""
+        self._beginning = copy.deepcopy(self._changing())
 
     def end_step(self) -> None:
-        """The step is through: what was remembered for its sake is let go."""
+        """Drop the copies and the progress inside the step."""
         self._beginning = self.inside = None
 
-    def _moving(self) -> dict[str, Any]:
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+    def _changing(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "cached": self.cached}
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain containers and tensors, which ``torch.load(weights_only=True)`` reads."""
         return {
-            **(self._beginning or self._moving()),
+            **(self._beginning or self._changing()),
             "inside": self.inside,
             "ema": None if self.ema is None else self.ema.model.state_dict(),
             "rows": self.rows,
@@ -69,12 +73,15 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what ``state_dict`` returned; ``ValueError`` lists what does not fit the model."""
+        """Continue from a ``state_dict``; ``ValueError`` lists the entries that do not fit the model."""
         load_weights(self.model, state["model"])
         if self.ema is not None:
             load_weights(self.ema.model, state["ema"] or state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        of_parameters = dict(state["optimizer"]["state"])
+        cached = of_parameters.pop("known", None)  # where earlier versions kept it
+        self.optimizer.load_state_dict({**state["optimizer"], "state": of_parameters})
+        self.cached = state.get("cached", cached)
         self.rows, self.stopped = list(state["rows"]), state["stopped"]
-        self.memory = dict(state.get("memory", {}))  # older checkpoints have none
-        self.inside = state.get("inside")  # earlier versions had none
+        self.memory = dict(state.get("memory", {}))  # not in older checkpoints
+        self.inside = state.get("inside")  # not in older checkpoints
         torch.set_rng_state(state["rng"].cpu())

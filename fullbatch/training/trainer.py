@@ -1,8 +1,9 @@
-"""The loop: step, average, validate, record, save, until nothing is left to do."""
+"""The training loop: step, average, validate, record, save, until all steps are taken."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -18,123 +19,147 @@ from fullbatch.training.validation import Validate
 
 
 class Observer(Protocol):
-    """Is told of every step; a progress bar, a table."""
+    """Receives the row of every step: a progress bar, a table, a logger."""
 
     def __call__(self, row: Row) -> None:
-        """Take notice of the row of a step."""
+        """Handle the row of a step."""
 
 
 class Probes(Protocol):
-    """Measures and changes nothing."""
+    """Measures a state and changes nothing."""
 
     def __call__(self, state: TrainState, *, last: bool) -> Row:
-        """Return what is due after the last step of ``state``."""
+        """Return the measurements that are due after the last step of ``state``."""
         ...
 
 
-@dataclass
-class Trainer:
-    """Trains a ``TrainState`` to ``steps`` steps; see ``run``.
+@dataclass(frozen=True)
+class TrainingPlan:
+    """The steps of a run, and what happens when.
 
     Args:
-        state: what is trained, and continued.
-        take_step: one step.
-        steps: how many steps in all.
+        steps: the number of steps.
         schedule: step -> factor of the learning rates.
-        validate: (model, step) -> loss and accuracy.
         stochastic: step -> whether that step is stochastic.
-        save: writes a checkpoint of the state.
         stop_rules: reasons to end early, for good.
-        wish: what somebody wants of the run after a step; inside a full-batch step its passes ask for themselves.
-        observers: called with every row.
-        probes: look at the state after a step, told whether it is the last one, and return more numbers for its row.
         validate_every: validation happens after steps 1, 1+n, 1+2n, ... and the last.
         save_every: checkpoints likewise.
     """
 
-    state: TrainState
-    take_step: Step
     steps: int
     schedule: Schedule
-    validate: Validate
     stochastic: Callable[[int], bool]
-    save: Callable[[], None] = lambda: None
     stop_rules: Sequence[StopRule] = ()
-    wish: Callable[[], StopRequest] = lambda: StopRequest.NONE
-    probes: Probes = field(default=lambda state, last: {})
-    observers: Sequence[Observer] = field(default_factory=list)
     validate_every: int = 100
     save_every: int = 1
 
+    def is_done(self, state: TrainState) -> bool:
+        """Return whether all steps are taken, or a rule has ended the run."""
+        return state.step >= self.steps or state.stopped is not None
+
+
+class Trainer:
+    """Trains a ``TrainState`` according to a ``TrainingPlan``; see ``run``.
+
+    Args:
+        state: the state, trained in place.
+        step: takes one step.
+        plan: the steps to take.
+        validate: (model, step) -> loss and accuracy.
+        probes: measure the state after a step and return more values for its row.
+        observers: called with every row.
+        save: writes a checkpoint of the state.
+        request: returns the most urgent request to save or to stop, after each step. Inside a full-batch step, its
+            block pass asks by itself.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        step: Step,
+        plan: TrainingPlan,
+        *,
+        validate: Validate,
+        probes: Probes = lambda state, last: {},
+        observers: Sequence[Observer] = (),
+        save: Callable[[], None] = lambda: None,
+        request: Callable[[], StopRequest] = lambda: StopRequest.NONE,
+    ) -> None:
+        self.state, self.step, self.plan = state, step, plan
+        self.validate, self.probes, self.observers = validate, probes, observers
+        self.save, self.request = save, request
+
+    @property
+    def done(self) -> bool:
+        """Whether no step is left to take."""
+        return self.plan.is_done(self.state)
+
     def run(self) -> None:
-        """Take the steps that are left, or as many as there are until somebody wants a stop, perhaps inside a step.
+        """Take the remaining steps, or as many as there are until a stop is requested, perhaps inside a step.
 
         Raises:
             DivergedError: when a step is not finite; nothing is saved after the last good step.
         """
-        state = self.state
+        state, plan = self.state, self.plan
         while not self.done:
+            start = time.perf_counter() - (state.inside["seconds"] if state.inside else 0.0)
+            state.model.train()
+            lr = set_learning_rates(state.optimizer, plan.schedule(state.step))
+            stochastic = plan.stochastic(state.step)
             try:
-                row = self._step()
+                with self._inside_step(lr, stochastic):
+                    row = self.step(state.step, stochastic=stochastic)
             except PausedError:
                 return
+            if state.ema is not None:
+                state.ema.update(state.model)
+            row = {"step": state.step + 1, **row, "lr": lr, "train_time": time.perf_counter() - start}
             state.rows.append(row)
-            state.stopped = next((reason for rule in self.stop_rules if (reason := rule(state.rows))), None)
-            wish = StopRequest.NONE if self.done else self.wish()
-            if self._due(self.validate_every):
-                row.update(self._validation())
+            state.stopped = next((reason for rule in plan.stop_rules if (reason := rule(state.rows))), None)
+            request = StopRequest.NONE if self.done else self.request()
+            if self._is_due(plan.validate_every):
+                row.update(measure_validation(state, self.validate))
             row.update(self.probes(state, last=self.done))
             for observe in self.observers:
                 observe(row)
-            if self._due(self.save_every) or wish is not StopRequest.NONE:
+            if self._is_due(plan.save_every) or request is not StopRequest.NONE:
                 self.save()
-            if wish is StopRequest.STOP:
+            if request is StopRequest.STOP:
                 return
 
-    def validate_last(self) -> None:
-        """Validate the model as it is, unless its last step has been (one taken by another program has not)."""
-        if "valid_acc" not in self.state.rows[-1]:
-            self.state.rows[-1].update(self._validation())
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.state.step >= self.steps or self.state.stopped is not None
-
-    def _step(self) -> Row:
-        state, start = self.state, time.perf_counter()
-        state.model.train()
-        lr = set_learning_rates(state.optimizer, self.schedule(state.step))
-        if self.stochastic(state.step):
-            row = self.take_step(state.step, stochastic=True)
-        else:
-            before = state.inside["seconds"] if state.inside else 0.0
-            row, start = self._full_batch_step(lr), start - before
-        if state.ema is not None:
-            state.ema.update(state.model)
-        return {"step": state.step + 1, **row, "lr": lr, "train_time": time.perf_counter() - start}
-
-    def _full_batch_step(self, lr: float) -> Row:
+    @contextmanager
+    def _inside_step(self, lr: float, stochastic: bool) -> Iterator[None]:
+        """Let a full-batch step be saved and resumed between its blocks."""
+        if stochastic:
+            yield
+            return
         state = self.state
 
-        def save(inside: dict[str, Any]) -> None:
-            state.inside = inside
+        def save(progress: dict[str, Any]) -> None:
+            state.inside = progress
             self.save()
 
         state.begin_step()
-        with self.take_step.passes.inside_step(lr, state.inside, save):
-            row = self.take_step(state.step, stochastic=False)
+        with self.step.block_pass.step_progress(lr, state.inside, save):
+            yield
         state.end_step()
-        return row
 
-    def _validation(self) -> Row:
-        start = time.perf_counter()
-        found = self.validate(self.state.evaluated_model, self.state.step - 1)
-        loss, accuracy = torch.stack([found.loss, found.accuracy]).tolist()
-        return {"valid_loss": loss, "valid_acc": accuracy, "valid_time": time.perf_counter() - start}
-
-    def _due(self, every: int) -> bool:
+    def _is_due(self, every: int) -> bool:
         return (self.state.step - 1) % every == 0 or self.done
+
+
+def validate_last(state: TrainState, validate: Validate) -> None:
+    """Validate the model as it is, unless it was validated after its last step (one of another program was not)."""
+    if "valid_acc" not in state.rows[-1]:
+        state.rows[-1].update(measure_validation(state, validate))
+
+
+def measure_validation(state: TrainState, validate: Validate) -> Row:
+    """Return validation loss, accuracy and seconds of the evaluated model."""
+    start = time.perf_counter()
+    evaluation = validate(state.evaluated_model, state.step - 1)
+    loss, accuracy = torch.stack([evaluation.loss, evaluation.accuracy]).tolist()
+    return {"valid_loss": loss, "valid_acc": accuracy, "valid_time": time.perf_counter() - start}
 
 
 def set_learning_rates(optimizer: Optimizer, factor: float) -> float:

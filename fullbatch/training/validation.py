@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from fullbatch.objective.arithmetic import Arithmetic
+from fullbatch.objective.block_pass import SequentialPass
 from fullbatch.objective.evaluations import LossEvaluation
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.tensors import copy_, mode, preserved
@@ -20,7 +22,7 @@ def validate(
     *,
     flips: bool = False,
     recalibration: Blocks | None = None,
-    mixed_precision: bool | torch.dtype = False,
+    arithmetic: Arithmetic | None = None,
     all_reduce: Callable[[Tensors], None] | None = None,
 ) -> LossEvaluation:
     """Evaluate ``model`` in evaluation mode and leave it as it was.
@@ -32,14 +34,14 @@ def validate(
         flips: average the probabilities of each image and its mirror image; the loss should then be cross-entropy,
             which makes it their negative log-likelihood.
         recalibration: training data; batch-norm statistics are re-estimated on it for this validation.
-        mixed_precision: as in ``FullBatchObjective``.
+        arithmetic: as in ``FullBatchObjective``.
         all_reduce: adds tensors up over processes, where each has its own part of ``blocks`` and ``recalibration``.
     """
     recalibrated = nullcontext() if recalibration is None else recalibrated_batchnorm(model, recalibration, all_reduce)
     with recalibrated, mode(model, training=False):
         evaluated = FlipAveraged(model) if flips else model
         objective = FullBatchObjective(
-            evaluated, loss_fn, blocks, mixed_precision=mixed_precision, all_reduce=all_reduce
+            evaluated, loss_fn, blocks, arithmetic=arithmetic, block_pass=SequentialPass(all_reduce)
         )
         return objective.loss()
 

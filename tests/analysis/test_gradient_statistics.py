@@ -16,6 +16,7 @@ from fullbatch.analysis.gradient_statistics import (
     gradient_curvature,
     sample_gradient_norms,
 )
+from fullbatch.objective.arithmetic import Arithmetic
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.losses import loss_function
 from fullbatch.objective.means import Welford
@@ -191,14 +192,14 @@ def test_gradients_of_samples_in_float16_need_scaled_losses(scale: float) -> Non
     model, (inputs, labels) = build("tanh").float(), samples()
     blocks, loss_fn = [(inputs.float(), labels)], lambda *some: 2.0**-20 * F.cross_entropy(*some)
     exact = sample_gradient_norms(FullBatchObjective(model, loss_fn, blocks))
-    low = FullBatchObjective(model, loss_fn, blocks, mixed_precision=torch.float16, loss_scale=scale)
+    low = FullBatchObjective(model, loss_fn, blocks, arithmetic=Arithmetic(autocast=torch.float16, loss_scale=scale))
     assert (sample_gradient_norms(low) == pytest.approx(exact, rel=0.02)) == (scale > 1)
 
 
 def test_copies_of_a_sample_have_one_loss() -> None:
     model, (inputs, labels) = build("tanh"), samples(12)
     maxup = loss_function("maxup-3")
-    target = FullBatchObjective(model, maxup, [(inputs, labels)], copies=3)
+    target = FullBatchObjective(model, maxup, [(inputs, labels)])
     exact = [loss_and_gradient(model, maxup, inputs[i : i + 3], labels[i : i + 3])[1].norm() for i in range(0, 12, 3)]
     assert sample_gradient_norms(target) == pytest.approx([float(norm) for norm in exact])
 

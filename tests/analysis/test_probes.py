@@ -24,10 +24,11 @@ from fullbatch.analysis.measurements import (
 from fullbatch.analysis.outputs import Notes, SavedModels, write_columns
 from fullbatch.analysis.probes import Probe, ProbeSchedule
 from fullbatch.analysis.sharpness_probe import SharpnessProbe
-from fullbatch.build.probes import observed
+from fullbatch.build.probes import observe
 from fullbatch.tensors import global_norm, trainable
 from fullbatch.training.model_file import read_model
 from fullbatch.training.state import Row
+from fullbatch.training.step import Sampling
 from fullbatch.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
@@ -45,7 +46,7 @@ ALL: list[Probe] = [
 
 def probed(probes: list[Probe], every: int = 1, **options: object) -> Trainer:
     training = trainer(**options)  # type: ignore[arg-type]
-    training.probes = ProbeSchedule(partial(observed, training), [(every, probe) for probe in probes])
+    training.probes = ProbeSchedule(partial(observe, training), [(every, probe) for probe in probes])
     return training
 
 
@@ -60,7 +61,7 @@ def test_a_probe_leaves_no_trace(probe: Probe, stochastic: bool) -> None:
     model = training.state.model
     before, gradients = trace_of(model), [p.grad.clone() for p in model.parameters()]
     modes = [module.training for module in model.modules()]
-    row = probe(observed(training, training.state, lambda *_: None))
+    row = probe(observe(training, training.state, lambda *_: None))
     assert_no_trace(model, before)
     assert modes == [module.training for module in model.modules()]
     assert all(torch.equal(old, p.grad) for old, p in zip(gradients, model.parameters(), strict=True))
@@ -121,8 +122,7 @@ def test_probes_measure_the_loss_after_the_step_without_regularizer_and_clip() -
     training.run()
     model, row = training.state.model, training.state.rows[-1]
     model.train()
-    objective = training.take_step.objective_at(1)
-    objective.regularizer = objective.block_objective.regularizer = None
+    objective = training.step.objective_at(1).plain()
     evaluation = objective.evaluate()
     assert row["full_grad_norm_after"] == pytest.approx(float(global_norm(evaluation.gradient)))
     assert row["grad_norm_after"] == pytest.approx(float(evaluation.squared_norms) ** 0.5)
@@ -136,8 +136,8 @@ def test_probes_measure_the_loss_after_the_step_without_regularizer_and_clip() -
 
 def test_what_cannot_be_measured_has_no_entry() -> None:
     training = probed([GradientProbe(PARTS)], steps=1)
-    training.take_step.objective.sub_batch = None
-    training.take_step.max_blocks = 1
+    training.step.objective.sub_batch = None
+    training.step.sampling = Sampling(max_blocks=1)
     training.run()
     row = training.state.rows[0]
     assert "full_grad_norm_after" in row
@@ -157,8 +157,8 @@ def test_a_stochastic_step_has_a_batch_sharpness() -> None:
 def test_adam_has_a_preconditioned_sharpness_beside_its_threshold() -> None:
     training = trainer(steps=3)
     optimizer = torch.optim.AdamW(training.state.model.parameters(), lr=0.01)
-    training.state.optimizer = training.take_step.optimizer = optimizer
-    training.probes = ProbeSchedule(partial(observed, training), [(1, SharpnessProbe(tolerance=0.1, max_matvecs=30))])
+    training.state.optimizer = optimizer
+    training.probes = ProbeSchedule(partial(observe, training), [(1, SharpnessProbe(tolerance=0.1, max_matvecs=30))])
     training.run()
     row = training.state.rows[-1]
     assert row["stability_threshold"] == pytest.approx((2 - row["lr"] * 0.01) * 1.9 / (0.1 * row["lr"]))

@@ -15,7 +15,7 @@ from PIL import Image
 from running import SMALL, rows_of, run_in_process
 
 from fullbatch.build.data import build_data, build_loader
-from fullbatch.build.trainer import build_trainer
+from fullbatch.build.trainer import build_training
 from fullbatch.settings.parse import parse
 
 HYP = [*(argument for argument in SMALL if not argument.startswith(("data", "model"))), "model=linear"]
@@ -73,7 +73,7 @@ def test_a_crop_that_is_drawn_anew_is_not_one_function(script: Callable[..., int
     def constant(*overrides: str) -> bool:
         overrides = (*HYP, *FOLDER, "data.std=[0.5,0.5,0.5]", "data.augmentations_val=", *overrides)
         os.chdir(tmp_path)
-        return build_trainer(parse(composed(*overrides)), seed=3).take_step.constant_data
+        return build_training(parse(composed(*overrides)), seed=3).step.data.constant
 
     assert not constant("data.augmentations_train={RandomResizedCrop: 16}")
     assert constant("data.augmentations_train=")

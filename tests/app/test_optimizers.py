@@ -6,14 +6,11 @@ import pytest
 import torch
 from cases import build
 from composing import CONFIG, composed
-from fixed_blocks import Fixed
-from torch.nn import functional as F
+from fixed_blocks import fixed_step
 
 from fullbatch.build.optimizer import MODIFICATIONS, OPTIMIZERS, STEP_RULES, build_optimizer
-from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.optim.agc import AdaptivelyClippedDescent
 from fullbatch.settings.parse import parse
-from fullbatch.training.step import Step
 
 LINE_SEARCHES = {
     "gd": ["none", "wolfe", "non-monotone", "restarting"],
@@ -45,7 +42,7 @@ def test_every_combination_trains_or_says_why_not(optim: str, search: str, wrapp
         return
     model = build("tanh")
     optimizer = build_optimizer(parse(cfg).hyp, model)
-    step = Step(FullBatchObjective(model, F.cross_entropy, []), optimizer, [], Fixed.all(), constant_data=True)
+    step = fixed_step(model, optimizer)
     losses = [step(number, stochastic=False)["full_loss"] for number in range(12)]
     assert min(losses[6:]) < losses[0]
     step(12, stochastic=True)

@@ -4,15 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from composing import composed
 from running import SMALL, Script, run_in_process
-from streams import Late
-from tape import Tape
-
-from fullbatch.app import plan
-from fullbatch.build import precision as build_speed
-from fullbatch.settings.parse import parse
-from fullbatch.training.state import Row
 
 pytestmark = pytest.mark.slow
 
@@ -86,20 +78,3 @@ def test_a_step_that_diverges_has_no_plan(script: Script, capsys: pytest.Capture
     shown = capsys.readouterr()
     assert "no plan, as the step that was tried diverged: step" in shown.err
     assert "Traceback" not in shown.err + shown.out
-
-
-@pytest.mark.parametrize(
-    ("size", "number", "expected"), [(60, 1, 3.0), (12, 1, 4.5), (60, 2, 3.0), (24, 2, 3.75)]
-)  # 20 blocks of 3, and 4: none after the first four; with two in flight, after the first eight
-def test_replayed_blocks_are_timed_by_themselves(
-    monkeypatch: pytest.MonkeyPatch, size: int, number: int, expected: float
-) -> None:
-    def timed(trial: plan.Trial, num_blocks: int) -> tuple[Row, float]:
-        return {}, 18.0 + 9.0 * num_blocks
-
-    monkeypatch.setattr(build_speed, "recorder_on", lambda device: Tape())
-    monkeypatch.setattr(build_speed, "streams_on", lambda device, number: [Late() for _ in range(number)])
-    monkeypatch.setattr(plan.Trial, "timed_step", timed)
-    speed = ["impl.cuda_graphs=auto", f"impl.blocks_in_flight={number}"]
-    run = parse(composed(*ARGUMENTS, f"data.size={size}", "data.batch_size=3", *speed))
-    assert plan._trial(run).probe()[1] == pytest.approx(expected)

@@ -131,12 +131,6 @@ CASES = [
     Case("model.nonlin_fn=Rectifier", MISTAKE, r"^model: nonlin_fn=Rectifier: unknown; known: ReLU"),
     Case("data.name=mnist", MISTAKE, r"^data\.name=mnist: unknown; known are CIFAR10"),
     Case("impl.device=tpu", MISTAKE, r"^impl: device=tpu: cannot be used"),
-    Case(
-        "impl.device=cpu impl.cuda_graphs=True", MISTAKE, r"^impl\.cuda_graphs=True: needs a CUDA device, this is cpu"
-    ),
-    Case(
-        "impl.device=cpu impl.blocks_in_flight=4", MISTAKE, r"^impl\.blocks_in_flight=4: needs a CUDA .* accepted: 1$"
-    ),
     Case("impl.JIT=script", MISTAKE, r"^impl\.JIT: TorchScript is refused"),
     Case("name=a/b", MISTAKE, r"^name: should be part of a file's name"),
     Case("impl.checkpoint.name=../mine", MISTAKE, r"^impl\.checkpoint\.name: should be .* below checkpoints/"),

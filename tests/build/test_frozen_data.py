@@ -12,7 +12,7 @@ from composing import composed
 from running import SMALL, rows_of, run_in_process, signal_when, start
 
 from fullbatch.build.data import build_data, build_loader
-from fullbatch.build.trainer import build_trainer
+from fullbatch.build.trainer import build_training
 from fullbatch.settings.parse import parse
 
 LIVE = "data.augmentations_train={RandomCrop: [8,1], RandomHorizontalFlip: 0.5}"
@@ -77,7 +77,7 @@ def test_all_rounds_are_the_full_batch_and_copies_share_a_noisy_label(tmp_path: 
 def test_steps_that_take_turns_are_not_one_function(tmp_path: Path) -> None:
     def constant(*overrides: str) -> bool:
         frozen = [f"data.db.path={tmp_path}", "data.db.rounds=2", *(part for part in FROZEN if "path" not in part)]
-        return build_trainer(parse(composed(*SMALL, *frozen, *overrides)), seed=3).take_step.constant_data
+        return build_training(parse(composed(*SMALL, *frozen, *overrides)), seed=3).step.data.constant
 
     assert constant()
     assert not constant(TURNS)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from fullbatch.models import nfnets
 from fullbatch.models.registry import build_model
 from fullbatch.models.summary import independent_of_blocks, summarize_model
+from fullbatch.objective.arithmetic import Arithmetic
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.objective.hessian_products import SubBatchLoss, forward_over_reverse, reverse_over_reverse
@@ -46,7 +47,8 @@ def steps_of(
     blocks = list(zip(inputs.split(6), labels.split(6), strict=True))
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     regularizer = GradRegularizer(model, optimizer, loss_fn, block_strength=0.5, **options)
-    objective = FullBatchObjective(model, loss_fn, blocks, copies=loss_fn.copies, regularizer=regularizer, **options)
+    arithmetic = Arithmetic(autocast=options.get("mixed_precision", False))
+    objective = FullBatchObjective(model, loss_fn, blocks, regularizer=regularizer, arithmetic=arithmetic)
     losses = []
     for _ in range(3):
         found = objective.evaluate(update_buffers=True)

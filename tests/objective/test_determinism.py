@@ -39,10 +39,10 @@ def test_a_loader_is_innocent_until_it_shuffles() -> None:
         return determinism_culprit(FullBatchObjective(build("tanh"), F.cross_entropy, DataLoader(pairs, 8, **options)))
 
     assert culprit_of() is None
-    assert culprit_of(shuffle=True) == "the data: the same samples in another order (shuffled by every iteration)"
+    assert culprit_of(shuffle=True) == "the data: the same samples in another order (shuffled in every iteration)"
     dropped = culprit_of(shuffle=True, drop_last=True)
     assert dropped is not None
-    assert dropped.startswith("the data: other samples, from number 0 on (augmented by every iteration, or a tail")
+    assert dropped.startswith("the data: other samples, from number 0 on (augmented in every iteration, or a tail")
 
 
 class Growing:
@@ -123,10 +123,10 @@ def ragged() -> nn.Module:
 @pytest.mark.parametrize(
     ("build_model", "options", "expected"),
     [
-        (noisy_module, {}, "the model: 2.1 (Noisy) returns something else for the same inputs"),
+        (noisy_module, {}, "the model: 2.1 (Noisy) returns other outputs for the same inputs"),
         (lambda: Inline(*build("tanh")), {}, "the model: random numbers or state outside its modules, before 3"),
-        (lambda: build("tanh"), {"loss_fn": noisy_loss}, "the model: the loss function returns something else"),
-        (ragged, {}, "the gradient of 1.bias: kernels that add up in another order each time"),
+        (lambda: build("tanh"), {"loss_fn": noisy_loss}, "the model: the loss function returns other outputs"),
+        (ragged, {}, "the gradient of 1.bias: kernels that sum in no fixed order"),
     ],
     ids=["module", "inline", "loss", "gradient"],
 )

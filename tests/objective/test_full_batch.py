@@ -20,10 +20,13 @@ from references import assert_no_trace, dense_hessian, loss_and_gradient, trace_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fullbatch.objective.arithmetic import Arithmetic
+from fullbatch.objective.block_pass import SequentialPass
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.objective.losses import loss_function
 from fullbatch.tensors import trainable
+from fullbatch.typing import Block
 
 
 def objective_on(name: str, sizes: list[int], **options: object) -> FullBatchObjective:
@@ -73,14 +76,14 @@ def test_copies_of_a_sample_stay_together(name: str, sizes: list[int], sub_batch
     model, loss_fn = build(name), loss_function("maxup-4")
     loss, gradient = loss_and_gradient(model, lambda *a: largest_of_each(*a, 4), inputs, labels)
     blocks = cut(inputs, labels, [4 * size for size in sizes])
-    objective = FullBatchObjective(model, loss_fn, blocks, sub_batch=sub_batch, copies=loss_fn.copies)
+    objective = FullBatchObjective(model, loss_fn, blocks, sub_batch=sub_batch)
     found = objective.evaluate()
     torch.testing.assert_close(found.loss, loss, rtol=1e-12, atol=0)
     assert (vector(found.gradient) - gradient).norm() <= 1e-10 * gradient.norm()
     assert int(found.num_samples) == SAMPLES
     torch.testing.assert_close(objective.loss().loss, loss, rtol=1e-12, atol=0)
     v = [torch.randn_like(p) for p in model.parameters()]
-    whole = FullBatchObjective(model, loss_fn, [(inputs, labels)], copies=4).hessian_product(v)
+    whole = FullBatchObjective(model, loss_fn, [(inputs, labels)]).hessian_product(v)
     torch.testing.assert_close(objective.hessian_product(v), whole, rtol=1e-9, atol=1e-12)
 
 
@@ -89,11 +92,11 @@ def test_sub_batches_count_samples_and_not_copies() -> None:
     seen: list[int] = []
     model = build("linear")
     model.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
-    objective = FullBatchObjective(model, loss_function("maxup-2"), [(inputs, labels)], sub_batch=10, copies=2)
+    objective = FullBatchObjective(model, loss_function("maxup-2"), [(inputs, labels)], sub_batch=10)
     objective.evaluate()
     assert seen == [22, 22, 22]  # 33 samples in 33 // 10 parts
     moving = FullBatchObjective(
-        model, loss_function("maxup-2"), [(inputs, labels)], sub_batch=10, copies=2, gradient_average="moving"
+        model, loss_function("maxup-2"), [(inputs, labels)], sub_batch=10, gradient_average="moving"
     )
     assert moving.evaluate().gradient[0].isfinite().all()
 
@@ -161,8 +164,12 @@ def test_batchnorm_buffers_move_once_per_sub_batch_when_asked(strengths: dict[st
         assert torch.equal(ours, theirs)
 
 
-def test_dropout_masks_depend_on_the_seed_and_the_block() -> None:
-    losses = {float(objective_on("dropout", [11, 22], seed=seed).evaluate().loss) for seed in (1, 1, 2)}
+def test_dropout_masks_depend_on_the_key_and_the_block() -> None:
+    def loss(seed: int) -> float:
+        blocks = [Block(*pair, seed + number) for number, pair in enumerate(cut(*samples(), [11, 22]))]
+        return float(FullBatchObjective(build("dropout"), F.cross_entropy, blocks).evaluate().loss)
+
+    losses = {loss(seed) for seed in (1, 1, 2)}
     assert len(losses) == 2
 
 
@@ -193,7 +200,7 @@ def test_sums_are_kept_in_the_accumulation_dtype() -> None:
     )
 
     def error(dtype: torch.dtype) -> float:
-        objective = FullBatchObjective(model, F.cross_entropy, blocks, accumulation_dtype=dtype)
+        objective = FullBatchObjective(model, F.cross_entropy, blocks, arithmetic=Arithmetic(accumulation_dtype=dtype))
         return float((vector(objective.evaluate().gradient).double() - exact).norm() / exact.norm())
 
     assert error(torch.float32) < 3e-3  # the rounding of the result to bfloat16 alone
@@ -211,9 +218,11 @@ def test_two_processes_add_up_to_one() -> None:
         for mine, other in zip(tensors, shared.pop(0), strict=True):
             mine.add_(other)
 
-    FullBatchObjective(model, F.cross_entropy, cut(inputs[:20], labels[:20], [7, 13]), all_reduce=first).evaluate()
+    FullBatchObjective(
+        model, F.cross_entropy, cut(inputs[:20], labels[:20], [7, 13]), block_pass=SequentialPass(first)
+    ).evaluate()
     found = FullBatchObjective(
-        model, F.cross_entropy, cut(inputs[20:], labels[20:], [13]), all_reduce=second
+        model, F.cross_entropy, cut(inputs[20:], labels[20:], [13]), block_pass=SequentialPass(second)
     ).evaluate()
     loss, gradient = loss_and_gradient(model, F.cross_entropy, inputs, labels)
     torch.testing.assert_close(found.loss, loss, rtol=1e-12, atol=0)

@@ -11,11 +11,12 @@ from torch.nn import functional as F
 
 from fullbatch.landscape.any_module import loss_landscape
 from fullbatch.landscape.grid import Axis
+from fullbatch.objective.arithmetic import Arithmetic
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.gauss_newton import gauss_newton_product
 from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.objective.hessian_products import IMPLEMENTATIONS
-from fullbatch.objective.sub_batch import BlockObjective
+from fullbatch.objective.sub_batch import SubBatchObjective
 from fullbatch.tensors import trainable
 from fullbatch.typing import Block
 
@@ -41,17 +42,22 @@ def direction(model: nn.Module) -> list[Tensor]:
 Found = Callable[..., Tensor]
 
 
+def arithmetic(mixed_precision: bool | torch.dtype = False, loss_scale: float = 1.0) -> Arithmetic:
+    return Arithmetic(autocast=mixed_precision, loss_scale=loss_scale)
+
+
 def gradient(model: nn.Module, **how: object) -> Tensor:
-    return vector(FullBatchObjective(model, tiny_loss, [block()], **how).evaluate().gradient)
+    return vector(FullBatchObjective(model, tiny_loss, [block()], arithmetic=arithmetic(**how)).evaluate().gradient)
 
 
 def plain_gradient(model: nn.Module, **how: object) -> Tensor:
-    return vector(FullBatchObjective(model, tiny_loss, [block()], batch_clip=1.0, **how).plain().evaluate().gradient)
+    objective = FullBatchObjective(model, tiny_loss, [block()], batch_clip=1.0, arithmetic=arithmetic(**how))
+    return vector(objective.plain().evaluate().gradient)
 
 
 def hessian_product(implementation: str) -> Found:
     def found(model: nn.Module, **how: object) -> Tensor:
-        objective = FullBatchObjective(model, tiny_loss, [block()], **how)
+        objective = FullBatchObjective(model, tiny_loss, [block()], arithmetic=arithmetic(**how))
         return vector(objective.hessian_product(direction(model), implementation, eps=0.5))
 
     return found
@@ -66,7 +72,8 @@ def regularization(implementation: str) -> Found:
             model, optimizer, tiny_loss, 2, 0.0, 1.0, 0.5, implementation=implementation, **how
         )
         inputs, labels, _ = block()
-        grads = BlockObjective(model, tiny_loss, **how).point(block()).gradient(create_graph=regularizer.create_graph)
+        objective = SubBatchObjective(model, tiny_loss, arithmetic=arithmetic(**how))
+        grads = objective.point(block()).gradient(create_graph=regularizer.create_graph)
         before = vector(grads)
         return vector(regularizer(grads, inputs, labels, direction(model))) - before
 
@@ -74,7 +81,8 @@ def regularization(implementation: str) -> Found:
 
 
 def gauss_newton(model: nn.Module, **how: object) -> Tensor:
-    return vector(gauss_newton_product(BlockObjective(model, tiny_loss, **how).point(block()), direction(model)))
+    objective = SubBatchObjective(model, tiny_loss, arithmetic=arithmetic(**how))
+    return vector(gauss_newton_product(objective.point(block()), direction(model)))
 
 
 WAYS: dict[str, Found] = {

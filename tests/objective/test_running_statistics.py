@@ -66,7 +66,7 @@ def test_frozen_statistics_are_used_and_must_not_move() -> None:
     start = clones(statistics.buffers)
     some[0].train()(torch.randn(5, 2, 3, 3, dtype=torch.float64))
     table = statistics.table([(0, start), (1, clones(statistics.buffers))], 2, start)
-    with pytest.raises(ValueError, match=r"the buffer 0\.running_mean moves from block to block"):
+    with pytest.raises(ValueError, match=r"the buffer 0\.running_mean changes from block to block"):
         statistics.compose_(table)
 
 
@@ -76,5 +76,5 @@ def test_a_buffer_that_does_not_compose_is_named() -> None:
     start = clones(statistics.buffers)
     some[1](torch.randn(3, 2, 5, dtype=torch.float64))
     table = statistics.table([(0, start), (1, clones(statistics.buffers))], 2, start)
-    with pytest.raises(ValueError, match=r"the buffer 1\.running_mean moves from block to block"):
+    with pytest.raises(ValueError, match=r"the buffer 1\.running_mean changes from block to block"):
         statistics.compose_(table)

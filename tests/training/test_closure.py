@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from cases import build, cut, samples
-from fixed_blocks import Fixed
+from fixed_blocks import Fixed, fixed_step
 from references import vector
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,7 +21,7 @@ from fullbatch.optim.sam import SAM
 from fullbatch.optim.weight_decay import parameter_groups
 from fullbatch.optim.wolfe import Wolfe
 from fullbatch.training.closure import StepClosure
-from fullbatch.training.step import KNOWN, Step
+from fullbatch.training.step import Sampling, Step
 from fullbatch.transforms.clipping import ClipByNorm
 
 STRENGTHS = {
@@ -112,8 +112,7 @@ OPTIMIZERS: dict[str, Any] = {
 
 
 def step_on(model: nn.Module, name: str, constant: bool = True) -> Step:
-    objective = FullBatchObjective(model, F.cross_entropy, [])
-    return Step(objective, OPTIMIZERS[name](model.parameters()), [], Fixed.all(), constant_data=constant)
+    return fixed_step(model, OPTIMIZERS[name](model.parameters()), constant=constant)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -140,7 +139,7 @@ def test_where_all_steps_are_one_function_the_accepted_point_is_not_computed_aga
         step = step_on(model, name, constant)
         rows[constant] = [step(number, stochastic=False) for number in range(6)]
         weights[constant] = vector(list(model.parameters()))
-        assert (KNOWN in step.optimizer.state) == constant
+        assert (step.state.cached is not None) == constant
     assert torch.equal(weights[False], weights[True])
     fresh, known = (sum(row.pop("evaluations") for row in rows[constant]) for constant in (False, True))
     assert fresh - known == 5  # every step but the first starts where the last one looked
@@ -153,7 +152,7 @@ def test_a_model_that_draws_or_counts_is_evaluated_anew(name: str) -> None:
     step = step_on(model, "wolfe")
     for number in range(3):
         assert step(number, stochastic=False)["evaluations"] >= 2
-        assert KNOWN not in step.optimizer.state
+        assert step.state.cached is None
     assert not step.objective.over(Fixed.all()).ignores_keys()
     assert step.objective.over(Fixed.all()).model is model
 
@@ -161,10 +160,10 @@ def test_a_model_that_draws_or_counts_is_evaluated_anew(name: str) -> None:
 def test_a_shuffled_or_stochastic_step_is_evaluated_anew() -> None:
     step = step_on(build("tanh"), "wolfe")
     step(0, stochastic=True)
-    assert KNOWN not in step.optimizer.state
-    step.shuffle = True
+    assert step.state.cached is None
+    step.sampling = Sampling(shuffle=True)
     step(1, stochastic=False)
-    assert KNOWN not in step.optimizer.state
+    assert step.state.cached is None
 
 
 def test_a_penalty_changes_with_the_learning_rate() -> None:
@@ -172,7 +171,7 @@ def test_a_penalty_changes_with_the_learning_rate() -> None:
     optimizer = Descent(model.parameters(), 0.0, step_rule=Wolfe())
     regularizer = GradRegularizer(model, optimizer, F.cross_entropy, block_strength=0.7)
     objective = FullBatchObjective(model, F.cross_entropy, [], regularizer=regularizer)
-    step = Step(objective, optimizer, [], Fixed.all(), constant_data=True)
+    step = fixed_step(model, optimizer, objective)
     assert step(0, stochastic=False)["evaluations"] == 1  # nothing moves and there is no penalty, as in a warm-up
     optimizer.param_groups[0]["lr"] = 0.5
     row = step(1, stochastic=False)
@@ -185,10 +184,10 @@ def test_nothing_is_known_after_a_stochastic_step_or_where_somebody_moved_the_pa
         model = build("tanh")
         step = step_on(model, "lbfgs")
         step(0, stochastic=False)
-        assert KNOWN in step.optimizer.state
+        assert step.state.cached is not None
         if disturb == "stochastic":
             step(1, stochastic=True)
-            assert KNOWN not in step.optimizer.state
+            assert step.state.cached is None
         else:
             with torch.no_grad():
                 model[1].bias.add_(1e-3)
@@ -199,7 +198,7 @@ def test_nothing_is_known_after_a_stochastic_step_or_where_somebody_moved_the_pa
 def test_a_point_that_was_left_again_is_not_known() -> None:
     model = build("tanh")
     optimizer = Descent(model.parameters(), 1e3, step_rule=Wolfe(max_iter=1))
-    step = Step(FullBatchObjective(model, F.cross_entropy, []), optimizer, [], Fixed.all(), constant_data=True)
+    step = fixed_step(model, optimizer)
     before = vector(list(model.parameters()))
     first, second = (step(number, stochastic=False) for number in range(2))
     assert first["search_failed"] == 1

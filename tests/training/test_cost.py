@@ -51,7 +51,7 @@ def test_the_speed_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
         {"step": 2, "train_time": 3.0, "evaluations": 2.0, "loss_evaluations": 3.0},
         {"step": 3, "train_time": 5.0, "evaluations": 2.0, "loss_evaluations": 0.0},
     ]
-    assert speed(run, torch.float64) == {"samples_per_second": 50 * (4 + 1) / 8}
-    found = speed(run, torch.float64, worth_counting=8.0)
-    flops = cost.flops_of(run.take_step.objective, run.take_step.data.blocks(0))
+    assert speed(run.step, torch.float64) == {"samples_per_second": 50 * (4 + 1) / 8}
+    found = speed(run.step, torch.float64, worth_counting=8.0)
+    flops = cost.flops_of(run.step.objective, run.step.data.blocks(0))
     assert found["peak_share"] == pytest.approx(50 * (4 * flops.gradient + 3 * flops.loss) / 8 / 1e9)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,7 @@ from optimizer_runs import CASES, always_the_same, built
 from small_training import trainer
 from states import assert_equal_states, without_times
 from stop_requests import RequestAt
-from streams import Late
 
-from fullbatch.objective.in_flight import InFlight
 from fullbatch.runtime.stop_requests import StopRequest
 from fullbatch.training.checkpoint import load_checkpoint, save_checkpoint
 from fullbatch.training.trainer import Trainer
@@ -26,7 +25,7 @@ BLOCKS = 4  # of 16 samples, the last of 2
 def interrupted(build: Callable[[], Trainer], wishes: RequestAt, path: Path) -> Trainer:
     """Run until the wish, save, and continue in a new trainer to the end."""
     first = build()
-    first.take_step.passes.wishes = wishes
+    first.step.block_pass.requests = wishes
     first.save = lambda: save_checkpoint(path, first.state.state_dict(), config={}, seed=0)
     first.run()
     assert not first.done
@@ -45,7 +44,7 @@ def assert_same_run(found: Trainer, expected: Trainer) -> None:
 def blocks_of(straight: Trainer) -> int:
     """Run, and return how many blocks that took."""
     counter = RequestAt(10**9)
-    straight.take_step.passes.wishes = counter
+    straight.step.block_pass.requests = counter
     straight.run()
     return counter.blocks
 
@@ -54,7 +53,7 @@ def blocks_of(straight: Trainer) -> int:
 def test_a_step_continues_in_any_of_its_evaluations(name: str, tmp_path: Path) -> None:
     def build() -> Trainer:
         some = built(CASES[name])
-        some.steps = 2
+        some.plan = replace(some.plan, steps=2)
         return some
 
     straight = build()
@@ -67,7 +66,7 @@ def test_a_step_continues_in_any_of_its_evaluations(name: str, tmp_path: Path) -
 def test_both_passes_of_a_regularizer_with_the_mean_gradient_continue(tmp_path: Path) -> None:
     def build() -> Trainer:
         some = trainer(2)
-        some.take_step.objective.regularizer.acc_strength = 0.25
+        some.step.objective.regularizer.acc_strength = 0.25
         return some
 
     straight = build()
@@ -79,7 +78,7 @@ def test_both_passes_of_a_regularizer_with_the_mean_gradient_continue(tmp_path: 
 def test_what_a_search_knew_from_the_step_before_is_known_again(tmp_path: Path) -> None:
     def build() -> Trainer:
         some = always_the_same(CASES["gd, wolfe"])
-        some.steps = 3
+        some.plan = replace(some.plan, steps=3)
         return some
 
     straight = build()
@@ -95,27 +94,12 @@ def test_the_regularized_trainer_continues_from_every_block(tmp_path: Path) -> N
         assert_same_run(interrupted(lambda: trainer(2), RequestAt(block), tmp_path / "x.pth"), straight)
 
 
-def test_a_step_with_several_sub_batches_in_flight_continues_from_every_block(tmp_path: Path) -> None:
-    def build() -> Trainer:
-        some = trainer(2)
-        some.take_step.objective.in_flight = InFlight(some.state.model, [Late(), Late(), Late()])
-        return some
-
-    straight, in_order = build(), trainer(2)
-    straight.run()
-    in_order.run()
-    for one, other in zip(straight.state.model.parameters(), in_order.state.model.parameters(), strict=True):
-        assert torch.equal(one, other)
-    for block in range(1, 2 * BLOCKS + 1):
-        assert_same_run(interrupted(build, RequestAt(block), tmp_path / "x.pth"), straight)
-
-
 def test_a_save_without_a_stop_changes_nothing_and_can_be_continued(tmp_path: Path) -> None:
     straight = trainer(2)
     straight.run()
     saving = trainer(2)
     saved: list[dict[str, Any]] = []
-    saving.take_step.passes.wishes = RequestAt(3, StopRequest.SAVE)
+    saving.step.block_pass.requests = RequestAt(3, StopRequest.SAVE)
     saving.save = lambda: saved.append(copy.deepcopy(saving.state.state_dict()))
     saving.run()
     assert_same_run(saving, straight)
@@ -131,12 +115,12 @@ def test_a_save_without_a_stop_changes_nothing_and_can_be_continued(tmp_path: Pa
 
 def test_blocks_that_are_done_are_not_visited_again(tmp_path: Path) -> None:
     first, path = trainer(1), tmp_path / "x.pth"
-    first.take_step.passes.wishes = RequestAt(3)
+    first.step.block_pass.requests = RequestAt(3)
     first.save = lambda: save_checkpoint(path, first.state.state_dict(), config={}, seed=0)
     first.run()
     second = trainer(1)
     second.state.load_state_dict(load_checkpoint(path)["state"])
-    second.take_step.passes.wishes = counter = RequestAt(10**9)
+    second.step.block_pass.requests = counter = RequestAt(10**9)
     second.run()
     assert counter.blocks == BLOCKS - 3
 
@@ -144,7 +128,7 @@ def test_blocks_that_are_done_are_not_visited_again(tmp_path: Path) -> None:
 def test_the_step_starts_anew_where_its_learning_rate_has_changed(tmp_path: Path) -> None:
     """The sums hold eta/4 H v of the old one."""
     first, path = trainer(4), tmp_path / "x.pth"
-    first.take_step.passes.wishes = RequestAt(2 * BLOCKS + 1)
+    first.step.block_pass.requests = RequestAt(2 * BLOCKS + 1)
     first.save = lambda: save_checkpoint(path, first.state.state_dict(), config={}, seed=0)
     first.run()
     faster = {"schedule": lambda step: 0.01 if step < 2 else 0.5}
@@ -157,6 +141,6 @@ def test_the_step_starts_anew_where_its_learning_rate_has_changed(tmp_path: Path
 
 def test_a_stochastic_step_is_not_interrupted() -> None:
     some = trainer(2, stochastic=True)
-    some.take_step.passes.wishes = RequestAt(1)
+    some.step.block_pass.requests = RequestAt(1)
     some.run()
     assert some.done

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from small_training import loader
-from streams import Late
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,7 +17,7 @@ from fullbatch import build_model
 from fullbatch.data.loader import BlockLoader
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.gradient_penalty import GradRegularizer
-from fullbatch.runtime.cuda_streams import streams_on
+from fullbatch.training.state import TrainState
 from fullbatch.training.step import Step
 from fullbatch.transforms.clipping import ClipByNorm
 
@@ -54,14 +53,13 @@ def images(num_blocks: int, **options: Any) -> BlockLoader:
     return loader(size=SIZE * num_blocks, batch_size=SIZE, dtype=torch.float32, augmentation=None, **options)
 
 
-def our_step(num_blocks: int, streams: int = 0, **options: Any) -> Callable[[], object]:
+def our_step(num_blocks: int, **options: Any) -> Callable[[], object]:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     regularizer = GradRegularizer(model, optimizer, F.cross_entropy, **options) if options else None
     data = images(num_blocks)
-    some = [Late() for _ in range(streams)]
-    objective = FullBatchObjective(model, F.cross_entropy, [], regularizer=regularizer, streams=some)
-    step = Step(objective, optimizer, [ClipByNorm(1.0)], data)
+    objective = FullBatchObjective(model, F.cross_entropy, [], regularizer=regularizer)
+    step = Step(TrainState(model, optimizer), objective, data, transforms=[ClipByNorm(1.0)])
     return lambda: step(0, stochastic=False)
 
 
@@ -127,30 +125,20 @@ def test_a_regularized_block_takes_those_of_two_or_three_and_a_few() -> None:
         assert found <= times * plain + 20  # of all parameters at once, and scalars
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"block_strength": 0.5}, {"block_strength": 0.5, "acc_strength": 0.1}, {"streams": 2}]
-)
+@pytest.mark.parametrize("options", [{}, {"block_strength": 0.5}, {"block_strength": 0.5, "acc_strength": 0.1}])
 def test_no_block_waits_for_the_device(options: dict[str, Any]) -> None:
     found = of_a_block(lambda n: our_step(n, **options))
     assert {name: found[name] for name in WAITS if found[name]} == {}
 
 
-def test_a_block_in_flight_takes_a_few_operators_more() -> None:
-    """Its running statistics begin at zero and move the model's own; on an own copy of the parameters."""
-    flying, alone = (of_a_block(lambda n, s=streams: our_step(n, streams=s)).total() for streams in (2, 0))
-    assert alone < flying <= alone + 40
-
-
 @pytest.mark.gpu
-@pytest.mark.parametrize("options", [{}, {"block_strength": 0.5}, {"streams": 2}])
+@pytest.mark.parametrize("options", [{}, {"block_strength": 0.5}])
 def test_no_evaluation_waits_for_the_gpu(options: dict[str, Any]) -> None:
-    options = dict(options)
-    streams = streams_on(torch.device("cuda"), options.pop("streams", 0))
     model = network().cuda()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     regularizer = GradRegularizer(model, optimizer, F.cross_entropy, **options) if options else None
     data = images(3, device=torch.device("cuda"))
-    objective = FullBatchObjective(model, F.cross_entropy, data.blocks(0), regularizer=regularizer, streams=streams)
+    objective = FullBatchObjective(model, F.cross_entropy, data.blocks(0), regularizer=regularizer)
     objective.evaluate()  # the first one may measure algorithms
     torch.cuda.set_sync_debug_mode("error")
     try:

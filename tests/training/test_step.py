@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from cases import SAMPLES, build, cut, samples
-from fixed_blocks import SIZES, Fixed
+from fixed_blocks import SIZES, fixed_step
 from references import loss_and_gradient, vector
 from small_training import loader, trainer
 from torch import Tensor
@@ -14,13 +14,12 @@ from torch.nn import functional as F
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.losses import loss_function
 from fullbatch.training.state import Row
-from fullbatch.training.step import DivergedError, Step
+from fullbatch.training.step import DivergedError, Sampling
 
 
 def take(model: torch.nn.Module, *, stochastic: bool, blocks_per_update: int = 1, lr: float = 0.3) -> Row:
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=0.01)
-    objective = FullBatchObjective(model, F.cross_entropy, [])
-    step = Step(objective, optimizer, [], Fixed.all(), blocks_per_update=blocks_per_update)
+    step = fixed_step(model, optimizer, sampling=Sampling(blocks_per_update=blocks_per_update))
     return step(0, stochastic=stochastic)
 
 
@@ -80,10 +79,10 @@ def test_one_row_a_step_however_often_the_closure_runs() -> None:
             return super().step()
 
     once, thrice = trainer(), trainer()
-    thrice.take_step.optimizer.__class__ = Thrice
+    thrice.state.optimizer.__class__ = Thrice
     for some_trainer in (once, thrice):
         some_trainer.state.model.train()
-    plain, repeated = (t.take_step(0, stochastic=False) for t in (once, thrice))
+    plain, repeated = (t.step(0, stochastic=False) for t in (once, thrice))
     assert repeated.pop("evaluations") == 3 * plain.pop("evaluations") == 6  # the regularizer makes it two each
     assert repeated == plain
     for ours, theirs in zip(
@@ -101,12 +100,7 @@ def test_noise_differs_between_the_updates_and_repeats_with_the_step() -> None:
                 recorded.append(torch.randn(4))
 
         model = build("tanh")
-        step = Step(
-            FullBatchObjective(model, F.cross_entropy, []),
-            torch.optim.SGD(model.parameters(), 0.1),
-            [Record()],
-            Fixed.all(),
-        )
+        step = fixed_step(model, torch.optim.SGD(model.parameters(), 0.1), transforms=[Record()])
         step(step_number, stochastic=True)
         return recorded[start]
 
@@ -130,8 +124,8 @@ def test_an_infinite_loss_is_refused() -> None:
 
 
 def test_with_replacement_only_where_it_is_stochastic() -> None:
-    step = trainer().take_step
-    step.with_replacement = True
+    step = trainer().step
+    step.sampling = Sampling(with_replacement=True)
     asked = []
     blocks = step.data.blocks
 
@@ -148,7 +142,7 @@ def test_with_replacement_only_where_it_is_stochastic() -> None:
 
 def test_batch_norm_statistics_move_once_per_step_and_sub_batch() -> None:
     some_trainer = trainer()
-    model, step = some_trainer.state.model, some_trainer.take_step
+    model, step = some_trainer.state.model, some_trainer.step
     model.train()
     step(0, stochastic=False)
     # 50 samples in blocks of 16, 16, 16, 2, each cut into sub-batches of 8: 2 + 2 + 2 + 1

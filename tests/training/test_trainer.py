@@ -1,6 +1,7 @@
 """The loop: resuming is bitwise, validation and checkpoints come when they are due, rules end a run."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def test_a_rule_ends_the_run_with_validation_and_checkpoint() -> None:
 def test_learning_rates_follow_the_schedule() -> None:
     some_trainer = trainer(10)
     some_trainer.run()
-    expected = [0.05 * some_trainer.schedule(step) for step in range(10)]
+    expected = [0.05 * some_trainer.plan.schedule(step) for step in range(10)]
     assert [row["lr"] for row in some_trainer.state.rows] == pytest.approx(expected)
 
 
@@ -94,8 +95,8 @@ def test_the_average_of_the_weights_is_what_is_validated() -> None:
 
 
 def test_the_mode_may_switch_on_the_way() -> None:
-    switched = trainer(4, stochastic=False)
-    switched.stochastic = lambda step: step >= 2
+    switched = trainer(4)
+    switched.plan = replace(switched.plan, stochastic=lambda step: step >= 2)
     switched.run()
     full_batch, rows = trainer(2), switched.state.rows
     full_batch.run()

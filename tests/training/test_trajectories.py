@@ -13,13 +13,14 @@ from torch import Tensor
 
 from fullbatch.build import trainer as build
 from fullbatch.build.optimizer import build_optimizer
+from fullbatch.build.problem import build_objective
 from fullbatch.models.registry import build_model
 from fullbatch.objective.losses import loss_function
 from fullbatch.optim.schedules import schedule_named
 from fullbatch.settings.parse import parse
 from fullbatch.training.state import TrainState
 from fullbatch.training.step import Step
-from fullbatch.training.trainer import Trainer
+from fullbatch.training.trainer import Trainer, TrainingPlan
 from fullbatch.training.validation import validate
 from fullbatch.typing import Block
 
@@ -37,6 +38,8 @@ ROWS = {"sam": slice(None, None, 2)}
 
 class GoldenBlocks(list[Block]):
     """64 images in four blocks of 16, always in the same order."""
+
+    constant = True
 
     def __init__(self, blocks: list[Block]) -> None:
         super().__init__(blocks)
@@ -60,17 +63,16 @@ def train(overrides: list[str], steps: int | None = None) -> Trainer:
     run = parse(composed(*overrides, "hyp.optim.lr=0.005", "impl.dtype=double", "data.batch_size=16"))
     model = build_model("resnet18", channels=3, classes=10, pixels=8).double()
     fill_(model)
-    optimizer, data = build_optimizer(run.hyp, model), GoldenBlocks.all()
-    step = Step(build.build_objective(run, model, optimizer, data), optimizer, build.build_transforms(run.hyp), data)
-    trainer = Trainer(
-        state=TrainState(model, optimizer),
-        take_step=step,
-        steps=steps or run.hyp.steps,
-        schedule=schedule_named(run.hyp.scheduler, run.hyp.steps, run.hyp.warmup),
-        validate=lambda model, _: validate(model, loss_function(), data),
-        stochastic=build.build_mode(run.hyp),
+    data, state = GoldenBlocks.all(), TrainState(model, build_optimizer(run.hyp, model))
+    objective = build_objective(run, model, state.optimizer, data)
+    step = Step(state, objective, data, transforms=build.build_transforms(run.hyp))
+    plan = TrainingPlan(
+        steps or run.hyp.steps,
+        schedule_named(run.hyp.scheduler, run.hyp.steps, run.hyp.warmup),
+        build.build_mode(run.hyp),
         validate_every=1,
     )
+    trainer = Trainer(state, step, plan, validate=lambda model, _: validate(model, loss_function(), data))
     trainer.run()
     return trainer
 
