@@ -14,7 +14,6 @@ import csv
 import statistics
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -55,10 +54,10 @@ def descend(model: nn.Module, loader: BlockLoader, lr: float, steps: int, every:
     validation = objective.over(loader.blocks(0)).loss()  # stands in for validation, which this script does not need
     state = TrainState(model, optimizer)
     plan = TrainingPlan(steps, constant, lambda step: False, validate_every=steps)
-    trainer = Trainer(state, Step(state, objective, loader), plan, validate=lambda *_: validation)
-    trainer.probes = ProbeSchedule(partial(observe, trainer), [(every, SharpnessProbe())])
+    probes = ProbeSchedule(lambda state, note: observe(trainer, state, note), [(every, SharpnessProbe())])
+    trainer = Trainer(state, Step(state, objective, loader), plan, validate=lambda *_: validation, probes=probes)
     trainer.run()
-    return trainer.state.rows
+    return state.rows
 
 
 def final_median(rows: list[Row], lr: float) -> float:

@@ -31,6 +31,7 @@ from fullbatch import FullBatchObjective, build_model
 from fullbatch.landscape.export import write_csv
 from fullbatch.landscape.grid import POINT, Axis, Grid
 from fullbatch.landscape.surface import Surface
+from fullbatch.objective.arithmetic import Arithmetic
 from fullbatch.tensors import flatten
 
 
@@ -187,7 +188,11 @@ def test_emulated_low_precision_is_as_far_from_float32_as_autocast(
     )
     data = [(torch.randn(64, 2, 9, 9), torch.randint(3, (64,)))]
     exact, low, emulated = (
-        flatten(FullBatchObjective(some, F.cross_entropy, data, mixed_precision=precision).evaluate().gradient)
+        flatten(
+            FullBatchObjective(some, F.cross_entropy, data, arithmetic=Arithmetic(autocast=precision))
+            .evaluate()
+            .gradient
+        )
         for some, precision in ((model, False), (model, dtype), (rounded_to(model, dtype), False))
     )
     error, of_emulated = float((low - exact).norm()), float((emulated - exact).norm())
