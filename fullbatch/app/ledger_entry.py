@@ -3,8 +3,6 @@
 import hashlib
 import json
 import logging
-import os
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -23,7 +21,7 @@ from fullbatch.app.resume import OF_THE_FILE
 from fullbatch.results.ledger import Attempt, Description, Ledger, Place, State, is_redundant, lease_of
 from fullbatch.runtime.device import DTYPES
 from fullbatch.runtime.files import move
-from fullbatch.runtime.locks import lease
+from fullbatch.runtime.locks import is_alive, lease
 from fullbatch.settings import Run
 from fullbatch.training.checkpoint import find_checkpoint
 
@@ -158,15 +156,7 @@ class LedgerEntry:
 
 def _killed(attempt: Attempt) -> bool:
     """Return whether the process of an attempt whose lease is held is gone from this machine."""
-    if attempt.state is not State.RUNNING or attempt.host != socket.gethostname():
-        return False
-    try:
-        os.kill(attempt.process, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False  # another user's
-    return False
+    return attempt.state is State.RUNNING and not is_alive(attempt.process, attempt.host)
 
 
 def enter(run: Run, identity: Mapping[str, Mapping[str, Any]], folder: Path, ledger: Path) -> LedgerEntry:

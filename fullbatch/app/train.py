@@ -38,7 +38,8 @@ from fullbatch.build.trainer import build_training
 from fullbatch.data.reading import translate_worker_errors
 from fullbatch.results.curves import draw_curves
 from fullbatch.results.ledger import State
-from fullbatch.runtime.files import claimed, format_error, require_writable
+from fullbatch.runtime.files import format_error, require_writable
+from fullbatch.runtime.locks import claimed
 from fullbatch.runtime.logs import ProgressBar, job_log
 from fullbatch.runtime.peer_monitor import PeerLostError
 from fullbatch.runtime.process_group import ALONE, Group

@@ -23,6 +23,7 @@ import numpy as np
 from fullbatch.landscape.digests import digest, little_endian
 from fullbatch.landscape.grid import Point
 from fullbatch.landscape.surface import Value
+from fullbatch.runtime.locks import is_alive
 from fullbatch.training.checkpoint import differences
 
 FORMAT = "fullbatch landscape"
@@ -143,12 +144,4 @@ class Owner:
     def _lives(self, lease: Mapping[str, Any]) -> bool:
         if lease["process"] == self.process:
             return bool(lease["token"] == self.token)  # else of a process before with the same number
-        if os.name != "posix":
-            return True  # asking would be ending it
-        try:
-            os.kill(lease["process"], 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
-        return True
+        return is_alive(lease["process"], lease["machine"])

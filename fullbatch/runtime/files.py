@@ -61,23 +61,6 @@ def require_writable(path: Path) -> None:
         pass
 
 
-@contextmanager
-def claimed(path: Path) -> Iterator[None]:
-    """Keep other processes from claiming ``path`` meanwhile; ``ValueError`` where one has. A kill ends the claim."""
-    from filelock import FileLock, Timeout  # noqa: PLC0415 (models of torch.hub are read with torch alone)
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise ValueError(f"{path}: another run is using this checkpoint now") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def format_error(error: OSError) -> str:
     """Return a file system's refusal as 'file: what was wrong'."""
     if error.filename is None or not error.strerror:

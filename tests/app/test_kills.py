@@ -13,7 +13,7 @@ from killing import MOMENTS
 from running import SCRIPT, SMALL, run_in_process
 from states import assert_equal_states
 
-from fullbatch.runtime.files import claimed
+from fullbatch.runtime.locks import claimed
 from fullbatch.training.checkpoint import load_checkpoint
 from fullbatch.training.tables import read_table
 
@@ -75,7 +75,7 @@ def test_two_runs_cannot_share_a_checkpoint(
 ) -> None:
     with claimed(tmp_path / "checkpoints" / "mine.pth"):
         assert script(NAMED) == 2
-        assert "checkpoints/mine.pth: another run is using this checkpoint now" in capsys.readouterr().err
+        assert "checkpoints/mine.pth: another run is using this checkpoint" in capsys.readouterr().err
     assert script(NAMED, "hyp.steps=1") == 0
 
 

@@ -75,7 +75,7 @@ with lease(Path({str(path)!r})):
         assert process.stdout is not None
         process.stdout.readline()
         assert is_held(path)
-        with pytest.raises(ValueError, match="another process is using this folder now"), lease(path):
+        with pytest.raises(ValueError, match="another process is using this folder"), lease(path):
             pass
         process.kill()
     assert not is_held(path)

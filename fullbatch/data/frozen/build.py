@@ -11,25 +11,24 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lmdb
 import numpy as np
-from filelock import FileLock, Timeout
 
 from fullbatch.data.frozen import store
 from fullbatch.data.frozen.copies import CHUNK, Recipe, made, pieces
 from fullbatch.data.frozen.records import HEADER, Manifest, require_equal
 from fullbatch.data.frozen.store import Access, Environment, StoredImages
+from fullbatch.runtime.locks import hold_lock
 from fullbatch.runtime.logs import progress
 from fullbatch.runtime.stop_requests import InterruptedWork, interrupted, stop_if_interrupted
 
 _log = logging.getLogger(__name__)
 _PAGE = 4096  # bytes, of LMDB
-_LOOK = 0.5  # seconds between looks for a signal while another process builds
 _INDEX = 128  # bytes a record that are not its value, at most
 
 
@@ -95,23 +94,16 @@ def _unfinished(folder: Path) -> Path:
 
 @contextmanager
 def _only_builder(folder: Path) -> Iterator[bool]:
-    """Keep other builders away meanwhile; yield whether another one was waited for. A kill ends the claim."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    waited = False
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        _log.info("%s: another process is building this database; waiting", folder)
-        while not lock.is_locked:
-            stop_if_interrupted(f"{folder}: stopped while another process is building this database")
-            with suppress(Timeout):
-                lock.acquire(timeout=_LOOK)
-        waited = True
-    try:
+    """Keep other processes from building the database in ``folder``; yield whether one had to be waited for."""
+    messages = iter([f"{folder}: another process is building this database; waiting"])
+
+    def poll() -> None:
+        for message in messages:
+            _log.info(message)
+        stop_if_interrupted(f"{folder}: stopped while another process is building this database")
+
+    with hold_lock(folder.with_name(f".{folder.name}.lock"), poll=poll) as waited:
         yield waited
-    finally:
-        lock.release()
 
 
 def _holds(folder: Path, manifest: Manifest, access: Access) -> bool:
