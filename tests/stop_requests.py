@@ -1,4 +1,4 @@
-"""Somebody who wants something of a run at a certain block."""
+"""Requests to save or to stop that arrive at a certain block."""
 
 import signal
 
@@ -6,10 +6,10 @@ from fullbatch.runtime.stop_requests import Interruption, StopRequest, StopReque
 
 
 class RequestAt:
-    """Has a wish at the ``block``-th block, counted over all passes from 1."""
+    """Asks for something at the ``block``-th block, counted over all passes from 1."""
 
-    def __init__(self, block: int, wish: StopRequest = StopRequest.STOP) -> None:
-        self.block, self.wish, self.blocks, self.fulfilled = block, wish, 0, False
+    def __init__(self, block: int, request: StopRequest = StopRequest.STOP) -> None:
+        self.block, self.request, self.blocks, self.fulfilled = block, request, 0, False
 
     def pending(self) -> bool:
         self.blocks += 1
@@ -19,7 +19,7 @@ class RequestAt:
         if self.fulfilled or self.blocks < self.block:
             return StopRequest.NONE
         self.fulfilled = True
-        return self.wish
+        return self.request
 
 
 class SignalAt(Interruption):
@@ -29,21 +29,21 @@ class SignalAt(Interruption):
         super().__init__()
         self.block, self.blocks = block, 0
 
-    def watching(self, wishes: StopRequests) -> "Watched":
-        return Watched(self, wishes)
+    def watching(self, requests: StopRequests) -> "CountedRequests":
+        return CountedRequests(self, requests)
 
 
-class Watched:
-    """StopRequests that count the blocks."""
+class CountedRequests:
+    """``StopRequests`` that count the blocks and raise the signal."""
 
-    def __init__(self, caught: SignalAt, wishes: StopRequests) -> None:
-        self.caught, self.wishes = caught, wishes
+    def __init__(self, caught: SignalAt, requests: StopRequests) -> None:
+        self.caught, self.requests = caught, requests
 
     def pending(self) -> bool:
         self.caught.blocks += 1
         if self.caught.blocks == self.caught.block:
             self.caught.signal = signal.SIGTERM
-        return self.wishes.pending()
+        return self.requests.pending()
 
     def synchronize(self) -> StopRequest:
-        return self.wishes.synchronize()
+        return self.requests.synchronize()

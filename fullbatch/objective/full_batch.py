@@ -111,7 +111,7 @@ class FullBatchObjective:
         """Return L and the accuracy by forward passes alone."""
         means = self._scalar_means(2)
         with preserved(list(self.model.buffers())):
-            self._run_pass(self.sub_batch_objective.loss, means.add, means.tensors)
+            self.block_pass(self._pass(self.sub_batch_objective.loss, means.add, means.tensors))
         loss, accuracy = means.value()
         return LossEvaluation(loss=loss, accuracy=accuracy, num_samples=means.weight)
 
@@ -147,7 +147,7 @@ class FullBatchObjective:
 
         with contextlib.nullcontext() if update_buffers else preserved(list(self.model.buffers())):
             evaluate = partial(self.sub_batch_objective.gradient, mean_gradient=mean_gradient)
-            self._run_pass(evaluate, add, [*gradient.tensors, *scalars.tensors], update_buffers)
+            self.block_pass(self._pass(evaluate, add, [*gradient.tensors, *scalars.tensors], update_buffers))
         loss, accuracy, squared_norms, clipped = scalars.value()
         penalty = torch.zeros_like(loss)
         if regularizer is not None:
@@ -192,7 +192,7 @@ class FullBatchObjective:
             return method.product(point, gradient, lambda: v, eps)
 
         with preserved(list(self.model.buffers())), uncompiled() if method.exact else contextlib.nullcontext():
-            self._run_pass(product, mean.add, mean.tensors)
+            self.block_pass(self._pass(product, mean.add, mean.tensors))
         return mean.value()
 
     def reduce(self, sums: Tensors) -> None:
@@ -212,17 +212,19 @@ class FullBatchObjective:
             sizes = [len(labels) // self.copies for _, labels, *_ in self.data]
         return sum(self._num_parts(size, chunks) for size in sizes)
 
-    def _run_pass(
+    def _pass(
         self,
         evaluate: Callable[[Block], Any],
         add: Callable[[Any, int], None],
         sums: list[Tensor],
         updates_buffers: bool = False,
-    ) -> None:
-        def add_weighted(result: Any, block: Block) -> None:
+    ) -> Pass:
+        """Return the pass over the data that calls ``add`` with each result and the number of its samples."""
+
+        def add_result(result: Any, block: Block) -> None:
             add(result, len(block.labels) // self.copies)
 
-        self.block_pass(Pass(self.model, self.data, self._split, evaluate, add_weighted, sums, updates_buffers))
+        return Pass(self.model, self.data, self._split, evaluate, add_result, sums, updates_buffers)
 
     def _split(self, data: Data, chunks: int = 1) -> Iterator[list[Block]]:
         device = device_of(self.model)

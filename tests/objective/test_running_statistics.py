@@ -1,4 +1,4 @@
-"""Running statistics of pieces compose to those of one process that has seen all sub-batches."""
+"""Running statistics of pieces compose to those of one process with all sub-batches."""
 
 import copy
 from itertools import pairwise
@@ -16,18 +16,18 @@ def model(momentum: float | None) -> nn.Module:
     torch.manual_seed(3)
     layers = [nn.BatchNorm2d(2, momentum=momentum), nn.Conv2d(2, 3, 1), SequentialGhostNorm(3, momentum=momentum)]
     some = nn.Sequential(*layers, nn.BatchNorm2d(3, track_running_stats=False)).double()
-    some(torch.randn(40, 2, 3, 3, dtype=torch.float64))  # something is there before
+    some(torch.randn(40, 2, 3, 3, dtype=torch.float64))  # not zero
     return some
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.7, None])
 @pytest.mark.parametrize("cuts", [[], [3], [1, 2, 7], [1, 2, 3, 4, 5, 6, 7, 8]])
 def test_pieces_compose_to_the_whole(momentum: float | None, cuts: list[int]) -> None:
-    straight = model(momentum)
-    shared = copy.deepcopy(straight)
+    whole = model(momentum)
+    shared = copy.deepcopy(whole)
     sub_batches = [torch.randn(4 + 9 * k, 2, 3, 3, dtype=torch.float64) for k in range(9)]
     for inputs in sub_batches:
-        straight(inputs)
+        whole(inputs)
     statistics = RunningStatistics(shared)
     start = clones(statistics.buffers)
     edges = [0, *cuts, len(sub_batches)]
@@ -41,7 +41,7 @@ def test_pieces_compose_to_the_whole(momentum: float | None, cuts: list[int]) ->
         table = table + statistics.table([(row, clones(statistics.buffers))], len(edges) - 1, start)
     copy_(statistics.buffers, start)
     statistics.compose_(table)
-    for (name, ours), theirs in zip(shared.named_buffers(), straight.buffers(), strict=True):
+    for (name, ours), theirs in zip(shared.named_buffers(), whole.buffers(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-14, msg=name)
 
 
@@ -55,7 +55,7 @@ def test_a_piece_without_sub_batches_changes_nothing() -> None:
         assert all(torch.equal(one, other) for one, other in zip(statistics.buffers, start, strict=True))
 
 
-def test_frozen_statistics_are_used_and_must_not_move() -> None:
+def test_frozen_statistics_are_used_and_must_not_change() -> None:
     some = model(0.1)
     some[0].eval()
     before = clones(list(some[0].buffers()))

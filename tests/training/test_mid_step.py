@@ -22,10 +22,10 @@ pytestmark = pytest.mark.slow
 BLOCKS = 4  # of 16 samples, the last of 2
 
 
-def interrupted(build: Callable[[], Trainer], wishes: RequestAt, path: Path) -> Trainer:
-    """Run until the wish, save, and continue in a new trainer to the end."""
+def interrupted(build: Callable[[], Trainer], requests: RequestAt, path: Path) -> Trainer:
+    """Run until the request, save, and continue in a new trainer to the end."""
     first = build()
-    first.step.block_pass.requests = wishes
+    first.step.block_pass.requests = requests
     first.save = lambda: save_checkpoint(path, first.state.state_dict(), config={}, seed=0)
     first.run()
     assert not first.done
@@ -41,11 +41,11 @@ def assert_same_run(found: Trainer, expected: Trainer) -> None:
     assert_equal_states(found.state.state_dict(), expected.state.state_dict())
 
 
-def blocks_of(straight: Trainer) -> int:
+def blocks_of(uninterrupted: Trainer) -> int:
     """Run, and return how many blocks that took."""
     counter = RequestAt(10**9)
-    straight.step.block_pass.requests = counter
-    straight.run()
+    uninterrupted.step.block_pass.requests = counter
+    uninterrupted.run()
     return counter.blocks
 
 
@@ -56,11 +56,11 @@ def test_a_step_continues_in_any_of_its_evaluations(name: str, tmp_path: Path) -
         some.plan = replace(some.plan, steps=2)
         return some
 
-    straight = build()
-    blocks = blocks_of(straight)
+    uninterrupted = build()
+    blocks = blocks_of(uninterrupted)
     assert (blocks > 2 * BLOCKS) == (name != "adam")
     for block in sorted({2, BLOCKS, blocks // 2 + 1, blocks - 2}):
-        assert_same_run(interrupted(build, RequestAt(block), tmp_path / "x.pth"), straight)
+        assert_same_run(interrupted(build, RequestAt(block), tmp_path / "x.pth"), uninterrupted)
 
 
 def test_both_passes_of_a_regularizer_with_the_mean_gradient_continue(tmp_path: Path) -> None:
@@ -69,40 +69,40 @@ def test_both_passes_of_a_regularizer_with_the_mean_gradient_continue(tmp_path: 
         some.step.objective.regularizer.acc_strength = 0.25
         return some
 
-    straight = build()
-    assert blocks_of(straight) == 3 * BLOCKS  # eta of the first step is 0
+    uninterrupted = build()
+    assert blocks_of(uninterrupted) == 3 * BLOCKS  # eta of the first step is 0
     for block in (1, BLOCKS + 2, 2 * BLOCKS, 2 * BLOCKS + 3):
-        assert_same_run(interrupted(build, RequestAt(block), tmp_path / "x.pth"), straight)
+        assert_same_run(interrupted(build, RequestAt(block), tmp_path / "x.pth"), uninterrupted)
 
 
-def test_what_a_search_knew_from_the_step_before_is_known_again(tmp_path: Path) -> None:
+def test_the_cached_evaluation_of_a_search_survives_a_checkpoint(tmp_path: Path) -> None:
     def build() -> Trainer:
         some = always_the_same(CASES["gd, wolfe"])
         some.plan = replace(some.plan, steps=3)
         return some
 
-    straight = build()
-    blocks = blocks_of(straight)
-    assert straight.state.rows[2]["evaluations"] < straight.state.rows[0]["evaluations"] + 1
-    assert_same_run(interrupted(build, RequestAt(blocks - 1), tmp_path / "x.pth"), straight)
+    uninterrupted = build()
+    blocks = blocks_of(uninterrupted)
+    assert uninterrupted.state.rows[2]["evaluations"] < uninterrupted.state.rows[0]["evaluations"] + 1
+    assert_same_run(interrupted(build, RequestAt(blocks - 1), tmp_path / "x.pth"), uninterrupted)
 
 
 def test_the_regularized_trainer_continues_from_every_block(tmp_path: Path) -> None:
-    straight = trainer(2)
-    straight.run()
+    uninterrupted = trainer(2)
+    uninterrupted.run()
     for block in range(1, 2 * BLOCKS + 1):
-        assert_same_run(interrupted(lambda: trainer(2), RequestAt(block), tmp_path / "x.pth"), straight)
+        assert_same_run(interrupted(lambda: trainer(2), RequestAt(block), tmp_path / "x.pth"), uninterrupted)
 
 
 def test_a_save_without_a_stop_changes_nothing_and_can_be_continued(tmp_path: Path) -> None:
-    straight = trainer(2)
-    straight.run()
+    uninterrupted = trainer(2)
+    uninterrupted.run()
     saving = trainer(2)
     saved: list[dict[str, Any]] = []
     saving.step.block_pass.requests = RequestAt(3, StopRequest.SAVE)
     saving.save = lambda: saved.append(copy.deepcopy(saving.state.state_dict()))
     saving.run()
-    assert_same_run(saving, straight)
+    assert_same_run(saving, uninterrupted)
     inside = [state for state in saved if state["inside"] is not None]
     assert [len(state["rows"]) for state in inside] == [0]
     (part,) = inside[0]["inside"]["parts"]
@@ -110,7 +110,7 @@ def test_a_save_without_a_stop_changes_nothing_and_can_be_continued(tmp_path: Pa
     second = trainer(2)
     second.state.load_state_dict(inside[0])
     second.run()
-    assert_same_run(second, straight)
+    assert_same_run(second, uninterrupted)
 
 
 def test_blocks_that_are_done_are_not_visited_again(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from fullbatch.training.step import DivergedError
 @pytest.mark.parametrize("stochastic", [False, True])
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_ten_steps_are_four_resumed_for_six_bitwise(tmp_path: Path, stochastic: bool, shuffle: bool) -> None:
-    straight = trainer(stochastic=stochastic, shuffle=shuffle)
-    straight.run()
+    uninterrupted = trainer(stochastic=stochastic, shuffle=shuffle)
+    uninterrupted.run()
     first = run_to(trainer(stochastic=stochastic, shuffle=shuffle), 4)
     assert first.state.step == 4
     save_checkpoint(tmp_path / "x.pth", first.state.state_dict(), config={}, seed=0)
@@ -27,8 +27,8 @@ def test_ten_steps_are_four_resumed_for_six_bitwise(tmp_path: Path, stochastic: 
     second.state.load_state_dict(load_checkpoint(tmp_path / "x.pth")["state"])
     second.run()
     # a run that is interrupted at step 4 does not validate there: its next validation is due at 7, as in the other
-    assert without_times(second.state.rows) == without_times(straight.state.rows)
-    assert_equal_states(second.state.state_dict(), straight.state.state_dict())
+    assert without_times(second.state.rows) == without_times(uninterrupted.state.rows)
+    assert_equal_states(second.state.state_dict(), uninterrupted.state.state_dict())
 
 
 def test_training_moves_everything_that_is_continued() -> None:
