@@ -7,8 +7,8 @@ import torch
 from composing import composed
 from running import SMALL, rows_of, run_in_process
 
-from fullbatch.build import precision as build_speed
-from fullbatch.build import problem as build
+from fullbatch.build import precision
+from fullbatch.build.problem import build_problem, set_up_machine
 from fullbatch.runtime import device as devices
 from fullbatch.runtime.device import has_fast_bfloat16
 from fullbatch.settings.parse import parse
@@ -34,8 +34,8 @@ EXACT = "hyp.grad_reg.implementation=forward-over-reverse"
 def test_auto_is_bfloat16_if_it_is_fast_and_no_gradients_are_subtracted(
     monkeypatch: pytest.MonkeyPatch, overrides: list[str], supported: bool, expected: object
 ) -> None:
-    monkeypatch.setattr(build_speed, "has_fast_bfloat16", lambda device: supported)
-    assert build_speed.build_arithmetic(parse(composed(*overrides)), CPU).autocast == expected
+    monkeypatch.setattr(precision, "has_fast_bfloat16", lambda device: supported)
+    assert precision.build_arithmetic(parse(composed(*overrides)), CPU).autocast == expected
 
 
 def test_bfloat16_is_fast_on_processors_with_instructions_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +55,7 @@ def test_bfloat16_is_fast_on_processors_with_instructions_for_it(monkeypatch: py
 def test_tf32_is_used_only_on_request(overrides: list[str], expected: str) -> None:
     before = [backend.fp32_precision for backend in devices._tf32_backends()]
     try:
-        build.set_up_machine(parse(composed("impl.threads=1", *overrides)))
+        set_up_machine(parse(composed("impl.threads=1", *overrides)))
         assert [backend.fp32_precision for backend in devices._tf32_backends()] == [expected, expected]
     finally:
         for backend, value in zip(devices._tf32_backends(), before, strict=True):
@@ -79,11 +79,9 @@ def test_compiled_models_have_no_second_derivative(
     ("scaling", "expected"), [("False", 1.0), ("True", 1024.0), ("256", 256.0), ("1", 1.0), ("0.5", 0.5)]
 )
 def test_losses_are_scaled_by_the_setting(scaling: str, expected: float) -> None:
-    """Both in the objective and in its regularizer."""
     run = parse(composed(*SMALL, "hyp=gradreg", "impl.mixed_precision=float16", f"impl.grad_scaling={scaling}"))
-    objective = build.build_problem(run, seed=0).objective
-    assert objective.regularizer is not None
-    assert (objective.arithmetic.autocast, objective.arithmetic.loss_scale) == (torch.float16, expected)
+    arithmetic = build_problem(run, seed=0).objective.arithmetic
+    assert (arithmetic.autocast, arithmetic.loss_scale) == (torch.float16, expected)
 
 
 @pytest.mark.slow
