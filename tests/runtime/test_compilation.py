@@ -5,11 +5,16 @@ import logging
 import pytest
 import torch
 from cases import build, cut, samples
+from composing import composed
 from references import vector
+from torch import nn
 from torch.nn import functional as F
 
+from fullbatch.build.precision import build_compiled
+from fullbatch.build.problem import build_problem
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.runtime.compilation import compile_model
+from fullbatch.settings.parse import parse
 
 
 @pytest.mark.slow
@@ -37,3 +42,13 @@ def test_after_a_failure_the_model_runs_uncompiled(caplog: pytest.LogCaptureFixt
         assert not compile_model(model, trial)
     assert "impl.compile: not possible here, continuing uncompiled (no compiler)" in caplog.text
     assert torch.equal(model(inputs), expected)
+
+
+def test_the_mode_reaches_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: list[dict[str, object]] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda model, **given: options.append(given))
+    for mode in (None, "reduce-overhead"):
+        compile_model(build("tanh"), lambda: None, mode)
+    run = parse(composed("data=digits", "data.size=20", "model=linear", "hyp=fb1", "impl.compile=Reduce-Overhead"))
+    build_compiled(run, build_problem(run, 0).objective)
+    assert [given["mode"] for given in options] == [None, "reduce-overhead", "reduce-overhead"]
