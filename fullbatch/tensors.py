@@ -177,7 +177,7 @@ def parameters_at(module: nn.Module, values: Tensors) -> Iterator[None]:
     """
     parameters = trainable(module)
     with ExitStack() as stack:
-        stack.callback(torch.clear_autocast_cache)  # its keys are parameters, whatever their values are
+        stack.callback(torch.clear_autocast_cache)  # it caches by parameter and does not notice new values
         stack.enter_context(preserved(parameters))
         stack.enter_context(preserved(list(module.buffers())))
         stack.enter_context(preserved_rng(device_of(module)))

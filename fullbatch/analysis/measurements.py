@@ -7,7 +7,6 @@ import torch
 
 from fullbatch.analysis.flatness import flatness, m_sharpness, worst_case
 from fullbatch.analysis.gradient_statistics import (
-    GradientStatistics,
     cosine,
     gradient_curvature,
     gradient_statistics,
@@ -101,16 +100,12 @@ class GradientProbe:
         if "curvature" in self.parts:
             row["grad_curvature"] = gradient_curvature(observation.objective, statistics.mean)
         if "sub_batches" in self.parts:
-            _note_norms(statistics, observation)
+            step, model, note = observation.step, observation.model, observation.note
+            layers = [name for name, p in model.named_parameters() if p.requires_grad]
+            note(step, "sub_batch_grad_norm", [str(n) for n in range(len(statistics.norms))], statistics.norms)
+            note(step, "layer_grad_norm", layers, statistics.norms_of_layers())
+            note(step, "layer_param_norm", layers, torch.stack(norms(trainable(model))).tolist())
         return {name: row[name] for name in self.columns if name in row}
-
-
-def _note_norms(statistics: GradientStatistics, observation: Observation) -> None:
-    step, model, note = observation.step, observation.model, observation.note
-    layers = [name for name, p in model.named_parameters() if p.requires_grad]
-    note(step, "sub_batch_grad_norm", [str(n) for n in range(len(statistics.norms))], statistics.norms)
-    note(step, "layer_grad_norm", layers, statistics.norms_of_layers())
-    note(step, "layer_param_norm", layers, torch.stack(norms(trainable(model))).tolist())
 
 
 @dataclass(frozen=True)

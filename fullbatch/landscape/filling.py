@@ -29,13 +29,13 @@ def fill(
     Returns the surface when all points are stored, or after the current point if ``interrupted`` returns True.
     """
     points = grid.points()
-    present = store.values(points)
-    pending = deque(point for point in points if point not in present)
-    outside = len(store) - len(present)
-    if present and pending:
-        log.info("%s: continuing with %d of %d points computed", store.folder, len(present), len(points))
-    with progress("points of the surface", len(points), len(present)) as advance:
-        shown = len(present)
+    stored = store.values(points)
+    pending = deque(point for point in points if point not in stored)
+    outside = len(store) - len(stored)
+    if stored and pending:
+        log.info("%s: continuing with %d of %d points computed", store.folder, len(stored), len(points))
+    with progress("points of the surface", len(points), len(stored)) as advance:
+        shown = len(stored)
         while pending and not interrupted():
             point = store.claim(pending)
             if point is not None:

@@ -126,12 +126,12 @@ def test_processes_together_compute_the_moments_of_one_process() -> None:
     generator = torch.Generator().manual_seed(0)
     values = [[torch.randn(4, generator=generator).double()] for _ in range(7)]
     weights = [3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0]
-    alone = Welford(values[0])
+    single = Welford(values[0])
     parts = [Welford(values[0]) for _ in range(3)]
     for number, (value, weight) in enumerate(zip(values, weights, strict=True)):
-        alone.add(value, weight)
+        single.add(value, weight)
         parts[number % 3].add(value, weight)
-    exact = alone.value()
+    exact = single.value()
     for reduced in reduced_together(parts):
         for ours, theirs in zip(reduced, exact, strict=True):
             assert torch.allclose(ours[0], theirs[0], rtol=1e-12)

@@ -77,9 +77,9 @@ def test_a_structured_grid_is_read_back(tmp_path: Path, name: str) -> None:
     points = np.array(numbers, dtype=float).reshape(ny, nx, 3)  # x runs fastest
     np.testing.assert_array_equal(points[0, :, 0], some.grid.x.values())
     np.testing.assert_array_equal(points[:, 0, 1], some.grid.y.values())
-    known = np.isfinite(some.loss)
-    np.testing.assert_array_equal(points[..., 2].T[known], some.loss[known])
-    assert (points[..., 2].T[~known] == some.loss[known].max()).all()
+    finite = np.isfinite(some.loss)
+    np.testing.assert_array_equal(points[..., 2].T[finite], some.loss[finite])
+    assert (points[..., 2].T[~finite] == some.loss[finite].max()).all()
     scalars = dict(re.findall(r"SCALARS (\w+) double 1\nLOOKUP_TABLE default\n([^A-Z]+)", text))
     assert scalars.keys() == {"loss", "accuracy", "full_loss"}
     accuracy = np.array(scalars["accuracy"].split(), dtype=float).reshape(ny, nx).T
