@@ -20,7 +20,7 @@ from running import SMALL, run_in_process
 
 from fullbatch.build.data import build_data, build_loader
 from fullbatch.build.optimizer import build_optimizer
-from fullbatch.build.trainer import build_model
+from fullbatch.build.problem import build_model
 from fullbatch.landscape.surface import PointEvaluator
 from fullbatch.models.weights import load_weights
 from fullbatch.objective.full_batch import FullBatchObjective
