@@ -25,7 +25,7 @@ _HOMES = {
     "loss_landscape": "fullbatch.landscape.any_module",
     "principal_components": "fullbatch.landscape.directions",
     "random_directions": "fullbatch.landscape.directions",
-    "read_model": "fullbatch.training.model_file",
+    "read_model": "fullbatch.models.model_file",
     "save_surface": "fullbatch.landscape.export",
     "sharpness": "fullbatch.analysis.sharpness",
     "spectral_density": "fullbatch.analysis.sharpness",

@@ -1,9 +1,10 @@
-"""Files as the paper's code writes them, and a stand-in for safetensors where that is not installed."""
+"""Files in the formats of the paper's code, and a stand-in for safetensors if it is not installed."""
 
 import json
 import struct
 import sys
 import types
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,16 @@ def trained(model: nn.Module, inputs: Tensor, steps: int = 3) -> torch.optim.Opt
     return optimizer
 
 
+def same_tensors(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    """Return whether both have the same names in the same order, and the same values."""
+    return list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
+
+
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.int64: "I64"}
 
 
 def stand_in_safetensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use the real package if it is there, else its file format in a few lines."""
+    """Use the package if it is installed, else a short implementation of its file format."""
     if find_spec("safetensors") is None:
         package, module = types.ModuleType("safetensors"), types.ModuleType("safetensors.torch")
         module.save, module.load = _save, _load  # type: ignore[attr-defined]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fullbatch.models.model_file import StoredModel, read_model
 from fullbatch.settings.parse import with_stored
 from fullbatch.training.checkpoint import differences, find_checkpoint
-from fullbatch.training.model_file import StoredModel, read_model
 
 log = logging.getLogger(__name__)
 

@@ -36,6 +36,7 @@ from fullbatch.build.precision import overflow_advice
 from fullbatch.build.probes import build_probes
 from fullbatch.build.trainer import build_training
 from fullbatch.data.reading import translate_worker_errors
+from fullbatch.models.model_file import StoredModel
 from fullbatch.results.curves import draw_curves
 from fullbatch.results.ledger import State
 from fullbatch.runtime.files import format_error, require_writable
@@ -48,9 +49,8 @@ from fullbatch.runtime.stop_requests import InterruptedWork, Interruption, StopR
 from fullbatch.settings import Run
 from fullbatch.settings.impl import Distributed
 from fullbatch.settings.parse import plain, settings_of
-from fullbatch.training.checkpoint import find_checkpoint, save_checkpoint
+from fullbatch.training.checkpoint import find_checkpoint, resume_from, save_checkpoint
 from fullbatch.training.loggers import require_loggers
-from fullbatch.training.model_file import StoredModel, resume_from
 from fullbatch.training.step import DivergedError
 from fullbatch.training.tables import ConvergenceTable, add_run
 from fullbatch.training.trainer import validate_last

@@ -18,7 +18,7 @@ from fullbatch.build.trainer import build_training
 from fullbatch.models.weights import load_weights
 from fullbatch.runtime.logs import job_log
 from fullbatch.settings.parse import plain, settings_of
-from fullbatch.training.model_file import resume_from
+from fullbatch.training.checkpoint import resume_from
 from fullbatch.training.state import Row
 
 log = logging.getLogger(__name__)

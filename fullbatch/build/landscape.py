@@ -26,12 +26,12 @@ from fullbatch.landscape.grid import POINT, Axis, Grid
 from fullbatch.landscape.records import Manifest, manifest_of
 from fullbatch.landscape.store import Access, SurfaceStore
 from fullbatch.landscape.surface import PointEvaluator, require_plane
+from fullbatch.models.model_file import StoredModel, read_model
 from fullbatch.models.weights import load_weights
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.optim.weight_decay import decay_penalty
 from fullbatch.runtime.device import describe
 from fullbatch.settings import Run, Viz
-from fullbatch.training.model_file import StoredModel, read_model
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fullbatch.models.model_file import read_model
 from fullbatch.models.registry import build_model
 from fullbatch.models.weights import load_weights
-from fullbatch.training.model_file import read_model
 
 ADDRESS = "https://github.com/JonasGeiping/fullbatchtraining/releases/download/v1/"
 CHECKSUMS: dict[str, str] = {}

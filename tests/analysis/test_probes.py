@@ -25,8 +25,8 @@ from fullbatch.analysis.outputs import Notes, SavedModels, write_columns
 from fullbatch.analysis.probes import Probe, ProbeSchedule
 from fullbatch.analysis.sharpness_probe import SharpnessProbe
 from fullbatch.build.probes import observe
+from fullbatch.models.model_file import read_model
 from fullbatch.tensors import global_norm, trainable
-from fullbatch.training.model_file import read_model
 from fullbatch.training.state import Row
 from fullbatch.training.step import Sampling
 from fullbatch.training.trainer import Trainer

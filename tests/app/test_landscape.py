@@ -22,13 +22,13 @@ from fullbatch.build.data import build_data, build_loader
 from fullbatch.build.optimizer import build_optimizer
 from fullbatch.build.problem import build_model
 from fullbatch.landscape.surface import PointEvaluator
+from fullbatch.models.model_file import read_model
 from fullbatch.models.weights import load_weights
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.objective.losses import loss_function
 from fullbatch.optim.weight_decay import decay_penalty
 from fullbatch.settings.parse import parse
-from fullbatch.training.model_file import read_model
 
 pytestmark = pytest.mark.slow
 
@@ -251,7 +251,7 @@ CASES = [
     Case(NAMED, r"^checkpoints/mine\.landscape: not a whole database .*no LMDB file", with_surface(b"a letter" * 9)),
     Case(NAMED, r"^checkpoints/mine\.landscape: not a whole database .*no manifest", with_surface(None)),
     Case(NAMED, r"^checkpoints/mine\.landscape: file exists", lambda f: (f / "checkpoints" / "mine.landscape").touch()),
-    Case(NAMED, r"mine\.pth: no checkpoint of this program", lambda f: (f / "checkpoints/mine.pth").write_bytes(b"")),
+    Case(NAMED, r"mine\.pth: not a checkpoint", lambda f: (f / "checkpoints/mine.pth").write_bytes(b"")),
 ]
 
 

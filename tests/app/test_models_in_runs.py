@@ -85,7 +85,7 @@ def test_a_list_of_five_of_another_model_is_refused(
             ["model.width=8"],
             r"theirs\.pth: the weights are those of another model: \d+ entries differ \(stem\.0\.weight",
         ),
-        (["hyp/optim=adam"], r"theirs\.pth: the optimizer state is that of another optimizer"),
+        (["hyp/optim=adam"], r"theirs\.pth: the optimizer state is of another optimizer"),
     ):
         assert script("impl.checkpoint.name=theirs", *change) == 2
         assert re.search(message, capsys.readouterr().err)
@@ -93,7 +93,7 @@ def test_a_list_of_five_of_another_model_is_refused(
     assert not (tmp_path / "checkpoints" / "theirs.original.pth").exists()
     torch.save(torch.load(tmp_path / "checkpoints" / "theirs.pth")[1], tmp_path / "checkpoints" / "weights.pth")
     assert script("impl.checkpoint.name=weights") == 2
-    assert "weights.pth: a file of another program that holds weights alone" in capsys.readouterr().err
+    assert "weights.pth: a file of another program that holds only weights" in capsys.readouterr().err
 
 
 def test_code_in_the_place_of_a_checkpoint_is_refused(
@@ -106,7 +106,7 @@ def test_code_in_the_place_of_a_checkpoint_is_refused(
     (tmp_path / "checkpoints").mkdir()
     torch.save([{}, {"w": torch.zeros(1)}, {}, Evil(), 2], tmp_path / "checkpoints" / "theirs.pth")
     assert script("impl.checkpoint.name=theirs") == 2
-    assert "theirs.pth: no checkpoint of this program" in capsys.readouterr().err
+    assert "theirs.pth: not a checkpoint of this program" in capsys.readouterr().err
     assert not (tmp_path / "was_here").exists()
 
 
