@@ -53,8 +53,9 @@ class Problem:
 
     def check_compatible(self, blocks: BlockSequence) -> None:
         """Raise ``ValueError`` where the model does not take these images, or has another number of outputs."""
+        inputs = next(iter(blocks[:1])).inputs[:1]  # outside of ``about``: what augmentation refuses is about the data
         with about("model"):
-            check_compatible(self.model, next(iter(blocks[:1])).inputs[:1], len(self.data.classes))
+            check_compatible(self.model, inputs, len(self.data.classes))
 
 
 def build_problem(run: Run, seed: int, group: Group = ALONE, data: ImageData | None = None) -> Problem:
