@@ -27,14 +27,18 @@ def composed_tree(*overrides: str) -> dict[str, Any]:
     return plain(composed(*overrides))
 
 
-def settings_for(*overrides: str) -> Run:
-    """Return the settings of a command line.
+def tree_for(*overrides: str) -> dict[str, Any]:
+    """Return the plain configuration of a command line.
 
     Hydra composes, which takes it long, once for all lines that choose the same groups, add and delete the same keys.
     """
-    values = [
-        o for o in overrides if o[0] not in "+~" and "/" not in o.partition("=")[0] and o.split("=")[0] not in GROUPS
-    ]
+    keys = {line: line.partition("=")[0] for line in overrides}
+    values = [line for line, key in keys.items() if key[0] not in "+~" and "/" not in key and key not in GROUPS]
     parsed = OverridesParser.create().parse_overrides(values)
-    changes = {o.key_or_group: None if o.value() == "" else o.value() for o in parsed}
-    return settings_of(changed(composed_tree(*(o for o in overrides if o not in values)), changes))
+    changes = {override.key_or_group: override.value() for override in parsed}
+    base = composed_tree(*(line for line in overrides if line not in values))
+    return changed(base, {key: None if value == "" else value for key, value in changes.items()})
+
+
+def settings_for(*overrides: str) -> Run:
+    return settings_of(tree_for(*overrides))

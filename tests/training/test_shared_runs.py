@@ -6,37 +6,34 @@ from typing import Any
 
 import pytest
 import torch
-from composing import composed
+from composing import tree_for
 from shared_runs import STOPS, continued, distance, tasks, together
 
 from fullbatch.runtime.process_group import ALONE
-from fullbatch.settings.parse import plain
 
 BASE = (
     "data=digits data.size=28 data.valid_size=20 data.batch_size=8 hyp=fb1 "
-    "hyp.steps=5 hyp.warmup=1 hyp.sub_batch=4 impl.dtype=double impl.accumulation_dtype=double impl.device=cpu "
+    "hyp.steps=3 hyp.warmup=1 hyp.sub_batch=4 impl.dtype=double impl.accumulation_dtype=double impl.device=cpu "
     "impl.threads=1 impl.validate_every_nth_step=2"
 ).split()
 CASES = {
     "plain": "",
     "two blocks": "data.batch_size=32",
     "shuffled": "hyp.shuffle=True hyp.label_smoothing=0.1",
-    "regularized": "hyp=gradreg hyp.warmup=1 hyp.steps=5",
+    "regularized": "hyp=gradreg hyp.warmup=1 hyp.steps=3",
     "regularized by gbar": "hyp.grad_reg.block_strength=0.5 hyp.grad_reg.acc_strength=0.25",
     "regularized, autograd": "hyp.grad_reg.block_strength=0.5 hyp.grad_reg.implementation=autograd",
     "transforms": "hyp.grad_clip=0.5 hyp.norm_bias.strength=0.01 hyp.grad_noise.additive=0.01 "
     "hyp.grad_noise.multiplicative=0.1 hyp.batch_clip=1.0",
-    "SAM": "hyp/optim_modification=SAM",
+    "SAM, gd_clip": "hyp/optim_modification=SAM hyp/optim=gd_clip",
     "ASAM, adam": "hyp/optim_modification=ASAM hyp/optim=adam",
-    "LARS": "hyp/optim_modification=LARS",
+    "LARS, gd_agc": "hyp/optim_modification=LARS hyp/optim=gd_agc",
     "L-BFGS": "hyp/optim=lbfgs hyp.warmup=0 hyp.scheduler=",
     "wolfe": "hyp.optim.line_search=wolfe hyp.optim.lr=1.0",
     "wolfe, constant": "hyp.optim.line_search=wolfe data.augmentations_train= model=linear",
     "non-monotone": "hyp.optim.line_search=non-monotone hyp.optim.lr=3.0",
     "restarting": "hyp.optim.line_search=restarting",
     "fista": "hyp/optim=fista",
-    "gd_agc": "hyp/optim=gd_agc",
-    "gd_clip": "hyp/optim=gd_clip",
     "maxup": "hyp.loss_modification=maxup-2",
     "other losses": "hyp.loss_modification=batch-maxup",
     "squared": "hyp.loss_modification=squared hyp.label_noise=0.2",
@@ -52,7 +49,7 @@ STOPPED = "data.batch_size=4 hyp.grad_reg.block_strength=0.5 hyp.grad_reg.acc_st
 
 def tree(overrides: str) -> dict[str, Any]:
     model = [] if "model=" in overrides else ["model=import", "model.target=shared_runs:smooth"]
-    return plain(composed(*BASE, *model, *overrides.split()))
+    return tree_for(*BASE, *model, *overrides.split())
 
 
 @pytest.fixture(scope="module")
