@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from fullbatch import FullBatchObjective, build_model
 from fullbatch.objective.block_pass import SequentialPass
 from fullbatch.runtime.device import describe
-from fullbatch.runtime.process_group import ALONE, Group, joined, open_store
+from fullbatch.runtime.process_group import ALONE, Group, join_group, open_store
 from fullbatch.runtime.ranks import Ranks
 
 
@@ -43,7 +43,7 @@ def seconds(some: FullBatchObjective, threads: int) -> float:
 
 
 def run_second(port: int, options: argparse.Namespace) -> None:
-    with joined(Ranks(1, 2), "127.0.0.1", open_store("127.0.0.1", port, serve=False), backend="gloo") as group:
+    with join_group(Ranks(1, 2), "127.0.0.1", open_store("127.0.0.1", port, serve=False), backend="gloo") as group:
         shared = objective(options, group)
         for _ in range(options.repetitions + 1):
             group.broadcast(None)  # waits while the first process measures itself alone
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     store = open_store("127.0.0.1", 0, serve=True)
     other: Any = multiprocessing.get_context("spawn").Process(target=run_second, args=(store.port, options))
     other.start()
-    with joined(Ranks(0, 2), "127.0.0.1", store, backend="gloo") as group:
+    with join_group(Ranks(0, 2), "127.0.0.1", store, backend="gloo") as group:
         times = measured(options, group)
     other.join()
 

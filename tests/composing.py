@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from fullbatch.app.hydra_cli import normalized
+from fullbatch.app.argv import normalized
 from fullbatch.settings import Run
 from fullbatch.settings.parse import changed, plain, settings_of
 

@@ -1,4 +1,4 @@
-"""The script as a user runs it, in this process (fast) or in one of its own."""
+"""The script as a user runs it, in this process (fast) or in a new one."""
 
 import csv
 import os
@@ -14,7 +14,7 @@ import pytest
 from composing import ROOT
 from hydra.core.global_hydra import GlobalHydra
 
-from fullbatch.app import train as launch
+from fullbatch.app import train
 
 SCRIPT = ROOT / "train_with_gradient_descent.py"
 SMALL = [
@@ -42,10 +42,10 @@ def run_in_process(
 ) -> int:
     """Run the script with ``folder`` as the launch folder and return its exit status.
 
-    Unless it is to be ``drawn``, which takes a second, the figure of the curves is an empty file.
+    Unless ``drawn``, which takes a second, the figure of the curves is an empty file.
     """
     if not drawn:
-        monkeypatch.setattr(launch, "draw_curves", lambda rows, path, title: path.touch())
+        monkeypatch.setattr(train, "draw_curves", lambda rows, path, title: path.touch())
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", [str(script), *arguments])
     GlobalHydra.instance().clear()
@@ -68,7 +68,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """Start the script in a process of its own."""
+    """Start the script in a new process."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), *arguments],

@@ -12,7 +12,7 @@ from stop_requests import SignalAt
 from torch import Tensor, multiprocessing, nn
 
 from fullbatch.build.trainer import build_training
-from fullbatch.runtime.process_group import Group, joined, open_store
+from fullbatch.runtime.process_group import Group, join_group, open_store
 from fullbatch.runtime.ranks import Ranks
 from fullbatch.runtime.stop_requests import StopRequests
 from fullbatch.settings.parse import settings_of
@@ -57,13 +57,13 @@ def interrupted(tree: Tree, group: Group, rank: int, block: int, folder: Path) -
     """Run until a process of a certain rank is told to stop, and leave a checkpoint in the folder."""
     trainer = built(tree, group)
     caught = SignalAt(block if group.rank == rank else 10**9)
-    wishes = StopRequests(caught, group)
-    trainer.request, trainer.step.block_pass.requests = wishes.synchronize, caught.watching(wishes)
-    if group.leads:
+    requests = StopRequests(caught, group)
+    trainer.request, trainer.step.block_pass.requests = requests.synchronize, caught.watching(requests)
+    if group.is_main:
         trainer.save = lambda: save_checkpoint(folder / "x.pth", trainer.state.state_dict(), config={}, seed=0)
     trainer.run()
     assert not trainer.done
-    assert wishes.exit_status == 128 + 15
+    assert requests.exit_status == 128 + 15
 
 
 def continued(tree: Tree, group: Group, folder: Path) -> Result:
@@ -120,7 +120,7 @@ def perform(todo: dict[str, Task], group: Group) -> dict[str, Any]:
 def _follow(port: int, rank: int, size: int, make_tasks: Callable[..., dict[str, Task]], arguments: Any) -> None:
     torch.set_num_threads(1)
     try:
-        with joined(
+        with join_group(
             Ranks(rank, size), "127.0.0.1", open_store("127.0.0.1", port, serve=False), backend="gloo"
         ) as group:
             perform(make_tasks(*arguments), group)
@@ -140,7 +140,7 @@ def together(size: int, make_tasks: Callable[..., dict[str, Task]], *arguments: 
     for process in others:
         process.start()
     try:
-        with joined(Ranks(0, size), "127.0.0.1", store, backend="gloo") as group:
+        with join_group(Ranks(0, size), "127.0.0.1", store, backend="gloo") as group:
             yield perform(make_tasks(*arguments), group)
     finally:
         for process in others:

@@ -1,4 +1,4 @@
-"""How exact the full gradient is: its error against float64, run to run, by dtype, block size and fast paths."""
+"""The error of the full gradient against float64 and from run to run, by dtype, block size and fast path."""
 
 import csv
 import logging
@@ -12,19 +12,17 @@ from typing import Any, NamedTuple
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from fullbatch.app.resume import restored
-from fullbatch.app.train import DONE, mistake
+from fullbatch.app.job_scope import job_scope
+from fullbatch.app.resume import restore
 from fullbatch.build.data import build_data
 from fullbatch.build.problem import build_problem, set_up_machine
 from fullbatch.data.images import ImageData
 from fullbatch.models.weights import load_weights
 from fullbatch.runtime.compilation import compile_in_place
 from fullbatch.runtime.device import describe, find_device, tf32
-from fullbatch.runtime.logs import job_log
 from fullbatch.settings.parse import changed, plain, settings_of
 from fullbatch.tensors import flatten
 
@@ -39,18 +37,25 @@ FLOAT16 = {**FLOAT32, "impl.mixed_precision": "float16", "impl.grad_scaling": Tr
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to compute the gradient: changes of the configuration, flags, and what is done to the model."""
+    """A way to compute the gradient.
+
+    Args:
+        name: of the row in the table.
+        changes: dotted key -> value in the configuration.
+        prepare: model -> the model that is evaluated.
+        tf32: whether matrix products may use TF32.
+        needs: the type of device; ``cpu``: any.
+        may_fail: whether it does not work on some machines; an error of any other variant is raised.
+        repeated: whether to compare two evaluations, too.
+    """
 
     name: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     prepare: Callable[[nn.Module], nn.Module] = lambda model: model
     tf32: bool = False
     needs: str = "cpu"
-    """The device that it needs; ``cpu``: any."""
     may_fail: bool = False
-    """Whether there are machines on which it cannot work; an error of any other variant is one."""
     repeated: bool = False
-    """Whether to compare two evaluations with each other, too."""
 
 
 class Errors(NamedTuple):
@@ -74,70 +79,73 @@ VARIANTS = (
 )
 
 
-def relative_errors(found: Sequence[Tensor], exact: Sequence[Tensor]) -> Errors:
-    """Return the errors of ``found`` against ``exact``, taken as vectors, in float64."""
-    difference, reference = flatten(found).double() - flatten(exact).double(), flatten(exact).double()
+def relative_errors(gradient: Sequence[Tensor], exact: Sequence[Tensor]) -> Errors:
+    """Return the errors of ``gradient`` against ``exact``, both as one vector, in float64."""
+    difference, reference = flatten(gradient).double() - flatten(exact).double(), flatten(exact).double()
     return Errors(*(float(difference.norm(p) / reference.norm(p)) for p in (1, 2, torch.inf)))
 
 
-def measure_job(cfg: DictConfig) -> int:
-    """Measure, print a table and write it as CSV into the run folder; return the exit status, 0 or 2 for a mistake."""
+def gradient_error_job(cfg: DictConfig) -> int:
+    """Measure, print a table and write it as CSV into the run folder; return the exit status, see ``ExitStatus``."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    with job_log(folder / "log.txt") as terminal:
-        try:
-            rows = list(measure(plain(cfg), HydraConfig.get().overrides.task))
-            _show(rows, terminal.out)
-            _write(rows, folder / "floating_point_accuracy.csv")
-        except (ValueError, OSError) as error:
-            return mistake(error)
-    return DONE
+    with job_scope(folder, catch_signals=False) as scope:
+        rows = list(measure(plain(cfg), HydraConfig.get().overrides.task))
+        title = "relative error against float64, same blocks"
+        table = Table("full gradient", "L1", "L2", "L-inf", "seconds", title=title)
+        for row in rows:
+            errors = (f"{row[norm]:.1e}" for norm in Errors._fields)
+            table.add_row(row["variant"], *errors, f"{row['seconds']:.2f}")
+        scope.console.print(table)
+        with (folder / "floating_point_accuracy.csv").open("w", newline="", encoding="utf-8") as file:
+            columns = ["variant", *Errors._fields, "seconds"]
+            writer = csv.DictWriter(file, columns, delimiter="\t", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    return scope.status
 
 
 def measure(
-    tree: dict[str, Any], typed: Sequence[str] = (), variants: Sequence[Variant] = VARIANTS
+    tree: dict[str, Any], overrides: Sequence[str] = (), variants: Sequence[Variant] = VARIANTS
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row for each variant: its errors against float64 on the same blocks, and the seconds it took.
+    """Yield one row per variant: its errors against float64 on the same blocks, and its seconds.
 
     The gradient is that of the configuration's objective, regularizer included, at the initial weights or at those of
-    the checkpoint ``impl.checkpoint.name``. What a machine cannot do is logged and left out.
+    the checkpoint ``impl.checkpoint.name``. Variants that this machine does not support are logged and left out.
     """
     weights, name = None, settings_of(tree).impl.checkpoint.name
     if name is not None:
-        tree, stored = restored(tree, name, typed)
+        tree, stored = restore(tree, name, overrides)
         weights = stored.checkpoint["state"]["model"] if stored.checkpoint else stored.weights
     run = settings_of(tree)
     set_up_machine(run)
     data, device = build_data(run, run.seed or 0), find_device(run.impl.device)
     log.info("%s; %d images in blocks of %d", describe(device), len(data.train), run.data.batch_size)
     gradient = partial(_gradient, tree, data, weights)
-    exact: dict[Any, list[Tensor]] = {}  # for each size of the blocks
+    exact: dict[str, list[Tensor]] = {}  # for each size of the blocks
     for variant in variants:
         if variant.needs not in ("cpu", device.type):
-            log.warning("%s: not possible here (needs %s)", variant.name, variant.needs)
+            log.warning("%s: not supported here (needs %s)", variant.name, variant.needs)
             continue
         size = {key: value for key, value in variant.changes.items() if key == "data.batch_size"}
         if str(size) not in exact:
             exact[str(size)], _ = gradient(Variant("float64", {**FLOAT64, **size}))
         try:
-            (found, seconds), again = gradient(variant), gradient(variant) if variant.repeated else None
+            (result, seconds), again = gradient(variant), gradient(variant) if variant.repeated else None
         except RuntimeError as error:
             if not variant.may_fail:
                 raise
-            log.warning("%s: not possible here (%s)", variant.name, str(error).strip().splitlines()[0])
+            log.warning("%s: not supported here (%s)", variant.name, str(error).strip().splitlines()[0])
             continue
-        yield {"variant": variant.name, **relative_errors(found, exact[str(size)])._asdict(), "seconds": seconds}
+        yield {"variant": variant.name, **relative_errors(result, exact[str(size)])._asdict(), "seconds": seconds}
         if again is not None:
-            repeated = relative_errors(again[0], found)
+            repeated = relative_errors(again[0], result)
             yield {"variant": f"{variant.name}, run to run", **repeated._asdict(), "seconds": again[1]}
 
 
 def _gradient(
-    tree: dict[str, Any],
-    data: ImageData,
-    weights: dict[str, Tensor] | None,
-    variant: Variant,
+    tree: dict[str, Any], data: ImageData, weights: dict[str, Tensor] | None, variant: Variant
 ) -> tuple[list[Tensor], float]:
-    """Return the gradient computed in the variant's way, and the seconds of the evaluation."""
+    """Return the gradient as the variant computes it, and the seconds of the evaluation."""
     run = settings_of(changed(tree, variant.changes))
     problem = build_problem(run, run.seed or 0, data=data)
     variant.prepare(problem.model.train())
@@ -145,21 +153,6 @@ def _gradient(
         load_weights(problem.model, weights)
     with tf32(variant.tf32):
         start = time.perf_counter()
-        found = problem.objective.evaluate()
-        float(found.loss)  # waits for the device
-        return found.gradient, time.perf_counter() - start
-
-
-def _show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
-    table = Table("full gradient", "L1", "L2", "L-inf", "seconds", title="relative error against float64, same blocks")
-    for row in rows:
-        errors = (f"{row[norm]:.1e}" for norm in Errors._fields)
-        table.add_row(row["variant"], *errors, f"{row['seconds']:.2f}")
-    console.print(table)
-
-
-def _write(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["variant", *Errors._fields, "seconds"], delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        evaluation = problem.objective.evaluate()
+        float(evaluation.loss)  # waits for the device
+        return evaluation.gradient, time.perf_counter() - start

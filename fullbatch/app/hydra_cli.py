@@ -1,4 +1,4 @@
-"""Around Hydra: command lines before it sees them, and its refusals without a stack trace."""
+"""The commands that Hydra configures: train, landscape, verify and gradient-error."""
 
 import json
 import os
@@ -6,26 +6,29 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, OverrideParseException
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+import fullbatch
+from fullbatch.app.argv import COMMAND, normalized
+from fullbatch.app.exit_status import ExitStatus, ends_sweep
 from fullbatch.runtime.files import format_error
 
-REPLACED = tuple(f"{group}.augmentations_{split}" for group in ("data", "data.db") for split in ("train", "val"))
-SWEEP = ("-m", "--multirun")
-COMMAND = "FULLBATCH_COMMAND"
-"""In the environment of the processes of a sweep: its command line."""
+CONFIG = Path(fullbatch.__file__).parent.parent / "config"
 PLUGINS = {
     "joblib": ("hydra_joblib_launcher", "sweep"),
     **dict.fromkeys(("submitit", "slurm"), ("hydra_submitit_launcher", "slurm")),
 }
-"""Beginnings of the names of launchers: the plugin that they need, and the extra that installs it."""
-DONE, REFUSED, MISTAKE, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
+"""Beginnings of the names of launchers -> the plugin that they need, and the extra that installs it."""
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+"""The environment variables that torchrun sets."""
 
 
 class LauncherError(HydraException):
@@ -33,48 +36,89 @@ class LauncherError(HydraException):
 
 
 class JobEndedBadlyError(Exception):
-    """Carries a job's exit status from the process that ran it to the one that launched it."""
+    """Carries a job's exit status from a launcher's process to the process that launched it."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
         self.status = status
 
 
-def reported(main: Callable[[], None], config_folder: Path) -> int:
-    """Call Hydra's ``main`` with the ``normalized`` command line of this process.
+def train(arguments: Sequence[str] | None = None) -> int:
+    """Train a model, or the models of a sweep; return the exit status."""
+    run = partial(run_hydra, "fullbatch.app.train:train_job", arguments)
+    if any(name not in os.environ for name in TORCHRUN):
+        return run()
+    from fullbatch.app.worker import run_under_torchrun  # noqa: PLC0415 (imports torch)
 
-    Returns 0; or says what Hydra (1) or the file system (2) refused, and returns that.
+    return run_under_torchrun(run)
 
-    An impatient Ctrl-C is 130. Of jobs in processes of a launcher, the status of the first that ended badly.
 
-    With HYDRA_FULL_ERROR=1 in the environment errors are raised, with all of their stack trace.
+def landscape(arguments: Sequence[str] | None = None) -> int:
+    """Compute the loss landscape around a checkpoint; return the exit status."""
+    return run_hydra("fullbatch.app.landscape:landscape_job", arguments)
+
+
+def verify(arguments: Sequence[str] | None = None) -> int:
+    """Evaluate a checkpoint again; return the exit status."""
+    return run_hydra("fullbatch.app.verify:verify_job", arguments)
+
+
+def gradient_error(arguments: Sequence[str] | None = None) -> int:
+    """Measure the error of the full gradient; return the exit status."""
+    return run_hydra("fullbatch.app.gradient_error:gradient_error_job", arguments)
+
+
+def run_hydra(job: str, arguments: Sequence[str] | None = None) -> int:
+    """Call a job, ``package.module:function``, with the configuration of the command line, or of each job of a sweep.
+
+    The module of the job is imported when the first configuration is composed: ``--help`` and ``--cfg job`` do not
+    import torch. Without ``arguments`` the command line is that of this process.
+
+    Returns the largest exit status of the jobs, or that of the error that ended Hydra. With HYDRA_FULL_ERROR=1 in the
+    environment such errors are raised, with their stack trace.
     """
+    statuses, launching_process = [int(ExitStatus.DONE)], os.getpid()
+
+    def task(cfg: DictConfig) -> None:  # launchers pickle it by value
+        module, _, function = job.partition(":")
+        status = getattr(import_module(module), function)(cfg)
+        statuses.append(status)
+        if os.getpid() != launching_process and status:
+            raise JobEndedBadlyError(status)
+        if ends_sweep(status):
+            sys.exit(status)
+
+    if arguments is not None:
+        sys.argv[1:] = arguments
+    main = hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="cfg")(task)
+    return _reporting_errors(main) or max(statuses)
+
+
+def _reporting_errors(main: Callable[[], None]) -> int:
     if os.environ.get("HYDRA_FULL_ERROR"):
-        with _announced(config_folder):
+        with _command_in_environment():
             main()
-        return DONE
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, instead of printing them its own way
+        return ExitStatus.DONE
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them its own way
     try:
-        with _announced(config_folder):
+        with _command_in_environment():
             main()
-    except Exception as error:
-        message, status = _told(error)
-        if message is None:
+    except (Exception, KeyboardInterrupt) as error:
+        described = _describe(error)
+        if described is None:
             raise
-    except KeyboardInterrupt:
-        message, status = "interrupted", INTERRUPTED
-    else:
-        message, status = "", DONE
+        status, message = described
+        sys.stderr.write(f"{message}\n" if message else "")
+        return status
     finally:
         del os.environ["HYDRA_FULL_ERROR"]
-    sys.stderr.write(f"{message}\n" if message else "")
-    return status
+    return ExitStatus.DONE
 
 
 @contextmanager
-def _announced(config_folder: Path) -> Iterator[None]:
-    """Tell the processes of launchers, which inherit the environment, what was typed."""
-    sys.argv[1:] = normalized(sys.argv[1:], config_folder)
+def _command_in_environment() -> Iterator[None]:
+    """Normalize the command line, and pass it on to the processes of launchers, which inherit the environment."""
+    sys.argv[1:] = normalized(sys.argv[1:], CONFIG)
     os.environ[COMMAND] = json.dumps(sys.argv)
     try:
         check_launcher(sys.argv[1:])
@@ -83,44 +127,22 @@ def _announced(config_folder: Path) -> Iterator[None]:
         os.environ.pop(COMMAND, None)
 
 
-def _told(error: Exception) -> tuple[str | None, int]:
-    """Return message and exit status for an error; no message for one that is nobody's mistake."""
+def _describe(error: BaseException) -> tuple[int, str] | None:
+    """Return exit status and message of an error outside of the jobs; None for an unexpected one."""
+    if isinstance(error, KeyboardInterrupt):
+        return ExitStatus.INTERRUPTED, "interrupted"
     if isinstance(error, JobEndedBadlyError):
-        return "", error.status
+        return error.status, ""
     if isinstance(error, HydraException | OmegaConfBaseException):
         causes = [str(error), str(error.__cause__ or "")]
         lines = dict.fromkeys(line for text in causes for line in text.splitlines() if line.strip())
-        return "\n".join(lines), REFUSED
+        return ExitStatus.REFUSED, "\n".join(lines)
     if isinstance(error, OSError):
-        return format_error(error), MISTAKE
+        return ExitStatus.MISTAKE, format_error(error)
     if type(error).__module__.split(".")[0] in ("joblib", "submitit"):
-        what = " ".join(str(error).split())[:300]
-        return f"the launcher did not bring every job to its end ({what}); the same line again continues", REFUSED
-    return None, REFUSED
-
-
-def typed() -> list[str]:
-    """Return the command line of this run; in a process of a launcher, that of the sweep."""
-    announced = os.environ.get(COMMAND)
-    return list(json.loads(announced)) if announced else sys.argv
-
-
-def jobs_of(arguments: Sequence[str]) -> list[list[str]]:
-    """Return the overrides of each job of a ``normalized`` command line, in Hydra's order: one job without ``-m``.
-
-    Empty where a sweeper other than Hydra's own decides.
-    """
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
-    if any(override.startswith("hydra/sweeper=") for override in overrides):
-        return []
-    parsed = OverridesParser.create().parse_overrides([text for text in overrides if not text.startswith("hydra")])
-    choices = [
-        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-        if override.is_sweep_override()
-        else [override.input_line or ""]
-        for override in parsed
-    ]
-    return [list(job) for job in product(*choices)]
+        reason = " ".join(str(error).split())[:300]
+        return ExitStatus.REFUSED, f"the launcher did not finish every job ({reason}); the same command continues them"
+    return None
 
 
 def check_launcher(arguments: Sequence[str]) -> None:
@@ -131,54 +153,4 @@ def check_launcher(arguments: Sequence[str]) -> None:
         if plugin and not find_spec(f"hydra_plugins.{plugin}"):
             raise LauncherError(f"hydra/launcher={launcher}: not installed (pip install 'fullbatch[{extra}]')")
         if "slurm" in launcher and not shutil.which("srun"):
-            raise LauncherError(f"hydra/launcher={launcher}: there is no srun here; type this where jobs are submitted")
-
-
-def together(lead: Callable[[], int]) -> int:
-    """Call ``lead`` in the first process alone, where torchrun has started several; the others follow it."""
-    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
-        return lead()
-    from fullbatch.app.processes import dismiss  # noqa: PLC0415
-    from fullbatch.app.worker import follow_all  # noqa: PLC0415 (imports torch)
-
-    try:
-        if os.environ["RANK"].strip() != "0":
-            return follow_all()
-        try:
-            return lead()
-        finally:
-            dismiss()
-    except ValueError as error:
-        sys.stderr.write(f"{error}\n")
-        return MISTAKE
-
-
-def normalized(arguments: Sequence[str], config_folder: Path) -> list[str]:
-    """Say in Hydra's grammar what users mean.
-
-    - ``data=cifar10``: choices are spelled as their files below ``config_folder``.
-    - ``key=~/folder``: the tilde, which Hydra refuses, is written out.
-    - ``data.augmentations_train={...}``: the whole table is replaced; Hydra would add to it, and refuse new names.
-    - ``-m`` may stand anywhere.
-
-    Raises ``OverrideParseException`` for a value without a key, on which Hydra fails an assertion.
-    """
-    arguments = sorted(arguments, key=lambda argument: argument not in SWEEP)
-    return [override for argument in arguments for override in _normalized(argument, config_folder)]
-
-
-def _normalized(argument: str, config_folder: Path) -> list[str]:
-    key, equals, value = argument.partition("=")
-    if not equals or key.startswith("-"):
-        return [argument]
-    if not key.strip(" +~"):
-        raise OverrideParseException(argument, f"Error parsing override '{argument}': there is no key before '='")
-    if key in REPLACED and value.startswith("{"):
-        return [f"{key}=", f"++{argument}"]
-    folder = config_folder / key.lstrip("+~")
-    if folder.is_dir():
-        spellings = {file.stem.lower(): file.stem for file in folder.glob("*.yaml")}
-        value = ",".join(spellings.get(choice.strip().lower(), choice) for choice in value.split(","))
-    elif value.startswith("~/"):
-        value = str(Path(value).expanduser())
-    return [f"{key}={value}"]
+            raise LauncherError(f"hydra/launcher={launcher}: there is no srun here; run this where jobs are submitted")

@@ -1,4 +1,4 @@
-"""A plan: what a run will cost, counted and estimated from a few blocks before it is paid."""
+"""The plan of a run: its cost, counted and estimated from a few blocks."""
 
 import math
 import time
@@ -22,7 +22,7 @@ from fullbatch.settings.data import LMDB, NoDatabase
 from fullbatch.tensors import device_of
 from fullbatch.training.cost import Cost, flops_of, num_bytes, num_due, peak_bytes
 from fullbatch.training.state import Row, TrainState
-from fullbatch.training.step import BlockSequence
+from fullbatch.training.step import BlockSequence, DivergedError
 from fullbatch.training.trainer import set_learning_rates
 
 _PROBED = 4  # blocks that are timed
@@ -30,7 +30,7 @@ _PROBED = 4  # blocks that are timed
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """The step of a problem that is tried on a few blocks: the first one at full learning rate."""
+    """The step of a problem that is timed on a few blocks: the first one at full learning rate."""
 
     problem: Problem
     number: int
@@ -56,15 +56,20 @@ class PlannedStep:
 
 
 def print_plan(run: Run, console: Console) -> None:
-    """Print what the run will cost, and train nothing; ``ValueError`` and ``OSError`` for mistakes."""
+    """Print the cost of the run without training; ``ValueError``, ``OSError`` and ``DivergedError`` as a run."""
     rounds = run.data.db.rounds if isinstance(run.data.db, LMDB) and not run.hyp.train_semi_stochastic else 1
-    trial = _build(replace(run, data=replace(run.data, db=NoDatabase(name="none"))))  # the database need not be there
-    cost = estimate(trial, rounds)
+    planned = _build(replace(run, data=replace(run.data, db=NoDatabase(name="none"))))  # the database need not be there
+    try:
+        cost = estimate(planned, rounds)
+    except DivergedError as error:
+        raise DivergedError(f"no plan, because the step that was timed diverged: {error}") from error
     table = Table(title=f"plan of {run.name}: nothing is trained", show_header=False)
-    for name, text in (*_work(trial, cost, rounds), *_memory(trial, rounds), *_time(trial, cost)):
+    for name, text in (*_work(planned, cost, rounds), *_memory(planned, rounds), *_time(planned, cost)):
         table.add_row(name, text)
     console.print(table)
-    console.print(f"{describe(device_of(trial.problem.model))}; times are estimates from a few blocks", highlight=False)
+    console.print(
+        f"{describe(device_of(planned.problem.model))}; times are estimates from a few blocks", highlight=False
+    )
 
 
 def _build(run: Run) -> PlannedStep:
@@ -78,11 +83,11 @@ def _build(run: Run) -> PlannedStep:
     return PlannedStep(problem, number, build_mode(run.hyp)(number))
 
 
-def estimate(trial: PlannedStep, rounds: int = 1) -> Cost:
-    """Try a step on a few blocks and return what the run costs, on ``rounds`` copies of the data."""
-    hyp, objective, blocks = trial.run.hyp, trial.problem.objective, trial.blocks
-    trial.take(1)  # warms up
-    row, seconds = trial.take(_PROBED)
+def estimate(planned: PlannedStep, rounds: int = 1) -> Cost:
+    """Time the step on a few blocks; return the cost of the run on ``rounds`` copies of the data."""
+    hyp, objective, blocks = planned.run.hyp, planned.problem.objective, planned.blocks
+    planned.take(1)  # warms up
+    row, seconds = planned.take(_PROBED)
     start = time.perf_counter()
     float(objective.over(blocks[:1]).loss().loss)
     seconds_of_loss = time.perf_counter() - start
@@ -91,45 +96,50 @@ def estimate(trial: PlannedStep, rounds: int = 1) -> Cost:
         steps=hyp.steps,
         evaluations=row["evaluations"],
         loss_evaluations=row["loss_evaluations"],
-        validations=num_due(hyp.steps, trial.run.impl.validate_every_nth_step),
-        validation_samples=len(trial.problem.data.valid) * (2 if hyp.test_time_flips else 1),
+        validations=num_due(hyp.steps, planned.run.impl.validate_every_nth_step),
+        validation_samples=len(planned.problem.data.valid) * (2 if hyp.test_time_flips else 1),
         flops=flops_of(objective, blocks),
         seconds_a_sample=seconds / sum(blocks[:_PROBED].sizes),
         seconds_a_loss=seconds_of_loss / sum(blocks[:1].sizes),
     )
 
 
-def _work(trial: PlannedStep, cost: Cost, rounds: int) -> Iterator[tuple[str, str]]:
-    hyp, sizes = trial.run.hyp, trial.blocks.sizes
+def _work(planned: PlannedStep, cost: Cost, rounds: int) -> Iterator[tuple[str, str]]:
+    hyp, sizes = planned.run.hyp, planned.blocks.sizes
     passes = rounds * sum(max(size // hyp.sub_batch, 1) for size in sizes)
-    updates = math.ceil(rounds * len(sizes) / hyp.blocks_per_update) if trial.stochastic else 1
-    mode = "stochastic" if trial.stochastic else "full batch"
+    updates = math.ceil(rounds * len(sizes) / hyp.blocks_per_update) if planned.stochastic else 1
+    mode = "stochastic" if planned.stochastic else "full batch"
     losses = f", {cost.loss_evaluations:g} losses" if cost.loss_evaluations else ""
     step, total = cost.flops_of_a_step, f"{cost.steps * cost.evaluations:,.10g}"
     yield "samples", f"{cost.samples:,} in {rounds * len(sizes):,} blocks, {passes:,} sub-batches"
-    yield "a step", f"{mode}: {updates:,} updates, {cost.evaluations:g} gradient evaluations{losses}"
+    yield "one step", f"{mode}: {updates:,} updates, {cost.evaluations:g} gradient evaluations{losses}"
     yield "the run", f"{cost.steps:,} steps, {total} evaluations, {cost.validations:,} validations"
-    yield "operations", f"{_tera(step)} TFLOP a step, {_tera(step * cost.steps)} TFLOP in all"
+    yield "operations", f"{_tera(step)} TFLOP per step, {_tera(step * cost.steps)} TFLOP in total"
 
 
-def _memory(trial: PlannedStep, rounds: int) -> Iterator[tuple[str, str]]:
-    model, device = trial.problem.model, device_of(trial.problem.model)
-    state = num_bytes(trial.problem.optimizer.state) + trial.run.hyp.evaluate_ema * num_bytes(list(model.parameters()))
-    images = rounds * sum(trial.blocks.sizes) * trial.problem.data.channels * trial.problem.data.pixels**2
-    evaluate = trial.problem.objective.over(trial.blocks[:1]).evaluate
+def _memory(planned: PlannedStep, rounds: int) -> Iterator[tuple[str, str]]:
+    model, device = planned.problem.model, device_of(planned.problem.model)
+    state = num_bytes(planned.problem.optimizer.state) + planned.run.hyp.evaluate_ema * num_bytes(
+        list(model.parameters())
+    )
+    images = rounds * sum(planned.blocks.sizes) * planned.problem.data.channels * planned.problem.data.pixels**2
+    evaluate = planned.problem.objective.over(planned.blocks[:1]).evaluate
     held = peak_bytes(device)
     yield "model", f"{_mib(num_bytes(model.state_dict()))}, optimizer and average of the weights {_mib(state)}"
-    yield "an evaluation", f"{_mib(peak_of(evaluate, device))} beside"
+    yield "one evaluation", f"{_mib(peak_of(evaluate, device))} more"
     yield "images", f"{_mib(images)} if they are cached (data.caching)"
     if held is not None:
         yield "peak so far", f"{_mib(held)} of {'the device' if device.type == 'cuda' else 'the process'}"
 
 
-def _time(trial: PlannedStep, cost: Cost) -> Iterator[tuple[str, str]]:
-    peak = matmul_peak(trial.problem.device, trial.problem.arithmetic.matmul_dtype)
+def _time(planned: PlannedStep, cost: Cost) -> Iterator[tuple[str, str]]:
+    peak = matmul_peak(planned.problem.device, planned.problem.arithmetic.matmul_dtype)
     rate = cost.evaluations / cost.seconds_a_sample
-    yield "speed", f"{rate:,.0f} gradients of samples a second; {cost.rate / peak:.0%} of {_tera(peak)} TFLOP/s"
-    yield "a step takes", f"{_duration(cost.seconds_of_a_step)}, a validation {_duration(cost.seconds_of_a_validation)}"
+    yield "speed", f"{rate:,.0f} gradients of samples per second; {cost.rate / peak:.0%} of {_tera(peak)} TFLOP/s"
+    yield (
+        "one step takes",
+        f"{_duration(cost.seconds_of_a_step)}, one validation {_duration(cost.seconds_of_a_validation)}",
+    )
     yield "the run takes", _duration(cost.seconds)
 
 

@@ -1,26 +1,25 @@
-"""The processes of one job: started or found, told what to do, and followed to their end.
+"""The processes of one job: they are started, or wait for the job, and end together.
 
-The process of rank 0 is the one that was started by hand, or the first of torchrun's. It alone composes the job, writes
-files and speaks; the others follow: they take the job from it and do their part of each evaluation.
+The process of rank 0 is the main one: the user started it, or it is the first of torchrun's. It alone composes the
+configuration, writes files and logs. The others are workers: they receive the job from it and evaluate their share.
 """
 
 import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fullbatch.runtime.device import find_device
-from fullbatch.runtime.peer_monitor import PATIENCE, PeerLostError
-from fullbatch.runtime.process_group import FOR_EVER, START, Group, joined, open_store
+from fullbatch.runtime.peer_monitor import GRACE_SECONDS, PeerLostError
+from fullbatch.runtime.process_group import NO_TIMEOUT, START_TIMEOUT, Group, join_group, open_store
 from fullbatch.runtime.ranks import Launch, Ranks, launch_of, started_by_torchrun
 from fullbatch.settings import Impl
 from fullbatch.settings.impl import Distributed
@@ -30,31 +29,32 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OVER = "over"
-_jobs = 0  # so far; those of a sweep meet in the same store, each below its own prefix
-_stores: dict[tuple[str, int], "TCPStore"] = {}  # of this process: served as long as it lives
+NO_MORE_JOBS = "null"
+_num_jobs = 0  # so far; each job of a sweep has its own prefix in the same store
+_stores: dict[tuple[str, int], "TCPStore"] = {}  # served as long as this process lives
 
 
 @dataclass(frozen=True)
-class Work:
-    """What the first process tells the others of a job."""
+class Assignment:
+    """What workers receive from the main process.
+
+    Args:
+        tree: the configuration.
+        folder: of the run.
+        backend: of torch.distributed.
+    """
 
     tree: dict[str, Any]
     folder: str
     backend: str
 
-    def to_json(self) -> str:
-        """Return the text that ``of`` reads."""
-        return json.dumps(vars(self))
 
-    @classmethod
-    def of(cls, text: str) -> "Work":
-        """Read it."""
-        return cls(**json.loads(text))
+RunWorker = Callable[[Launch, Ranks, int], int | None]
+"""What a worker process runs, with the number of its job; returns the exit status."""
 
 
 def launch_from(impl: Impl, environment: Mapping[str, str] = os.environ) -> Launch:
-    """Return how this process takes part in a run; ``ValueError`` where settings and environment do not go together."""
+    """Return how this process takes part in a run; ``ValueError`` where settings and environment contradict."""
     setup = impl.setup
     if isinstance(setup, Distributed):
         return launch_of(
@@ -73,27 +73,36 @@ def launch_from(impl: Impl, environment: Mapping[str, str] = os.environ) -> Laun
 
 
 def local_processes(impl: Impl) -> int:
-    """Return how many processes a node starts: one a visible GPU, and on CPUs as many as are asked for."""
+    """Return how many processes a node starts: one per visible GPU; on CPUs ``impl.setup.processes_per_node``."""
     device = find_device(impl.device)
     if device.type == "cuda":
         return torch.cuda.device_count() if device.index is None else 1
-    asked = impl.setup.processes_per_node if isinstance(impl.setup, Distributed) else 1
-    if device.type != "cpu" and asked > 1:
-        raise ValueError(f"impl.setup.processes_per_node={asked}: one process on {device.type}; more with device=cpu")
-    return max(asked, 1)
-
-
-def backend_for(impl: Impl) -> str:
-    """Return gloo for CPUs, else what is asked for."""
-    asked = impl.setup.backend if isinstance(impl.setup, Distributed) else "gloo"
-    return asked if find_device(impl.device).type == "cuda" else "gloo"
+    number = impl.setup.processes_per_node if isinstance(impl.setup, Distributed) else 1
+    if device.type != "cpu" and number > 1:
+        raise ValueError(f"impl.setup.processes_per_node={number}: one process on {device.type}; more with device=cpu")
+    return max(number, 1)
 
 
 @contextmanager
-def leading(launch: Launch, impl: Impl, tree: dict[str, Any], folder: Path) -> Iterator[Group]:
-    """Start the others, or tell those that wait, and join them; for the process of rank 0.
+def start_workers(
+    launch: Launch,
+    impl: Impl,
+    tree: dict[str, Any],
+    folder: str,
+    run_worker: RunWorker,
+    status: Callable[[], int],
+) -> Iterator[Group]:
+    """Start the workers of a job, or send it to those that wait for it, and join them; for the main process.
 
-    Raises ``PeerLostError`` where they do not come.
+    Args:
+        launch: how the processes are started.
+        impl: the settings of the device and the backend.
+        tree: the configuration of the job.
+        folder: of the run.
+        run_worker: what the processes run that this one starts.
+        status: returns the exit status of this process, when it leaves.
+
+    Raises ``PeerLostError`` where they do not start.
     """
     if launch.given is not None and launch.given.size == 1:
         yield Group(launch.given)
@@ -102,113 +111,121 @@ def leading(launch: Launch, impl: Impl, tree: dict[str, Any], folder: Path) -> I
     if launch.given is None and launch.num_nodes == 1 and local == 1:
         yield Group()
         return
+    assert isinstance(impl.setup, Distributed)
+    backend = impl.setup.backend if find_device(impl.device).type == "cuda" else "gloo"
     store = _store_of(launch)
-    job = _next_job(store)
-    ranks = launch.given or _ranks_of_nodes(job, launch, local)
-    work = Work(tree, str(folder), backend_for(impl))
-    job.set("work", work.to_json())
+    number, job = _next_job(store)
+    ranks = launch.given or _ranks_of_node(job, launch, local)
+    job.set("assignment", json.dumps(vars(Assignment(tree, folder, backend))))
     meeting = replace(launch, port=store.port)
-    with _started(launch, meeting, ranks) as children:
-        log.info("%d processes, %s", ranks.size, work.backend)
-        with joined(ranks, launch.address, job, backend=work.backend, alive=lambda: _require(children)) as group:
+    with _started(meeting, ranks, run_worker, number) as children:
+        log.info("%d processes, %s", ranks.size, backend)
+        with join_group(
+            ranks, launch.address, job, backend=backend, check=lambda: _require(children), status=status
+        ) as group:
             yield group
 
 
 @contextmanager
-def following(launch: Launch, ranks: Ranks | None = None, local: int = 1) -> Iterator[tuple[Group, Work] | None]:
-    """Join the next job of the first process; yield None where it has no more.
+def join_job(
+    launch: Launch,
+    ranks: Ranks | None,
+    local: int,
+    run_worker: RunWorker,
+    number: int | None,
+    status: Callable[[], int],
+) -> Iterator[tuple[Group, Assignment] | None]:
+    """Join the next job of the main process; yield None where it has no more.
 
     Args:
-        launch: where to find it.
+        launch: how to reach the main process.
         ranks: of this process; None: the first of its node, which starts the others.
-        local: how many processes this node has.
+        local: the number of processes of this node.
+        run_worker: what the processes run that this one starts.
+        number: of the job; None: the next one.
+        status: returns the exit status of this process, when it leaves.
     """
-    job = _next_job(_store_of(launch))
-    found = ranks or launch.given or _ranks_of_nodes(job, launch, local)
-    job.set_timeout(FOR_EVER)  # the first process may be busy with the job before
-    text = job.get("work").decode()
-    job.set_timeout(START)
-    if text == OVER:
+    number, job = _next_job(_store_of(launch), number)
+    first_of_node = ranks is None and launch.given is None
+    ranks = ranks or launch.given or _ranks_of_node(job, launch, local)
+    job.set_timeout(NO_TIMEOUT)  # the main process may be busy with the job before
+    assignment = json.loads(job.get("assignment"))
+    job.set_timeout(START_TIMEOUT)
+    if assignment is None:
         yield None
         return
-    work = Work.of(text)
-    starts = found if ranks is None and launch.given is None else Ranks(0, 1)
+    work = Assignment(**assignment)
     with (
-        _started(launch, launch, starts) as children,
-        joined(found, launch.address, job, backend=work.backend, alive=lambda: _require(children)) as group,
+        _started(launch, ranks if first_of_node else Ranks(0, 1), run_worker, number) as children,
+        join_group(
+            ranks, launch.address, job, backend=work.backend, check=lambda: _require(children), status=status
+        ) as group,
     ):
         yield group, work
 
 
-def dismiss(environment: Mapping[str, str] = os.environ) -> None:
-    """Tell those that torchrun has started that there are no more jobs; for the process of rank 0."""
-    launch = launch_of(environment, rank=0, world_size=1, url="env://")
-    if launch.given is not None and launch.given.size > 1 and launch.leads:
+def shut_down(launch: Launch) -> None:
+    """Tell the workers that torchrun has started that there are no more jobs; for the main process."""
+    if launch.given is not None and launch.given.size > 1:
         with contextlib.suppress(RuntimeError):
-            _next_job(_store_of(launch)).set("work", OVER)
+            _next_job(_store_of(launch))[1].set("assignment", NO_MORE_JOBS)
 
 
 def _store_of(launch: Launch) -> "TCPStore":
     key = (launch.address, launch.port)
     if key not in _stores:
-        _stores[key] = open_store(launch.address, launch.port, serve=launch.leads and not launch.hosted)
+        _stores[key] = open_store(launch.address, launch.port, serve=launch.is_main and not launch.hosted)
     return _stores[key]
 
 
-def _next_job(store: "TCPStore") -> "PrefixStore":
+def _next_job(store: "TCPStore", number: int | None = None) -> tuple[int, "PrefixStore"]:
+    """Return the number of the next job, and where its processes find each other."""
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # noqa: PLC0415 (not in every build)
 
-    global _jobs  # noqa: PLW0603 (all processes count the jobs of a sweep alike)
-    _jobs += 1
-    return PrefixStore(f"job{_jobs}", store)
+    global _num_jobs  # noqa: PLW0603 (all processes count the jobs of a sweep alike)
+    _num_jobs = _num_jobs + 1 if number is None else number
+    return _num_jobs, PrefixStore(f"job{_num_jobs}", store)
 
 
-def _ranks_of_nodes(job: "PrefixStore", launch: Launch, local: int) -> Ranks:
+def _ranks_of_node(job: "PrefixStore", launch: Launch, local: int) -> Ranks:
     """Return the ranks of a node's first process; nodes need not have equally many."""
     job.set(f"node{launch.node}", str(local))
     try:
         counts = [int(job.get(f"node{node}")) for node in range(launch.num_nodes)]
     except RuntimeError:
         raise PeerLostError(
-            f"impl.setup.world_size={launch.num_nodes}: not all nodes have come within {START}"
+            f"impl.setup.world_size={launch.num_nodes}: not all nodes have started within {START_TIMEOUT}"
         ) from None
     return Ranks(sum(counts[: launch.node]), sum(counts), 0, local)
 
 
 @contextmanager
-def _started(launch: Launch, meeting: Launch, first: Ranks) -> Iterator[list[SpawnProcess]]:
-    """Start the other processes of a node whose first has the ranks ``first``, unless somebody else starts them."""
-    number = 0 if launch.given else first.local_size - 1
+def _started(launch: Launch, first: Ranks, run_worker: RunWorker, number: int) -> Iterator[list[SpawnProcess]]:
+    """Start the other processes of the node whose first process has the ranks ``first``, unless a launcher does."""
     context = get_context("spawn")
     children: list[SpawnProcess] = []
-    for local_rank in range(1, number + 1):
+    for local_rank in range(1, 1 if launch.given else first.local_size):
         ranks = replace(first, rank=first.rank + local_rank, local_rank=local_rank)
-        node = max(launch.node, 1)  # of any node but the first: it does not serve the store
-        arguments = (replace(meeting, node=node), ranks, _jobs)
-        process = context.Process(target=_child, args=arguments, name=f"rank {ranks.rank}")
+        node = max(launch.node, 1)  # any node but the first: these processes do not serve the store
+        arguments = (run_worker, replace(launch, node=node), ranks, number)
+        process = context.Process(target=_exit_as_worker, args=arguments, name=f"rank {ranks.rank}")
         process.start()
         children.append(process)
     try:
         yield children
     finally:
         for process in children:
-            process.join(PATIENCE)
+            process.join(GRACE_SECONDS)
             if process.is_alive():
                 process.kill()
                 process.join()
 
 
-def _child(launch: Launch, ranks: Ranks, job: int) -> None:
-    global _jobs  # noqa: PLW0603
-    _jobs = job - 1
-    from fullbatch.app.worker import follow  # noqa: PLC0415 (imports this module)
-
-    os._exit(follow(launch, ranks) or 0)  # not waiting for threads of libraries
+def _exit_as_worker(run_worker: RunWorker, launch: Launch, ranks: Ranks, number: int) -> None:
+    os._exit(run_worker(launch, ranks, number) or 0)  # does not wait for threads of libraries
 
 
 def _require(children: list[SpawnProcess]) -> None:
     for process in children:
         if process.exitcode is not None:
-            raise PeerLostError(
-                f"the process of {process.name} has ended while starting, with status {process.exitcode}"
-            )
+            raise PeerLostError(f"the process of {process.name} ended while starting, with status {process.exitcode}")

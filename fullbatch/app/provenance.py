@@ -1,4 +1,4 @@
-"""What made a run: the command line, the program, the libraries and the machine."""
+"""What produced a run: the command line, the program, the libraries and the machine."""
 
 import platform
 import subprocess
@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from fullbatch import __version__
-from fullbatch.app.hydra_cli import typed
+from fullbatch.app.argv import command_line
 
 
 def provenance() -> dict[str, Any]:
-    """Return what ``run.json`` says."""
+    """Return the content of ``run.json``."""
     return {
-        "command": typed(),
+        "command": command_line(),
         "git_revision": _git_revision(),
         "fullbatch": __version__,
         "python": platform.python_version(),

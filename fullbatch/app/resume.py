@@ -1,4 +1,4 @@
-"""Checkpoints by their names, with the configuration that belongs to them."""
+"""Checkpoints by name, with the configuration that belongs to them."""
 
 import filecmp
 import logging
@@ -7,39 +7,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fullbatch.app.identity import RunIdentity
 from fullbatch.models.model_file import StoredModel, read_model
 from fullbatch.settings.parse import with_stored
-from fullbatch.training.checkpoint import differences, find_checkpoint
+from fullbatch.training.checkpoint import checkpoint_path, differences, find_checkpoint
 
 log = logging.getLogger(__name__)
 
-OF_THE_FILE = (
-    *("path", "rebuild_existing_database", "temporary_database", "write_frequency", "shuffle_while_writing"),
-    *("max_readers", "readahead", "meminit", "max_spare_txns", "access"),
-)
-"""Of ``data.db``: how its file is written, found and read, not what is in it."""
-NO_MATTER = tuple(f"data.db.{key}:" for key in OF_THE_FILE)
-"""Keys that a checkpoint keeps, but that its run may continue without."""
 
+def restore(tree: dict[str, Any], name: str | None, overrides: Sequence[str]) -> tuple[dict[str, Any], StoredModel]:
+    """Return the configuration of a checkpoint, changed by the command line, and the content of its file.
 
-def checkpoint_path(name: str) -> Path:
-    """Return where the checkpoint ``impl.checkpoint.name`` is."""
-    return Path("checkpoints") / (name if name.endswith((".pth", ".pt")) else f"{name}.pth")
-
-
-def restored(tree: dict[str, Any], name: str, typed: Sequence[str]) -> tuple[dict[str, Any], StoredModel]:
-    """Return the configuration of the checkpoint, changed by what was typed, and what its file holds.
-
-    A file of another program says nothing of its configuration: that is then as composed.
+    For a file of another program, which has no configuration, the composed one is returned.
 
     Args:
         tree: the composed configuration.
-        name: of the checkpoint.
-        typed: the overrides of the command line, which win; each that differs from the checkpoint's is logged.
+        name: ``impl.checkpoint.name``.
+        overrides: of the command line, which win; each that differs from the checkpoint's value is logged.
 
     Raises:
-        ValueError: there is no such checkpoint, or it cannot be read.
+        ValueError: the name is blank, there is no such checkpoint, or it cannot be read.
     """
+    if name is None:
+        raise ValueError("impl.checkpoint.name: blank; give the name of the checkpoint to evaluate")
     path = find_checkpoint(checkpoint_path(name))
     if path is None:
         raise ValueError(f"impl.checkpoint.name={name}: there is no file {checkpoint_path(name)}")
@@ -48,36 +38,29 @@ def restored(tree: dict[str, Any], name: str, typed: Sequence[str]) -> tuple[dic
     if not content:
         log.info("%s: a file of another program; data and model are those of the command line", path)
         return tree, stored_model
-    merged = with_stored(tree, content["config"], typed)
+    merged = with_stored(tree, content["config"], overrides)
     for group, stored in content["config"].items():
         for line in differences(stored, {key: merged[group].get(key) for key in stored}, group):
             log.info("not as in the checkpoint: %s", line)
     return merged, stored_model
 
 
-def matching(path: Path, identity: dict[str, Any], seed: int | None) -> StoredModel:
+def read_matching(path: Path, identity: RunIdentity) -> StoredModel:
     """Read the checkpoint of a run that is to be continued.
 
-    Raises ``ValueError`` where it belongs to another configuration than ``identity`` or, unless None, to another seed;
-    a file of another program does not say what it belongs to.
+    Raises ``ValueError`` where it belongs to a run of another identity; a file of another program has none.
     """
     stored = read_model(path)
-    if not stored.checkpoint:
-        return stored
-    lines = differences(stored.checkpoint["config"], identity)
-    different = [line for line in lines if not line.startswith(NO_MATTER)]
-    if seed is not None and seed != stored.checkpoint["seed"]:
-        different.append(f"seed: {stored.checkpoint['seed']} there, {seed} here")
-    if different:
+    if stored.checkpoint and (lines := identity.mismatches(stored.checkpoint)):
         raise ValueError(
-            f"{path}: the checkpoint of a run with another configuration ({'; '.join(different[:5])}); "
+            f"{path}: the checkpoint of a run with another configuration ({'; '.join(lines[:5])}); "
             "choose another impl.checkpoint.name, or move the file away"
         )
     return stored
 
 
 def keep_foreign(path: Path, stored: StoredModel) -> None:
-    """Say what a file of another program lacks, and keep it: the run's own checkpoints take its place."""
+    """Copy a file of another program, which the run's own checkpoints will replace, and log what it lacks."""
     kept = path.with_name(f"{path.stem}.original{path.suffix}")
     if kept.exists() and not filecmp.cmp(path, kept, shallow=False):
         raise ValueError(f"{kept}: in the way of {path}, which would be kept there; move it away")

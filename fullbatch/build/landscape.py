@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from fullbatch.app.resume import checkpoint_path
 from fullbatch.build.data import about, build_loss
 from fullbatch.build.problem import build_problem
 from fullbatch.landscape.digests import digest_of_data, digest_of_model
@@ -32,6 +31,7 @@ from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.optim.weight_decay import decay_penalty
 from fullbatch.runtime.device import describe
 from fullbatch.settings import Run, Viz
+from fullbatch.training.checkpoint import checkpoint_path
 
 log = logging.getLogger(__name__)
 

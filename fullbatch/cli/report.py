@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fullbatch.app.ledger_entry import LEDGER
+from fullbatch.app.paths import LEDGER
 from fullbatch.results.experiments import experiments, tables_at
 from fullbatch.results.job_status import OVER
 from fullbatch.results.layout import FORMATS

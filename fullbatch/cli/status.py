@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fullbatch.app.ledger_entry import LEDGER
+from fullbatch.app.paths import LEDGER
 from fullbatch.results.job_status import JobStatus, common, job_statuses
 from fullbatch.results.ledger import Ledger, State
 from fullbatch.runtime.files import format_error

@@ -61,9 +61,9 @@ def require_writable(path: Path) -> None:
         pass
 
 
-def format_error(error: OSError) -> str:
-    """Return a file system's refusal as 'file: what was wrong'."""
-    if error.filename is None or not error.strerror:
+def format_error(error: BaseException) -> str:
+    """Return the message of an error; for an error of the file system, 'file: what was wrong'."""
+    if not isinstance(error, OSError) or error.filename is None or not error.strerror:
         return str(error)
     return f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}"
 

@@ -1,4 +1,4 @@
-"""What a run says: a log in its folder, lines or a live progress bar on the terminal."""
+"""Logs of a run: a file in its folder, lines or a live progress bar on the terminal."""
 
 import logging
 import sys
@@ -29,7 +29,7 @@ class ConsoleHandler(logging.Handler):
 
 @contextmanager
 def job_log(file: Path) -> Iterator[ConsoleHandler]:
-    """Send what the package logs to the terminal and, with times and stack traces, to ``file``."""
+    """Log to the terminal and, with times and stack traces, to ``file``; yield the terminal."""
     console, to_file = ConsoleHandler(), logging.FileHandler(file, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("fullbatch")
@@ -45,21 +45,21 @@ def job_log(file: Path) -> Iterator[ConsoleHandler]:
 
 
 @contextmanager
-def quiet_log() -> Iterator[None]:
-    """Send errors of the modules that speak of processes to the terminal, and nothing else anywhere."""
+def worker_log() -> Iterator[ConsoleHandler]:
+    """Log only the errors that end a worker, to the terminal; yield the terminal."""
     console = ConsoleHandler()
     console.setLevel(logging.ERROR)
-    console.addFilter(lambda record: record.name in ("fullbatch.app.worker", "fullbatch.runtime.peer_monitor"))
+    console.addFilter(lambda record: record.name in ("fullbatch.app.job_scope", "fullbatch.runtime.peer_monitor"))
     package = logging.getLogger("fullbatch")
     package.addHandler(console)
     try:
-        yield
+        yield console
     finally:
         package.removeHandler(console)
 
 
 class ProgressBar:
-    """An observer of the steps: a live bar on a terminal, plain lines elsewhere."""
+    """Observes the steps: a live bar on a terminal, plain lines elsewhere."""
 
     SECONDS_BETWEEN_LINES = 10.0
 
@@ -90,7 +90,7 @@ class ProgressBar:
             text += f"  valid {row['valid_acc']:.2%}"
         text += f"  lr {row['lr']:.4g}"
         self._bar.update(self._task, completed=row["step"], values=text)
-        # A line for every validated step; on a terminal the bar shows the others, elsewhere now and then a line does.
+        # Each validated step has a line; elsewhere than on a terminal, which has the bar, so does one every 10 seconds.
         waited = time.monotonic() - self._last_line > self.SECONDS_BETWEEN_LINES
         if "valid_acc" in row or (self._bar.disable and waited):
             self._last_line = time.monotonic()
@@ -99,9 +99,10 @@ class ProgressBar:
 
 @contextmanager
 def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Show how far something is that counts to ``total``, and how long it will still take.
+    """Show the progress of a task of ``total`` items, and the remaining time.
 
-    Yields what is called with every number of things done. A live bar on a terminal, elsewhere a line now and then.
+    Yields a function to call with the number of items that were done. A live bar on a terminal, elsewhere a line
+    every 10 seconds.
     """
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     start = last_line = time.monotonic()

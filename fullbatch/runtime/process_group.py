@@ -1,11 +1,11 @@
-"""The processes that share a run, and what they do together: sums, agreements, announcements."""
+"""The processes that share a run, and their collective operations."""
 
 import os
 import socket
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fullbatch.runtime.files import format_error
-from fullbatch.runtime.peer_monitor import LOCAL, PeerLostError, PeerMonitor, connected
+from fullbatch.runtime.peer_monitor import LOCAL, PeerLostError, PeerMonitor, connect_peers
 from fullbatch.runtime.ranks import Ranks, share
 from fullbatch.tensors import copy_, flatten, unflatten
 from fullbatch.typing import Tensors
@@ -25,38 +25,28 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 BUCKET = 1 << 24
 """Entries that are reduced at once: large enough for the network, small beside the gradients themselves."""
-MISTAKE = 2
-START = timedelta(minutes=10)
-"""How long processes wait for each other to come."""
-FOR_EVER = timedelta(days=365)
-"""Nobody times the others out: a step may take an hour, and lifelines tell when a process is gone."""
+START_TIMEOUT = timedelta(minutes=10)
+"""How long processes wait for each other to start."""
+NO_TIMEOUT = timedelta(days=365)
+"""Processes do not time out: a step may take an hour, and the peer monitor detects when one is gone."""
 
-
-ONE = Ranks(0, 1)
-
-
-@dataclass
-class Ending:
-    """How a process' part in a run ends."""
-
-    status: int = 0
+_SINGLE = Ranks(0, 1)
 
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of a run, seen from one of them; without arguments, a process alone.
+    """The processes of a run, as seen from one of them; without arguments, a single process.
 
-    All methods but ``check`` are collective: every process calls them, in the same order. They raise
-    ``PeerLostError`` when another process has ended early.
+    All methods except ``check`` and ``report_failure`` are collective: every process calls them, in the same order.
+    They raise ``PeerLostError`` when another process has ended early.
     """
 
-    ranks: Ranks = ONE
+    ranks: Ranks = _SINGLE
     peer_monitor: PeerMonitor | None = None
-    ending: Ending = field(default_factory=Ending)
 
     @property
     def rank(self) -> int:
-        """The number of this process."""
+        """The rank of this process."""
         return self.ranks.rank
 
     @property
@@ -65,33 +55,38 @@ class Group:
         return self.ranks.size
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the process that writes files and speaks."""
+    def is_main(self) -> bool:
+        """Whether this is the main process, of rank 0, which writes files and logs."""
         return self.rank == 0
 
     @property
     def reduce(self) -> Callable[[Tensors], None] | None:
-        """``all_reduce``, None where there is nothing to add up."""
+        """``all_reduce``; None for a single process."""
         return self.all_reduce if self.size > 1 else None
 
     def share(self, number: int) -> slice:
-        """Return which of ``number`` blocks fall to this process."""
+        """Return the share of this process of ``number`` blocks."""
         return share(number, self.rank, self.size)
 
     def check(self) -> None:
-        """Raise ``PeerLostError`` if a process has ended before its time."""
+        """Raise ``PeerLostError`` if another process has ended early."""
         if self.peer_monitor is not None:
             self.peer_monitor.check()
 
+    def report_failure(self, status: int, message: str) -> None:
+        """Send the main process the reason why this process ends early."""
+        if self.peer_monitor is not None:
+            self.peer_monitor.report_failure(status, f"process {self.rank} of {self.size}: {message}")
+
     @torch.no_grad()
     def all_reduce(self, tensors: Tensors) -> None:
-        """Add each tensor up over all processes, in place: the same bits for all, and from run to run.
+        """Add each tensor up over all processes, in place: the same bits for all of them, and from run to run.
 
         Tensors travel in a few large buckets, which overlap with each other.
         """
         if self.size == 1:
             return
-        with self._explained():
+        with self._peer_errors():
             buckets = [(bucket, flatten(bucket)) for bucket in _buckets(tensors)]
             for work in [dist.all_reduce(flat, async_op=True) for _, flat in buckets]:
                 work.wait()
@@ -103,58 +98,53 @@ class Group:
         if self.size == 1:
             return list(numbers)
         tensor = torch.tensor(numbers)
-        with self._explained():
+        with self._peer_errors():
             dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor.tolist()
 
     def gather(self, value: T) -> list[T] | None:
-        """Return what each process has, in the order of ranks, to the first process; None to the others."""
+        """Return the values of all processes, in the order of ranks, to the main process; None to the others."""
         if self.size == 1:
             return [value]
-        found: list[Any] | None = [None] * self.size if self.leads else None
-        with self._explained():
-            dist.gather_object(value, found)
-        return found
+        values: list[Any] | None = [None] * self.size if self.is_main else None
+        with self._peer_errors():
+            dist.gather_object(value, values)
+        return values
 
     def broadcast(self, value: T) -> T:
-        """Return what the first process has."""
+        """Return the value of the main process."""
         if self.size == 1:
             return value
         container = [value]
-        with self._explained():
+        with self._peer_errors():
             dist.broadcast_object_list(container, device=torch.device("cpu"))
         return container[0]
 
     @contextmanager
-    def agreeing(self) -> Iterator[None]:
-        """Let all processes leave the block together: where one raises a ``ValueError`` or ``OSError``, the first does.
+    def raise_together(self) -> Iterator[None]:
+        """Let a ``ValueError`` or ``OSError`` of one process end the block in all of them.
 
-        The others then raise ``PeerLostError``.
+        The main process raises it, the others raise ``PeerLostError``.
         """
         problem: ValueError | OSError | None = None
         try:
             yield
         except (ValueError, OSError) as error:
             problem = error
-        if problem is not None and (self.leads or self.size == 1):
-            self._all(_text(problem))
-            raise problem
-        texts = self._all(None if problem is None else _text(problem))
-        if not any(texts):
-            return
-        rank = next(rank for rank, text in enumerate(texts) if text)
-        message = f"process {rank} of {self.size}: {texts[rank]}"
-        raise ValueError(message) if self.leads else PeerLostError(message, MISTAKE, reported=True)
-
-    def _all(self, value: Any) -> list[Any]:
-        found: list[Any] = [value] * self.size
+        messages = ["" if problem is None else format_error(problem)] * self.size
         if self.size > 1:
-            with self._explained():
-                dist.all_gather_object(found, value)
-        return found
+            with self._peer_errors():
+                dist.all_gather_object(messages, messages[0])
+        if problem is not None and self.is_main:
+            raise problem
+        rank = next((rank for rank, message in enumerate(messages) if message), None)
+        if rank is None:
+            return
+        message = f"process {rank} of {self.size}: {messages[rank]}"
+        raise ValueError(message) if self.is_main else PeerLostError(message, status=2, reported=True)
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _peer_errors(self) -> Iterator[None]:
         self.check()
         try:
             yield
@@ -168,66 +158,66 @@ ALONE = Group()
 
 
 @contextmanager
-def joined(
+def join_group(
     ranks: Ranks,
     address: str,
     store: "Store",
     *,
     backend: str,
-    alive: Callable[[], None] = lambda: None,
+    check: Callable[[], None] = lambda: None,
+    status: Callable[[], int] = lambda: 0,
 ) -> Iterator[Group]:
-    """Join the processes of a run, and leave them in the end, with the status that is their ``ending``.
+    """Join the processes of a run, and leave them at the end of the block.
 
     Args:
         ranks: of this process.
         address: of the process of rank 0.
-        store: where processes find each other; of this run alone.
+        store: where the processes of this run, and no others, find each other.
         backend: ``gloo``, or ``nccl`` for CUDA devices.
-        alive: called while waiting for them; raises an error when they will not come.
+        check: called while waiting for the others; raises an error when they will not come.
+        status: returns the exit status of this process at the end of the block; the others end with the same one.
     """
     if ranks.size == 1:
         yield Group(ranks)
         return
-    peer_monitor = connected(
+    peer_monitor = connect_peers(
         ranks.rank,
         ranks.size,
         address,
         store.set,
         lambda key: store.get(key).decode(),
-        timeout=START.total_seconds(),
-        alive=alive,
+        timeout=START_TIMEOUT.total_seconds(),
+        check=check,
     )
     if address in LOCAL:
-        _stay_on_this_machine()
-    both = "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo"
-    group = Group(ranks, peer_monitor)
+        _use_loopback()
+    backends, ended = "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo", 1
     try:
-        dist.init_process_group(both, store=store, rank=ranks.rank, world_size=ranks.size, timeout=FOR_EVER)
-        yield group
-    except BaseException as error:
-        group.ending.status = 130 if isinstance(error, KeyboardInterrupt) else group.ending.status or 1
+        dist.init_process_group(backends, store=store, rank=ranks.rank, world_size=ranks.size, timeout=NO_TIMEOUT)
+        yield Group(ranks, peer_monitor)
+        ended = status()
+    except KeyboardInterrupt:
+        ended = 130
         raise
     finally:
-        peer_monitor.leave(group.ending.status)
+        peer_monitor.close(ended)
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
 def open_store(address: str, port: int, *, serve: bool) -> "TCPStore":
-    """Return the store at an address, which this process serves or somebody else; ``PeerLostError`` if nobody does."""
+    """Return the store at an address, served by this process or another; ``PeerLostError`` if there is none."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # noqa: PLC0415 (not in every build)
 
     try:
-        return TCPStore(address, port, is_master=serve, timeout=START, wait_for_workers=False)
+        return TCPStore(address, port, is_master=serve, timeout=START_TIMEOUT, wait_for_workers=False)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise PeerLostError(
-            f"impl.setup.url: nothing to meet the other processes at {address}:{port} ({reason})"
-        ) from None
+        raise PeerLostError(f"impl.setup.url: cannot reach the main process at {address}:{port} ({reason})") from None
 
 
-def _stay_on_this_machine() -> None:
-    """Let gloo use the loopback device: host names lead elsewhere, or nowhere, on many machines."""
+def _use_loopback() -> None:
+    """Make gloo use the loopback device: on many machines the host name resolves to another address, or to none."""
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
     if loopback is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
@@ -242,7 +232,3 @@ def _buckets(tensors: Tensors) -> Iterator[list[Tensor]]:
             yield bucket
             kinds[tensor.dtype, tensor.device] = []
     yield from (bucket for bucket in kinds.values() if bucket)
-
-
-def _text(problem: ValueError | OSError) -> str:
-    return format_error(problem) if isinstance(problem, OSError) else str(problem)

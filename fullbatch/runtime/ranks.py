@@ -1,4 +1,4 @@
-"""Which process of a run this is, and where the others are: a pure function of settings and environment.
+"""The rank of this process in its run, and the address of the others: a pure function of settings and environment.
 
 A *node* is a machine; each node of a run starts some processes; processes have *ranks*, 0 to R-1, node by node.
 """
@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 NODE_VARIABLES = {"slurm": "SLURM_NODEID", "pbs": "PBS_NODENUM"}
-"""What ``rank=SLURM`` and ``rank=PBS`` read."""
-_FREE_PORTS = range(20_000, 30_000)  # one of these, by the job's number, where SLURM gives addresses and no ports
+"""The environment variables of ``rank=SLURM`` and ``rank=PBS``."""
+_FREE_PORTS = range(20_000, 30_000)  # the job's number chooses one where SLURM gives an address without a port
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """A process among those of its run."""
+    """The rank of a process among all of its run, and among those of its node."""
 
     rank: int
     size: int
@@ -24,21 +24,26 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Launch:
-    """How the processes of a run come about and find each other."""
+    """How the processes of a run are started and find each other.
+
+    Args:
+        node: the number of this node.
+        num_nodes: the number of nodes.
+        address: of the main process, that of rank 0.
+        port: where it listens; 0: any free port, which only the processes that it starts itself can know.
+        given: the ranks of this process, if a launcher has started all processes; None: nodes start their own.
+        hosted: whether the launcher serves the store at the port already.
+    """
 
     node: int
     num_nodes: int
     address: str
-    """Of the first process, that of rank 0."""
     port: int
-    """Where it listens; 0: at any free port, which only processes that it starts itself can know."""
     given: Ranks | None = None
-    """Somebody else has started all the processes, and this is the one of these ranks; None: nodes start their own."""
     hosted: bool = False
-    """Whether the launcher answers at the port already."""
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process has rank 0."""
         return (self.given.rank if self.given else self.node) == 0
 
@@ -53,19 +58,18 @@ def launch_of(
     master_port: int | None = None,
     processes_per_node: int = 1,
 ) -> Launch:
-    """Return how this process takes part; what torchrun says of itself in the environment goes before all else.
+    """Return how this process takes part; torchrun's environment variables take precedence over everything else.
 
     Args:
-        environment: variables.
-        rank: the node's, or where to read it: ``slurm``, ``pbs``.
+        environment: the environment variables.
+        rank: of the node, or where to read it: ``slurm``, ``pbs``.
         world_size: the number of nodes.
         url: ``tcp://address:port``, with ``?`` for any free port, or ``env://``: MASTER_ADDR and MASTER_PORT.
-        master_address: takes the place of MASTER_ADDR.
-        master_port: takes the place of MASTER_PORT.
-        processes_per_node: -1: each process has been started by somebody else, and ``rank`` and ``world_size`` are its
-            own and the number of all.
+        master_address: replaces MASTER_ADDR.
+        master_port: replaces MASTER_PORT.
+        processes_per_node: -1: a launcher has started each process, and ``rank`` and ``world_size`` count processes.
 
-    Raises ``ValueError`` for what is missing or contradicts itself.
+    Raises ``ValueError`` for missing or contradictory values.
     """
     given = _from_torchrun(environment)
     if given is None and processes_per_node == -1:
@@ -74,19 +78,19 @@ def launch_of(
     alone = num_nodes == 1 if given is None else given.size == 1
     address, port = _meeting_point(environment, url, master_address, master_port, alone=alone)
     if port == 0 and not alone:
-        raise ValueError(f"impl.setup.url={url}: several nodes meet at a port that all of them know, not at a free one")
+        raise ValueError(f"impl.setup.url={url}: several nodes need a port that all of them know, not a free one")
     hosted = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and "RANK" in environment
     return Launch(node, num_nodes, address, port, given, hosted)
 
 
 def started_by_torchrun(environment: Mapping[str, str]) -> bool:
-    """Return whether torchrun, or something that says the same, has started this process as one of several."""
-    found = _from_torchrun(environment)
-    return found is not None and found.size > 1
+    """Return whether torchrun, or a launcher that sets its variables, has started this process as one of several."""
+    ranks = _from_torchrun(environment)
+    return ranks is not None and ranks.size > 1
 
 
 def share(number: int, rank: int, size: int) -> slice:
-    """Return which of ``number`` things in a row fall to a rank: consecutive ones, the first ranks' one more."""
+    """Return a rank's share of ``number`` items: consecutive ones, and one more for each of the first ranks."""
     least, more = divmod(number, size)
     start = rank * least + min(rank, more)
     return slice(start, start + least + (rank < more))
@@ -102,11 +106,11 @@ def _from_torchrun(environment: Mapping[str, str]) -> Ranks | None:
 
 def _from_settings(environment: Mapping[str, str], rank: int | str, world_size: int) -> Ranks:
     if rank == "pbs":
-        raise ValueError("impl.setup.rank=PBS: tells nodes apart, not processes; give each its number")
+        raise ValueError("impl.setup.rank=PBS: numbers nodes, not processes; give each process its number")
     if rank == "slurm":
         names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
         rank, world_size, local_rank = (_number(environment, name) for name in names)
-        # "4(x2)" or "4,3": as many on this node as its entry says; the first will do for all but odd clusters
+        # "4(x2)" or "4,3"; the first entry is that of this node except on unusual clusters
         local_size = int((re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", "")) or ["1"])[0])
         return Ranks(rank, world_size, local_rank, max(local_size, local_rank + 1))
     return Ranks(_below(int(rank), world_size), world_size)
@@ -117,7 +121,7 @@ def _node(environment: Mapping[str, str], rank: int | str, world_size: int) -> i
         return _below(rank, world_size)
     variable = NODE_VARIABLES[rank]
     if variable not in environment and world_size == 1:
-        return 0  # of one node there is only the first
+        return 0
     return _below(_number(environment, variable), world_size)
 
 
@@ -135,7 +139,7 @@ def _meeting_point(
     if url.lower() != "env://":
         match = re.fullmatch(r"tcp://([^:/\s]+):(\d+|\?)", url)
         if match is None:
-            raise ValueError(f"impl.setup.url={url}: accepted are tcp://address:port, tcp://127.0.0.1:? and env://")
+            raise ValueError(f"impl.setup.url={url}: accepted: tcp://address:port, tcp://127.0.0.1:?, env://")
         return match[1], 0 if match[2] == "?" else int(match[2])
     address = address or environment.get("MASTER_ADDR") or _first_host(environment)
     if port is None and "MASTER_PORT" in environment:

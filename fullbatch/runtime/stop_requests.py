@@ -1,4 +1,4 @@
-"""Signals: Ctrl-C and SIGTERM save and leave, SIGUSR1 saves and goes on. Several processes agree on when."""
+"""Signals: Ctrl-C and SIGTERM save and stop, SIGUSR1 saves and goes on; all processes of a run do so together."""
 
 import logging
 import os
@@ -16,16 +16,16 @@ log = logging.getLogger(__name__)
 
 
 class InterruptedWork(Exception):
-    """Work that is not a step was stopped by a signal, with nothing lost that was done; the message says what."""
+    """A signal stopped work outside of steps; what was done is not lost. The message says what was stopped."""
 
 
 class Interruption:
-    """Remembers the first signal to stop, and how often a save was asked for; a second Ctrl-C ends the run at once."""
+    """The first signal to stop, and the number of signals to save; a second Ctrl-C raises ``KeyboardInterrupt``."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
     SAVE = tuple(number for number in signal.Signals if number.name == "SIGUSR1")  # Windows has none
-    HANDED_ON = tuple(number for number in signal.Signals if number.name == "SIGUSR2")
-    """Caught where somebody else has a handler for it, whose turn it is after the save: submitit puts the job back."""
+    FORWARDED = tuple(number for number in signal.Signals if number.name == "SIGUSR2")
+    """Caught only where another handler exists, which is called after the save: submitit's requeues the job."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -37,11 +37,11 @@ class Interruption:
 
     @property
     def exit_status(self) -> int:
-        """128 + the signal's number, as shells have it."""
+        """128 + the number of the signal, as in shells; 0 without one."""
         return 128 + self.signal if self.signal else 0
 
     def receive(self, number: int, _: FrameType | None) -> None:
-        """Handle a signal; processes that inherited this leave it to the one that started them."""
+        """Handle a signal; processes that inherited the handler ignore it."""
         if os.getpid() != self._process:
             return
         if number in self.SAVE:
@@ -51,113 +51,108 @@ class Interruption:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
-        log.warning("%s: saving soon, then leaving; Ctrl-C again leaves at once", self.signal.name)
+        log.warning("%s: saving soon, then stopping; Ctrl-C again stops at once", self.signal.name)
 
 
-_present = [Interruption()]  # a stack: signals are the process' own
+_current = [Interruption()]  # a stack, as scopes are nested
 
 
 def stop_if_interrupted(what: str) -> None:
-    """Raise ``InterruptedWork`` with the message ``what`` where a signal has asked to stop."""
-    if _present[-1]:
+    """Raise ``InterruptedWork`` with the message ``what`` if a signal to stop has arrived."""
+    if _current[-1]:
         raise InterruptedWork(what)
 
 
 def interrupted() -> bool:
-    """Say whether a signal has asked to stop."""
-    return bool(_present[-1])
+    """Return whether a signal to stop has arrived."""
+    return bool(_current[-1])
 
 
 @contextmanager
 def interruption() -> Iterator[Interruption]:
-    """Catch SIGINT, SIGTERM and SIGUSR1 inside (in the main thread; elsewhere nothing is caught).
+    """Catch SIGINT, SIGTERM and SIGUSR1 in the block, in the main thread; other threads catch nothing.
 
-    A signal to be handed on goes to its own handler at the end, unless an error ends the run.
+    A signal that is forwarded reaches its own handler at the end of the block, unless an error leaves it.
     """
     caught = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
-    _present.append(caught)
-    handed_on = [number for number in Interruption.HANDED_ON if callable(signal.getsignal(number))]
-    numbers = (*Interruption.SIGNALS, *Interruption.SAVE, *handed_on)
+    _current.append(caught)
+    forwarded = [number for number in Interruption.FORWARDED if callable(signal.getsignal(number))]
+    numbers = (*Interruption.SIGNALS, *Interruption.SAVE, *forwarded)
     before = {number: signal.signal(number, caught.receive) for number in numbers}
     try:
         yield caught
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _present.pop()
-    if caught.signal in handed_on:
+        _current.pop()
+    if caught.signal in forwarded:
         signal.raise_signal(caught.signal)
 
 
 class StopRequest(IntEnum):
-    """What somebody wants of the run, the larger the more urgent."""
+    """What is requested of a run, by increasing priority."""
 
     NONE = 0
     SAVE = 1
     STOP = 2
-    """Save, and leave."""
+    """Save, and stop."""
 
 
 class StopRequests:
-    """What signals and the clock want, of any of the processes.
+    """The requests of signals and of the clock, in any of the processes.
 
-    A process that notices a wish says so to the others and goes to where all ``agree``; there each finds out what all
-    want together, so that nobody saves or leaves alone. Requests are numbered: one that is fulfilled may arrive late.
+    A process that has a request sends its number to the others and goes on until it synchronizes. A process that
+    receives one does the same. There all learn what is requested, so that none saves or stops alone. Requests are
+    numbered, because one that is fulfilled may arrive late.
 
     Args:
         caught: the signals of this process.
         group: the processes.
-        max_minutes: after so many without a save, one is wished for; None: never.
+        max_minutes: minutes without a save after which one is requested; None: never.
     """
 
     def __init__(self, caught: Interruption, group: Group = ALONE, max_minutes: float | None = None) -> None:
         self._caught, self._group = caught, group
-        self._seconds = None if max_minutes is None or not group.leads else 60 * max_minutes
-        self._since = time.monotonic()
-        self._own = self._fulfilled = self._saves = 0
+        self._seconds = None if max_minutes is None or not group.is_main else 60 * max_minutes
+        self._last_save = time.monotonic()
+        self._own = self._fulfilled = self._num_signals = 0
         self._signal = 0
 
     @property
     def exit_status(self) -> int:
-        """128 + the number of the signal that all agreed to obey, else 0."""
+        """128 + the number of the signal at which all stop; 0 without one."""
         return 128 + self._signal if self._signal else 0
 
     def saved(self) -> None:
-        """Take notice of a save: the clock starts again."""
-        self._since = time.monotonic()
+        """Restart the clock after a save."""
+        self._last_save = time.monotonic()
 
     def pending(self) -> bool:
-        """Return whether a request is pending; raise ``PeerLostError`` where a process is gone."""
+        """Return whether a request is pending; raise ``PeerLostError`` if a process is gone."""
         self._group.check()
-        if self._wants():
-            self._own = max(self._known, self._fulfilled) + 1
+        num_signals = self._caught.saves + bool(self._caught)
+        due = self._seconds is not None and time.monotonic() - self._last_save > self._seconds
+        if num_signals > self._num_signals or due:
+            self._own = max(self._latest, self._fulfilled) + 1
             if self._group.peer_monitor is not None:
-                self._group.peer_monitor.ask(self._own)
-        return self._known > self._fulfilled
-
-    def synchronize(self) -> StopRequest:
-        """Return what is wished for. Collective."""
-        number = self._known if self.pending() else 0
-        number, stop = self._group.maximum(number, int(self._caught.signal or 0))
-        self._fulfilled = max(self._fulfilled, number)
-        self._signal = stop
-        return StopRequest.STOP if stop else StopRequest.SAVE if number else StopRequest.NONE
-
-    @property
-    def _known(self) -> int:
-        """The number of the last wish of any process that has come here."""
-        peer_monitor = self._group.peer_monitor
-        return max(self._own, 0 if peer_monitor is None else peer_monitor.asked)
-
-    def _wants(self) -> bool:
-        """Return whether this process has a wish of its own that it has not made known."""
-        signals = self._caught.saves + bool(self._caught)
-        due = self._seconds is not None and time.monotonic() - self._since > self._seconds
-        news = signals > self._saves or due
-        self._saves = signals
+                self._group.peer_monitor.request(self._own)
+        self._num_signals = num_signals
         if due:
             self.saved()
-        return news
+        return self._latest > self._fulfilled
+
+    def synchronize(self) -> StopRequest:
+        """Return what is requested in any process. Collective."""
+        number = self._latest if self.pending() else 0
+        number, self._signal = self._group.maximum(number, int(self._caught.signal or 0))
+        self._fulfilled = max(self._fulfilled, number)
+        return StopRequest.STOP if self._signal else StopRequest.SAVE if number else StopRequest.NONE
+
+    @property
+    def _latest(self) -> int:
+        """The number of the latest request that this process has made or received."""
+        peer_monitor = self._group.peer_monitor
+        return max(self._own, 0 if peer_monitor is None else peer_monitor.requested)

@@ -53,6 +53,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def checkpoint_path(name: str) -> Path:
+    """Return the path of the checkpoint ``impl.checkpoint.name``."""
+    return Path("checkpoints") / (name if name.endswith((".pth", ".pt")) else f"{name}.pth")
+
+
 def find_checkpoint(path: Path) -> Path | None:
     """Return ``path``, or the previous checkpoint if a crash left only that, or None."""
     return next((candidate for candidate in (path, *previous_paths(path, 1)) if candidate.exists()), None)

@@ -143,7 +143,7 @@ def test_what_a_sweep_asks_slurm_for(tmp_path: Path) -> None:
     refusing = 'cp "$1" "$SLURM_IMITATION/submitted.sh"; echo "no such account" >&2; exit 1\n'
     status, shown = slurm_sweep(tmp_path, put_on_path(tmp_path, sbatch=refusing, srun=SRUN, sacct=SACCT))
     assert status == 1
-    assert "the launcher did not bring every job to its end (" in shown
+    assert "the launcher did not finish every job (" in shown
     asked = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", (tmp_path / "submitted.sh").read_text(), re.MULTILINE))
     assert (asked["time"], asked["signal"], asked["open-mode"], asked["requeue"]) == ("240", "USR2@300", "append", "")
     assert (asked["cpus-per-task"], asked["mem"], asked["array"]) == ("4", "8GB", "0-1%2")

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from composing import CONFIG, ROOT, composed
 
-from fullbatch.app.hydra_cli import jobs_of, normalized
+from fullbatch.app.argv import jobs_of, normalized
 from fullbatch.settings.impl import Distributed
 from fullbatch.settings.parse import parse
 

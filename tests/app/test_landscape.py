@@ -186,7 +186,7 @@ def test_a_signal_ends_it_after_a_point_and_it_continues(
 
     monkeypatch.setattr(PointEvaluator, "__call__", interrupted)
     assert crunch(NAMED, *PLANE) == 128 + signal.SIGTERM
-    assert "paused; the same line continues with checkpoints/mine.landscape" in capsys.readouterr().err
+    assert "paused; the same command continues with checkpoints/mine.landscape" in capsys.readouterr().err
     assert len(computed) == 2
     assert crunch(NAMED, *PLANE, "viz.formats=csv") == 0
     assert "continuing with 2 of 9 points computed" in capsys.readouterr().out
@@ -215,7 +215,7 @@ class Case:
 
 BETWEEN = f"{NAMED} viz.directions=between"
 CASES = [
-    Case("", r"^impl\.checkpoint\.name: blank; give the name of the checkpoint to look around"),
+    Case("", r"^impl\.checkpoint\.name: blank; give the name of the checkpoint to evaluate"),
     Case("impl.checkpoint.name=yours", r"^impl\.checkpoint\.name=yours: there is no file checkpoints/yours\.pth"),
     Case(f"{NAMED} viz=none", r"^viz=none: there is nothing to compute; accepted: 1d, 2d"),
     Case(f"{NAMED} viz.type=3d", r"^viz\.type: .*'1d', '2d' or 'none'"),

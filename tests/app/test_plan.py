@@ -26,15 +26,15 @@ def test_the_plan_of_a_regularized_run(script: Script, tmp_path: Path, capsys: p
     assert "plan of mine: nothing is trained" in shown
     found = lines(shown)
     assert found["samples"] == "60 in 3 blocks, 3 sub-batches"
-    assert found["a step"] == "full batch: 1 updates, 2 gradient evaluations"
+    assert found["one step"] == "full batch: 1 updates, 2 gradient evaluations"
     assert found["the run"] == "4 steps, 8 evaluations, 3 validations"
     assert {
         "operations",
         "model",
-        "an evaluation",
+        "one evaluation",
         "images",
         "speed",
-        "a step takes",
+        "one step takes",
         "the run takes",
     } <= found.keys()
     assert not (tmp_path / "checkpoints").exists()
@@ -57,7 +57,7 @@ def test_evaluations_are_those_that_a_step_takes(
     script: Script, arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert script(*arguments) == 0
-    assert re.match(expected, lines(capsys.readouterr().out)["a step"])
+    assert re.match(expected, lines(capsys.readouterr().out)["one step"])
 
 
 def test_the_rounds_of_a_data_base_are_counted_and_none_is_built(
@@ -76,5 +76,5 @@ def test_mistakes_are_told_before_the_run_is_paid(script: Script, capsys: pytest
 def test_a_step_that_diverges_has_no_plan(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
     assert script("hyp=fb1", "hyp.optim.lr=1e38") == 3
     shown = capsys.readouterr()
-    assert "no plan, as the step that was tried diverged: step" in shown.err
+    assert "no plan, because the step that was timed diverged: step" in shown.err
     assert "Traceback" not in shown.err + shown.out

@@ -148,7 +148,7 @@ def test_killing_one_of_two_ends_the_other_with_a_message(tmp_path: Path, victim
     shown = process.communicate(timeout=600)[0]  # ends when both have closed it
     assert time.monotonic() - killed < SOON
     assert not lives(other)
-    assert shown.count(f"process {int(victim == 'second')} of 2 is gone (killed, or its machine is)") == 1
+    assert shown.count(f"process {int(victim == 'second')} of 2 is gone: it or its machine was killed") == 1
     assert "Traceback" not in shown
     assert process.returncode == (-signal.SIGKILL if victim == "first" else 4)
 

@@ -203,7 +203,7 @@ def test_a_signal_saves_and_the_run_continues_bitwise(script: Script, tmp_path: 
         process, saved = start(tmp_path, *arguments), modified(path)
         shown = signal_when(process, lambda saved=saved: modified(path) > saved, number)
         assert process.returncode == 128 + number
-        assert f"{number.name}: saving soon, then leaving" in shown
+        assert f"{number.name}: saving soon, then stopping" in shown
         assert re.search(r"paused (after step \d|inside step \d+ \(pass \d, \d of 3 blocks\))", shown)
         assert "Traceback" not in shown
         step = len(load_checkpoint(path)["state"]["rows"])

@@ -82,7 +82,7 @@ def test_a_file_of_another_program_is_evaluated_as_the_command_line_says(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "impl.checkpoint.name: blank; give the name of the checkpoint to verify"),
+        ([], "impl.checkpoint.name: blank; give the name of the checkpoint to evaluate"),
         (["impl.checkpoint.name=yours"], "impl.checkpoint.name=yours: there is no file checkpoints/yours.pth"),
     ],
 )
@@ -133,7 +133,7 @@ def test_the_table_is_printed_and_written(
     (path,) = (tmp_path / "outputs").rglob("floating_point_accuracy.csv")
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
-    there = {row["variant"] for row in rows} | set(re.findall(r"^(.*): not possible here", shown.err, re.MULTILINE))
+    there = {row["variant"] for row in rows} | set(re.findall(r"^(.*): not supported here", shown.err, re.MULTILINE))
     assert there >= {variant.name for variant in VARIANTS}
     assert all(row["variant"] in shown.out for row in rows)
     assert all(float(row["l2"]) < 0.1 for row in rows)
@@ -146,7 +146,7 @@ def test_only_what_may_fail_is_left_out(caplog: pytest.LogCaptureFixture) -> Non
     tree = plain(composed(*DATA))
     assert list(measure(tree, variants=[Variant("fragile", prepare=broken, may_fail=True)])) == []
     assert list(measure(tree, variants=[Variant("elsewhere", needs="tpu")])) == []
-    assert "fragile: not possible here (no compiler)" in caplog.text
-    assert "elsewhere: not possible here (needs tpu)" in caplog.text
+    assert "fragile: not supported here (no compiler)" in caplog.text
+    assert "elsewhere: not supported here (needs tpu)" in caplog.text
     with pytest.raises(RuntimeError, match="no compiler"):
         list(measure(tree, variants=[Variant("sound", prepare=broken)]))

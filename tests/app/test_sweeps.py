@@ -14,9 +14,9 @@ from composing import ROOT, composed
 from running import SCRIPT, Script, rows_of, run_in_process, start
 from states import assert_equal_states
 
-from fullbatch.app.hydra_cli import jobs_of
-from fullbatch.app.job import identity
-from fullbatch.app.ledger_entry import LedgerEntry, describe_job
+from fullbatch.app.argv import jobs_of
+from fullbatch.app.identity import RunIdentity
+from fullbatch.app.ledger_entry import LedgerEntry
 from fullbatch.cli.status import main as status
 from fullbatch.results.ledger import Attempt, Description, Ledger, Place, State
 from fullbatch.settings.parse import parse, plain
@@ -212,12 +212,12 @@ def test_the_children_of_a_killed_process_are_waited_for(tmp_path: Path) -> None
     what = Description("j", "k", "mine", "digits", (), 4, "c")
     assert ledger(tmp_path)[0].state is State.RUNNING
     with LedgerEntry(Ledger(path), what, second, Place(tmp_path, 1)) as entry:
-        assert entry.settled is None
-        assert entry.cut_short
+        assert entry.already_done is None
+        assert entry.was_unfinished
         entry.end(State.FINISHED)
     assert [attempt.state for attempt in ledger(tmp_path)] == [State.INTERRUPTED, State.FINISHED]
     with LedgerEntry(Ledger(path), what, second, Place(tmp_path, 1)) as entry:
-        assert entry.settled is not None
+        assert entry.already_done is not None
 
 
 def test_a_ledger_that_cannot_be_written_at_the_end_costs_no_run(
@@ -232,7 +232,7 @@ def test_a_ledger_that_cannot_be_written_at_the_end_costs_no_run(
     assert not (tmp_path / ".running.lock").exists()
     with (
         pytest.raises(ValueError, match="no whole ledger"),
-        LedgerEntry(Ledger(path), entry._what, tmp_path, Place(tmp_path, 0)),
+        LedgerEntry(Ledger(path), entry._description, tmp_path, Place(tmp_path, 0)),
     ):
         pass
     assert not (tmp_path / ".running.lock").exists()
@@ -274,14 +274,14 @@ def test_forgotten_jobs_run_again(script: Script, tmp_path: Path, capsys: pytest
 def test_what_makes_another_job(change: str, same: bool) -> None:
     def job(*overrides: str) -> str:
         cfg = composed(*TINY, "seed=1", "hyp.optim.lr=0.1", *overrides)
-        return describe_job(parse(cfg), identity(plain(cfg)), overrides, None).job
+        return RunIdentity.of(parse(cfg), plain(cfg)).job
 
     assert (job(*([change] if change else [])) == job()) is same
 
 
 def test_scaled_losses_make_another_job() -> None:
     cfgs = [composed(*TINY, "impl.mixed_precision=float16", f"impl.grad_scaling={on}") for on in (True, False, 8)]
-    assert len({describe_job(parse(cfg), identity(plain(cfg)), (), None).job for cfg in cfgs}) == 3
+    assert len({RunIdentity.of(parse(cfg), plain(cfg)).job for cfg in cfgs}) == 3
 
 
 def test_the_jobs_of_a_command_line() -> None:

@@ -111,7 +111,7 @@ def test_a_signal_stops_a_build_and_the_next_start_continues(
     assert process.returncode == 128 + number
     (written,) = re.findall(r"^db/digits_train_60x150: stopped with ([\d,]+) of 9,000 images .*", shown, re.M)
     assert 60 <= int(written.replace(",", "")) < 9_000
-    assert shown.count("saving soon, then leaving") == 1  # those who make the copies are quiet
+    assert shown.count("saving soon, then stopping") == 1  # those who make the copies are quiet
     assert "Traceback" not in shown
     assert not (tmp_path / "tables").exists() or not list((tmp_path / "tables").glob("*.csv"))
     assert script(*FROZEN, *rounds) == 0

@@ -1,4 +1,4 @@
-"""What a run says: lines where there is no terminal, a bar where there is one."""
+"""Logs of a run: lines where there is no terminal, a bar where there is one."""
 
 import io
 import logging

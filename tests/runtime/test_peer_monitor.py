@@ -1,4 +1,4 @@
-"""Processes hear of each other's wishes and ends; here they are threads of one process."""
+"""Processes receive each other's requests and ends; here they are threads of one process."""
 
 import os
 import socket
@@ -10,14 +10,14 @@ from queue import Queue
 import pytest
 
 from fullbatch.runtime import peer_monitor as module
-from fullbatch.runtime.peer_monitor import LOST, PeerLostError, PeerMonitor, connected
+from fullbatch.runtime.peer_monitor import LOST, PeerLostError, PeerMonitor, connect_peers
 
 
 @pytest.fixture(autouse=True)
 def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """With what status processes would have been ended."""
+    """The statuses with which processes would have been ended."""
     ended: list[int] = []
-    monkeypatch.setattr(module, "PATIENCE", 0.5)
+    monkeypatch.setattr(module, "GRACE_SECONDS", 0.5)
     monkeypatch.setattr(os, "_exit", ended.append)
     return ended
 
@@ -35,22 +35,15 @@ def eventually(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def error_of(line: PeerMonitor) -> PeerLostError:
-    def found() -> bool:
-        try:
-            line.check()
-        except PeerLostError:
-            return True
-        return False
-
-    eventually(found)
+def error_of(monitor: PeerMonitor) -> PeerLostError:
+    eventually(lambda: monitor._error)
     with pytest.raises(PeerLostError) as raised:
-        line.check()
+        monitor.check()
     return raised.value
 
 
-def leave(lines: list[PeerMonitor], status: int = 0) -> None:
-    threads = [threading.Thread(target=line.leave, args=(status,)) for line in lines]
+def close(monitors: list[PeerMonitor], status: int = 0) -> None:
+    threads = [threading.Thread(target=monitor.close, args=(status,)) for monitor in monitors]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -58,58 +51,58 @@ def leave(lines: list[PeerMonitor], status: int = 0) -> None:
         assert not thread.is_alive()
 
 
-@pytest.mark.parametrize("speaker", [0, 1])
-def test_all_hear_what_one_asks_for(exits: list[int], speaker: int) -> None:
-    lines = star(4)
-    lines[speaker].ask(7)
-    eventually(lambda: all(line.asked == 7 for line in lines))
-    for line in lines:
-        line.check()
-    leave(lines)
+@pytest.mark.parametrize("sender", [0, 1])
+def test_a_request_reaches_all(exits: list[int], sender: int) -> None:
+    monitors = star(4)
+    monitors[sender].request(7)
+    eventually(lambda: all(monitor.requested == 7 for monitor in monitors))
+    for monitor in monitors:
+        monitor.check()
+    close(monitors)
     assert exits == []
 
 
-def test_all_are_told_who_is_gone_and_end_if_they_do_not_look(exits: list[int]) -> None:
-    lines = star(3)
-    lines[2]._connections[0].shutdown(socket.SHUT_RDWR)  # what the system does for a process that dies
-    for line, told in ((lines[0], False), (lines[1], True)):
-        error = error_of(line)
+def test_a_lost_process_is_reported_and_ends_the_others(exits: list[int]) -> None:
+    monitors = star(3)
+    monitors[2]._connections[0].shutdown(socket.SHUT_RDWR)  # as the system does for a process that dies
+    for monitor, reported in ((monitors[0], False), (monitors[1], True)):
+        error = error_of(monitor)
         assert (str(error), error.status, error.reported) == (
-            "process 2 of 3 is gone (killed, or its machine is)",
+            "process 2 of 3 is gone: it or its machine was killed",
             LOST,
-            told,
+            reported,
         )
     eventually(lambda: exits.count(LOST) == 3)
-    leave(lines, LOST)
+    close(monitors, LOST)
 
 
-def test_who_looks_is_not_ended(exits: list[int]) -> None:
-    lines = star(2)
-    lines[1].fail(2, "process 1 of 2: no such file")
-    error = error_of(lines[0])
+def test_a_process_that_checks_is_not_ended(exits: list[int]) -> None:
+    monitors = star(2)
+    monitors[1].report_failure(2, "process 1 of 2: no such file")
+    error = error_of(monitors[0])
     assert (str(error), error.status) == ("process 1 of 2: no such file", 2)
-    leave(lines, 2)
+    close(monitors, 2)
     time.sleep(1.0)
     assert exits == []
 
 
-def test_who_is_not_through_ends_like_the_first(exits: list[int]) -> None:
-    lines = star(2)
-    leaving = threading.Thread(target=lines[0].leave, args=(3,))
-    leaving.start()
-    error = error_of(lines[1])
+def test_a_process_that_is_not_done_ends_like_the_first(exits: list[int]) -> None:
+    monitors = star(2)
+    closing = threading.Thread(target=monitors[0].close, args=(3,))
+    closing.start()
+    error = error_of(monitors[1])
     assert (error.status, error.reported) == (3, True)
-    lines[1].leave(3)
-    leaving.join(60)
+    monitors[1].close(3)
+    closing.join(60)
     assert exits == []
 
 
-def test_strangers_are_not_let_in(exits: list[int]) -> None:
+def test_other_programs_are_not_accepted(exits: list[int]) -> None:
     published: Queue[str] = Queue()
-    lines: dict[int, PeerMonitor] = {}
+    monitors: dict[int, PeerMonitor] = {}
 
     def join(rank: int, where: str = "") -> None:
-        lines[rank] = connected(
+        monitors[rank] = connect_peers(
             rank, 2, "127.0.0.1", lambda _, value: published.put(value), lambda _: where, timeout=60
         )
 
@@ -117,17 +110,17 @@ def test_strangers_are_not_let_in(exits: list[int]) -> None:
     first.start()
     where = published.get(timeout=60)
     port = int(where.split()[0])
-    for said in (b'{"token": "0", "rank": 1}\n', b"GET / HTTP/1.1\n", b""):
+    for message in (b'{"token": "0", "rank": 1}\n', b"GET / HTTP/1.1\n", b""):
         with socket.create_connection(("127.0.0.1", port), 60) as stranger:
-            stranger.sendall(said)
+            stranger.sendall(message)
     join(1, where)
     first.join(60)
-    lines[1].ask(1)
-    eventually(lambda: lines[0].asked == 1)
-    leave([lines[0], lines[1]])
+    monitors[1].request(1)
+    eventually(lambda: monitors[0].requested == 1)
+    close([monitors[0], monitors[1]])
     assert exits == []
 
 
-def test_who_does_not_come_is_named() -> None:
-    with pytest.raises(PeerLostError, match=r"processes \[1, 2\] of 3 have not come"):
-        connected(0, 3, "127.0.0.1", lambda _, __: None, lambda _: "", timeout=0.0)
+def test_missing_processes_are_named() -> None:
+    with pytest.raises(PeerLostError, match=r"processes \[1, 2\] of 3 have not connected"):
+        connect_peers(0, 3, "127.0.0.1", lambda _, __: None, lambda _: "", timeout=0.0)

@@ -1,4 +1,4 @@
-"""Who is who among the processes: a table of environments, and shares that leave nothing out."""
+"""Ranks: a table of environments, and shares that leave nothing out."""
 
 import itertools
 from typing import Any
@@ -20,14 +20,14 @@ SLURM = {
 SETUP = {"rank": 0, "world_size": 1, "url": "tcp://127.0.0.1:?"}
 
 TABLE: dict[str, tuple[dict[str, str], dict[str, Any], Launch]] = {
-    "a node by itself": ({}, {}, Launch(0, 1, "127.0.0.1", 0)),
-    "env:// of a node by itself": ({}, {"url": "env://", "rank": "slurm"}, Launch(0, 1, "127.0.0.1", 0)),
+    "a single node": ({}, {}, Launch(0, 1, "127.0.0.1", 0)),
+    "env:// of a single node": ({}, {"url": "env://", "rank": "slurm"}, Launch(0, 1, "127.0.0.1", 0)),
     "numbers": (
         {},
         {"rank": 1, "world_size": 3, "url": "tcp://10.0.0.7:4242"},
         Launch(1, 3, "10.0.0.7", 4242),
     ),
-    "torchrun goes before all": (
+    "torchrun takes precedence": (
         {**TORCHRUN, **SLURM},
         {"rank": "slurm", "world_size": 4, "processes_per_node": -1},
         Launch(0, 1, "gpu1", 29500, Ranks(5, 8, 1, 4), True),
@@ -38,7 +38,7 @@ TABLE: dict[str, tuple[dict[str, str], dict[str, Any], Launch]] = {
         {"rank": "slurm", "world_size": 2, "url": "env://"},
         Launch(1, 2, "gpu07.cluster", 1234),
     ),
-    "settings go before the environment": (
+    "settings replace the environment": (
         {**SLURM, "MASTER_ADDR": "gpu07.cluster", "MASTER_PORT": "1234"},
         {"rank": "slurm", "world_size": 2, "url": "env://", "master_address": "here", "master_port": 99},
         Launch(1, 2, "here", 99),
@@ -48,7 +48,7 @@ TABLE: dict[str, tuple[dict[str, str], dict[str, Any], Launch]] = {
         {"rank": "slurm", "url": "env://", "processes_per_node": -1},
         Launch(0, 1, "gpu07", 23456, Ranks(5, 8, 1, 4)),
     ),
-    "somebody starts every process": (
+    "a launcher starts every process": (
         {},
         {"rank": 2, "world_size": 3, "url": "tcp://here:77", "processes_per_node": -1},
         Launch(0, 1, "here", 77, Ranks(2, 3)),
@@ -65,31 +65,31 @@ MISTAKES: dict[str, tuple[dict[str, str], dict[str, Any], str]] = {
         "SLURM_NODEID=x should be a number",
     ),
     "too large": ({}, {"rank": 2, "world_size": 2, "url": "tcp://a:1"}, "rank: 2 of world_size=2; accepted: 0 to 1"),
-    "a free port": ({}, {"rank": 1, "world_size": 2}, "not at a free one"),
+    "a free port": ({}, {"rank": 1, "world_size": 2}, "not a free one"),
     "nowhere": ({}, {"rank": 1, "world_size": 2, "url": "env://"}, "give MASTER_ADDR and MASTER_PORT"),
-    "another url": ({}, {"url": "file:///x"}, "url=file:///x: accepted are tcp://"),
-    "processes of pbs": ({}, {"rank": "pbs", "processes_per_node": -1}, "rank=PBS: tells nodes apart"),
+    "another url": ({}, {"url": "file:///x"}, "url=file:///x: accepted: tcp://"),
+    "processes of pbs": ({}, {"rank": "pbs", "processes_per_node": -1}, "rank=PBS: numbers nodes, not processes"),
 }
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_the_place_of_a_process(name: str) -> None:
+def test_the_launch_of_a_process(name: str) -> None:
     environment, setup, expected = TABLE[name]
     assert launch_of(environment, **{**SETUP, **setup}) == expected
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_what_is_missing_is_named(name: str) -> None:
+def test_mistakes_are_named(name: str) -> None:
     environment, setup, message = MISTAKES[name]
     with pytest.raises(ValueError, match=message):
         launch_of(environment, **{**SETUP, **setup})
 
 
-def test_the_first_process_leads() -> None:
-    assert launch_of({}, **SETUP).leads
-    assert launch_of({**TORCHRUN, "RANK": "0"}, **SETUP).leads
-    assert not launch_of(TORCHRUN, **SETUP).leads
-    assert not launch_of({}, rank=1, world_size=2, url="tcp://a:1").leads
+def test_the_process_of_rank_0_is_the_main_one() -> None:
+    assert launch_of({}, **SETUP).is_main
+    assert launch_of({**TORCHRUN, "RANK": "0"}, **SETUP).is_main
+    assert not launch_of(TORCHRUN, **SETUP).is_main
+    assert not launch_of({}, rank=1, world_size=2, url="tcp://a:1").is_main
     assert started_by_torchrun(TORCHRUN)
     assert not started_by_torchrun({**TORCHRUN, "WORLD_SIZE": "1"})
     assert not started_by_torchrun(SLURM)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
 
-from fullbatch.app.hydra_cli import normalized
+from fullbatch.app.argv import normalized
 from fullbatch.settings import Run
 from fullbatch.settings.parse import changed, parse, plain, settings_of, with_stored
 

@@ -1,0 +1,80 @@
+"""The identity of a run: the settings that determine its numbers, and hashes of them."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fullbatch.runtime.device import DTYPES
+from fullbatch.settings import Run
+from fullbatch.training.checkpoint import differences
+
+CHANGEABLE = {
+    "data": ("caching", "download", "mirrors"),
+    "data.db": (
+        *("path", "rebuild_existing_database", "temporary_database", "write_frequency", "shuffle_while_writing"),
+        *("max_readers", "readahead", "meminit", "max_spare_txns", "access"),
+    ),
+    "hyp": ("steps",),
+}
+"""Keys of data, model and hyp that do not determine the numbers of a step: where files are, how they are read, how
+many steps there are. A run may change them, as all keys of other groups, and continue from its checkpoint."""
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What makes two runs the same one; checkpoints, the ledger, loggers and tables use it.
+
+    Args:
+        config: the groups data, model and hyp that checkpoints store, without keys that are ``CHANGEABLE``; those of
+            ``data.db`` are stored, and ignored in comparisons.
+        configuration: the hash of all that determines the numbers of the run except its seed: ``config``, the number
+            of steps, the analysis and the arithmetic. Of ``impl`` nothing else is hashed: threads, device or memory
+            format change numbers by rounding at most.
+        name: of the run.
+        seed: None until it is drawn.
+    """
+
+    config: dict[str, Any]
+    configuration: str
+    name: str
+    seed: int | None
+
+    @classmethod
+    def of(cls, run: Run, tree: Mapping[str, Any]) -> "RunIdentity":
+        """Return the identity of a run; ``tree`` is the configuration that its settings were made from."""
+        impl, hashed = run.impl, _significant(asdict(run))
+        if isinstance(hashed["data"].get("db"), dict):
+            hashed["data"]["db"] = _without(hashed["data"]["db"], "data.db")
+        scaling = [impl.grad_scaling] if impl.grad_scaling else []
+        arithmetic = [str(DTYPES[impl.dtype]), str(DTYPES[impl.accumulation_dtype]), impl.mixed_precision, *scaling]
+        configuration = content_hash([hashed, run.hyp.steps, vars(run.analysis), arithmetic])
+        return cls(_significant(tree), configuration, run.name, run.seed)
+
+    @property
+    def job(self) -> str:
+        """The hash of configuration, name and seed; runs that have it in common have the same numbers."""
+        return content_hash([self.configuration, self.name, self.seed])
+
+    def mismatches(self, checkpoint: Mapping[str, Any]) -> list[str]:
+        """Return 'key: stored there, given here' for each entry in which a checkpoint is that of another run."""
+        ignored = tuple(f"data.db.{key}:" for key in CHANGEABLE["data.db"])
+        lines = [line for line in differences(checkpoint["config"], self.config) if not line.startswith(ignored)]
+        if self.seed not in (None, checkpoint["seed"]):
+            lines.append(f"seed: {checkpoint['seed']} there, {self.seed} here")
+        return lines
+
+
+def content_hash(content: Any) -> str:
+    """Return 12 hexadecimal digits (48 bits) of the SHA-256 of plain containers, independent of the order of keys."""
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _significant(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {group: _without(tree[group], group) for group in ("data", "model", "hyp")}
+
+
+def _without(settings: Mapping[str, Any], group: str) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in CHANGEABLE.get(group, ())}
