@@ -1,0 +1,53 @@
+"""The identity of a run: its hashes in ledgers and tables of earlier versions stay valid."""
+
+import pytest
+from composing import composed
+
+from fullbatch.app.identity import RunIdentity
+from fullbatch.settings.parse import parse, plain
+
+HASHES = {
+    "": ("5391ecf35494", "1817b77c30b5"),
+    "hyp=gradreg seed=1 name=mine": ("50d1d3e972c5", "019f2ca368a2"),
+    "data=digits hyp=fb1 data/db=LMDB data.db.rounds=10 hyp.train_semi_stochastic=True seed=3": (
+        *("5d161909c3c4", "5856b080777e"),
+    ),
+    "impl.mixed_precision=float16 impl.grad_scaling=True hyp/optim=lbfgs analysis=full": (
+        *("16546e6cc775", "cc5d75e1c3e2"),
+    ),
+    "model=vgg16 impl.dtype=double hyp/optim_modification=SAM hyp.steps=7 analysis=edge_of_stability": (
+        *("6eb1c6201ec7", "74c66f0293d4"),
+    ),
+}
+
+
+def identity(*overrides: str) -> RunIdentity:
+    cfg = composed(*overrides)
+    return RunIdentity.of(parse(cfg), plain(cfg))
+
+
+def test_hashes_never_change() -> None:
+    """Else sweeps would run again what is finished."""
+    for command, expected in HASHES.items():
+        found = identity(*command.split())
+        assert (found.configuration, found.job) == expected, command
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "mismatches"),
+    [
+        (("seed=1",), ("seed=1",), []),
+        (("seed=1",), ("seed=",), []),
+        (("seed=1",), ("seed=2",), ["seed: 1 there, 2 here"]),
+        ((), ("hyp.steps=7", "data.caching=ram", "data.download=False", "impl.dtype=double", "name=x"), []),
+        ((), ("hyp.optim.lr=7",), ["hyp.optim.lr: 0.1 there, 7 here"]),
+        (("data/db=LMDB",), ("data/db=LMDB", "data.db.path=elsewhere", "data.db.access=cursor"), []),
+        (("data/db=LMDB",), ("data/db=LMDB", "data.db.rounds=3"), ["data.db.rounds: 1 there, 3 here"]),
+    ],
+)
+def test_a_checkpoint_is_that_of_the_run_unless_its_numbers_differ(
+    stored: tuple[str, ...], given: tuple[str, ...], mismatches: list[str]
+) -> None:
+    other = identity("hyp=fb1", *stored)
+    checkpoint = {"config": other.config, "seed": other.seed}
+    assert identity("hyp=fb1", *given).mismatches(checkpoint) == mismatches
