@@ -1,6 +1,6 @@
 """Small trainers for every optimizer and wrapper."""
 
-from composing import composed
+from composing import settings_for
 from small_training import loader, trainer
 from torch import nn
 
@@ -8,7 +8,6 @@ from fullbatch.build.optimizer import build_optimizer
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.losses import loss_function
 from fullbatch.optim.ema import ExponentialMovingAverage
-from fullbatch.settings.parse import parse
 from fullbatch.training.trainer import Trainer
 
 CASES = {
@@ -33,7 +32,7 @@ def built(overrides: list[str], seed: int = 0) -> Trainer:
     """Return the small trainer with all options except noise, which excludes line searches."""
     some_trainer = trainer(6, seed=seed)
     state, step = some_trainer.state, some_trainer.step
-    optimizer = build_optimizer(parse(composed("hyp=fb1", *overrides)).hyp, state.model)
+    optimizer = build_optimizer(settings_for("hyp=fb1", *overrides).hyp, state.model)
     state.optimizer = optimizer
     step.objective.regularizer.optimizer = optimizer
     step.transforms = step.transforms[:1]
@@ -48,7 +47,7 @@ def always_the_same(overrides: list[str], seed: int = 0) -> Trainer:
     objective = step.objective
     objective.model[1], objective.model[3] = nn.Identity(), nn.Identity()
     step.objective = FullBatchObjective(objective.model, loss_function(), [], sub_batch=8)
-    optimizer = build_optimizer(parse(composed("hyp=fb1", *overrides)).hyp, objective.model)
+    optimizer = build_optimizer(settings_for("hyp=fb1", *overrides).hyp, objective.model)
     some_trainer.state.optimizer = optimizer
     some_trainer.state.ema = ExponentialMovingAverage(objective.model, 0.9)
     return some_trainer

@@ -16,6 +16,7 @@ from cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairwise import pairwise
 from references import assert_no_trace, dense_hessian, loss_and_gradient, trace_of, vector
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -68,14 +69,14 @@ def largest_of_each(outputs: Tensor, labels: Tensor, copies: int) -> Tensor:
     return torch.stack([part.max() for part in losses.split(copies)]).mean()
 
 
-@pytest.mark.parametrize("name", WITHOUT_BATCH_STATISTICS)
-@pytest.mark.parametrize("sizes", PARTITIONS.values(), ids=PARTITIONS.keys())
-@pytest.mark.parametrize("sub_batch", [None, 1, 3])
-def test_copies_of_a_sample_stay_together(name: str, sizes: list[int], sub_batch: int | None) -> None:
+@pytest.mark.parametrize(
+    ("name", "partition", "sub_batch"), pairwise([*WITHOUT_BATCH_STATISTICS], [*PARTITIONS], [None, 1, 3])
+)
+def test_copies_of_a_sample_stay_together(name: str, partition: str, sub_batch: int | None) -> None:
     inputs, labels = copied_samples(4)
     model, loss_fn = build(name), loss_function("maxup-4")
     loss, gradient = loss_and_gradient(model, lambda *a: largest_of_each(*a, 4), inputs, labels)
-    blocks = cut(inputs, labels, [4 * size for size in sizes])
+    blocks = cut(inputs, labels, [4 * size for size in PARTITIONS[partition]])
     objective = FullBatchObjective(model, loss_fn, blocks, sub_batch=sub_batch)
     found = objective.evaluate()
     torch.testing.assert_close(found.loss, loss, rtol=1e-12, atol=0)

@@ -15,7 +15,6 @@ from fullbatch.objective.arithmetic import Arithmetic
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.gauss_newton import gauss_newton_product
 from fullbatch.objective.gradient_penalty import GradRegularizer
-from fullbatch.objective.hessian_products import IMPLEMENTATIONS
 from fullbatch.objective.sub_batch import SubBatchObjective
 from fullbatch.tensors import trainable
 from fullbatch.typing import Block
@@ -85,6 +84,7 @@ def gauss_newton(model: nn.Module, **how: object) -> Tensor:
     return vector(gauss_newton_product(objective.point(block()), direction(model)))
 
 
+IMPLEMENTATIONS = ("forward-differences", "central-differences", "autograd", "forward-over-reverse")
 WAYS: dict[str, Found] = {
     "gradient": gradient,
     "plain gradient": plain_gradient,
