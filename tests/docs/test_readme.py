@@ -5,6 +5,8 @@ import re
 import pytest
 from composing import CONFIG, ROOT
 
+from fullbatch.__main__ import COMMANDS
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -46,3 +48,9 @@ def test_the_table_of_groups_is_complete(group: str) -> None:
 def test_linked_files_exist(page) -> None:  # type: ignore[no-untyped-def]
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+def test_commands_exist() -> None:
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    commands = set(re.findall(r"python -m fullbatch ([a-z][\w-]*)", pages))
+    assert {"inspect", "page", "report", "status"} <= commands <= COMMANDS.keys()
