@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fullbatch import FullBatchObjective, build_model
 from fullbatch.data.augmentation import Augmentation
 from fullbatch.data.dataset import ImageSet, TensorImages
-from fullbatch.data.loader import BlockLoader
+from fullbatch.data.loader import BlockFormat, BlockLoader, ReadOptions
 
 AUGMENTATIONS = {"RandomCrop": [32, 4], "RandomHorizontalFlip": 0.5}
 
@@ -37,19 +37,21 @@ class Bench:
         return model.to(self.device, memory_format=memory_format)
 
     def loader(
-        self, batch_size: int, *, augmented: bool = True, samples: int | None = None, **options: Any
+        self,
+        batch_size: int,
+        *,
+        augmented: bool = True,
+        samples: int | None = None,
+        memory_format: torch.memory_format = torch.contiguous_format,
     ) -> BlockLoader:
         """Return a loader of all images, or of ``samples`` of them, repeated if there are fewer."""
         ids = torch.arange(samples or len(self.labels)) % len(self.labels)
         return BlockLoader(
             ImageSet(TensorImages(self.images[ids]), self.labels[ids], tuple("0123456789")),
             batch_size=batch_size,
-            mean=[MEAN] * self.images.shape[1],
-            std=[STD] * self.images.shape[1],
+            format=BlockFormat([MEAN], [STD], self.device, memory_format=memory_format),
             augmentation=Augmentation(AUGMENTATIONS, 0) if augmented else None,
-            device=self.device,
-            caching="device",
-            **options,
+            reading=ReadOptions(caching="device"),
         )
 
     def block(self, batch_size: int) -> tuple[Tensor, Tensor]:

@@ -32,12 +32,12 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from fullbatch.data.augmentation import Augmentation
-from fullbatch.data.dataset import ImageSet, load_images
+from fullbatch.data.dataset import ImageRequest, ImageSet, load_images
 from fullbatch.data.frozen.build import Writing, stored_images
 from fullbatch.data.frozen.copies import Recipe
-from fullbatch.data.frozen.store import Access
-from fullbatch.data.loader import BlockLoader
+from fullbatch.data.loader import BlockFormat, BlockLoader, ReadOptions
 from fullbatch.runtime.device import describe, find_device
+from fullbatch.runtime.lmdb import LMDBOptions
 
 
 def seconds(blocks: Iterable[Tensor], samples: int) -> float:
@@ -67,30 +67,24 @@ def decoded(options: argparse.Namespace, device: torch.device) -> Iterable[Tenso
 
 def stored(options: argparse.Namespace, device: torch.device, folder: str) -> BlockLoader:
     """Build a database and return a loader of its blocks."""
-    data = load_images(
-        "imagefolder",
-        path=str(options.path),
-        pixels=options.pixels,
-        size=options.samples,
-        mean=[0.0] * 3,
-        std=[1.0] * 3,
+    request = ImageRequest(
+        str(options.path), pixels=options.pixels, size=options.samples, mean=[0.0] * 3, std=[1.0] * 3
     )
+    data = load_images("imagefolder", request)
     recipe = Recipe("benchmark", data.train, {}, seed=0)
-    images = stored_images(recipe, Path(folder) / "db", Access(), Writing(num_workers=options.workers))
+    images = stored_images(recipe, Path(folder) / "db", LMDBOptions(), Writing(num_workers=options.workers))
     return BlockLoader(
         ImageSet(images, data.train.labels, data.classes),
         batch_size=options.batch_size,
-        device=device,
-        caching=False,
-        num_workers=options.workers if options.read_in_workers else 0,
+        format=BlockFormat(device=device),
+        reading=ReadOptions(caching=False, num_workers=options.workers if options.read_in_workers else 0),
     )
 
 
 def most_memory(options: argparse.Namespace, device: torch.device, way: str) -> tuple[float, float]:
     """Return images per second, and the MiB that this process and its largest worker use beyond those at the start."""
     whole = way == "whole"
-    data = load_images(
-        "imagefolder",
+    request = ImageRequest(
         path=str(options.path),
         channels=3,
         pixels=options.pixels,
@@ -99,14 +93,14 @@ def most_memory(options: argparse.Namespace, device: torch.device, way: str) -> 
         std=[1.0] * 3,
         resize_on_read=not whole,
     )
+    data = load_images("imagefolder", request)
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     loader = BlockLoader(
         data.train,
         batch_size=options.batch_size,
-        device=device,
+        format=BlockFormat(device=device),
         augmentation=Augmentation({"RandomResizedCrop": options.pixels}, 0) if whole else None,
-        caching="ram" if way == "cached" else False,
-        num_workers=options.workers,
+        reading=ReadOptions(caching="ram" if way == "cached" else False, num_workers=options.workers),
     )
     took = seconds((block.inputs for block in loader.blocks(0)), options.samples)
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)

@@ -25,8 +25,8 @@ from fullbatch.analysis.figure import draw_edge_of_stability
 from fullbatch.analysis.probes import ProbeSchedule
 from fullbatch.analysis.sharpness_probe import SharpnessProbe
 from fullbatch.build.probes import observe
-from fullbatch.data.dataset import load_images
-from fullbatch.data.loader import BlockLoader
+from fullbatch.data.dataset import ImageRequest, load_images
+from fullbatch.data.loader import BlockFormat, BlockLoader
 from fullbatch.optim.descent import Descent
 from fullbatch.optim.schedules import constant
 from fullbatch.training.state import Row, TrainState
@@ -79,9 +79,9 @@ def main() -> int:
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
-    source = {"name": "digits"} if options.data == "digits" else {"name": "imagefolder", "path": options.data}
-    data = load_images(**source, size=options.samples)
-    loader = BlockLoader(data.train, batch_size=1000, mean=data.mean, std=data.std)
+    name, path = ("digits", None) if options.data == "digits" else ("imagefolder", options.data)
+    data = load_images(name, ImageRequest(path, size=options.samples))
+    loader = BlockLoader(data.train, batch_size=1000, format=BlockFormat(data.mean, data.std))
     console, runs, medians = Console(), {}, []
     for lr in options.lr:
         start, model = time.perf_counter(), network(data.channels, data.pixels, len(data.classes), options.seed)

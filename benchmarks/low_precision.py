@@ -41,8 +41,8 @@ from torch import nn
 from fullbatch import FullBatchObjective, build_model, loss_function
 from fullbatch.build.precision import LOSS_SCALE
 from fullbatch.data.augmentation import Augmentation
-from fullbatch.data.dataset import ImageData, load_images
-from fullbatch.data.loader import BlockLoader
+from fullbatch.data.dataset import ImageData, ImageRequest, load_images
+from fullbatch.data.loader import BlockFormat, BlockLoader
 from fullbatch.objective.arithmetic import Arithmetic
 from fullbatch.optim.descent import Descent
 from fullbatch.optim.schedules import Schedule, schedule_named
@@ -88,8 +88,8 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.device = options, find_device(options.device)
         self.precisions: dict[str, bool | torch.dtype] = {"float32": False, options.precision: LOW[options.precision]}
-        place = {"name": "digits"} if options.data == "digits" else {"name": "imagefolder", "path": options.data}
-        self.data: ImageData = load_images(**place, size=options.samples)
+        name, path = ("digits", None) if options.data == "digits" else ("imagefolder", options.data)
+        self.data: ImageData = load_images(name, ImageRequest(path, size=options.samples))
 
     def loader(self, *, training: bool = True, augmented: bool = False) -> BlockLoader:
         data = self.data
@@ -100,10 +100,8 @@ class Bench:
         return BlockLoader(
             data.train if training else data.valid,
             batch_size=self.options.batch_size,
-            mean=data.mean,
-            std=data.std,
+            format=BlockFormat(data.mean, data.std, self.device),
             augmentation=Augmentation(transforms, self.options.seed) if augmented else None,
-            device=self.device,
         )
 
     def model(self, seed: int) -> nn.Module:

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from fullbatch import FullBatchObjective
-from fullbatch.data.dataset import load_images
-from fullbatch.data.loader import BlockLoader
+from fullbatch.data.dataset import ImageRequest, load_images
+from fullbatch.data.loader import BlockFormat, BlockLoader
 from fullbatch.optim.descent import Descent
 from fullbatch.optim.fista import FISTA
 from fullbatch.optim.lbfgs import LBFGS
@@ -72,10 +72,10 @@ def network(channels: int, pixels: int, classes: int, seed: int) -> nn.Module:
 def data_named(name: str, samples: int | None) -> tuple[BlockLoader, tuple[int, int, int]]:
     """Return a loader of the training blocks, with channels, pixels and number of classes."""
     if name == "digits":
-        data = load_images("digits", size=samples)
+        data = load_images("digits", ImageRequest(size=samples))
     else:
-        data = load_images("imagefolder", path=str(Path(name).expanduser()), size=samples)
-    loader = BlockLoader(data.train, batch_size=1000, mean=data.mean, std=data.std)
+        data = load_images("imagefolder", ImageRequest(str(Path(name).expanduser()), size=samples))
+    loader = BlockLoader(data.train, batch_size=1000, format=BlockFormat(data.mean, data.std))
     return loader, (data.channels, data.pixels, len(data.classes))
 
 

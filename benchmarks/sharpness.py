@@ -20,8 +20,8 @@ from rich.table import Table
 from fullbatch import FullBatchObjective, loss_function
 from fullbatch.analysis.eigenvalues import largest_eigenpairs
 from fullbatch.analysis.operators import curvature
-from fullbatch.data.dataset import load_images
-from fullbatch.data.loader import BlockLoader
+from fullbatch.data.dataset import ImageRequest, load_images
+from fullbatch.data.loader import BlockFormat, BlockLoader
 from fullbatch.optim.descent import Descent
 from fullbatch.training.state import TrainState
 from fullbatch.training.step import Step
@@ -38,9 +38,9 @@ def main() -> int:
     options = parser.parse_args()
 
     torch.set_num_threads(1)
-    source = {"name": "digits"} if options.data == "digits" else {"name": "imagefolder", "path": options.data}
-    data = load_images(**source, size=options.samples)
-    loader = BlockLoader(data.train, batch_size=1000, mean=data.mean, std=data.std)
+    name, path = ("digits", None) if options.data == "digits" else ("imagefolder", options.data)
+    data = load_images(name, ImageRequest(path, size=options.samples))
+    loader = BlockLoader(data.train, batch_size=1000, format=BlockFormat(data.mean, data.std))
     model = network(data.channels, data.pixels, len(data.classes), seed=0)
     objective, optimizer = (
         FullBatchObjective(model, loss_function("squared"), []),

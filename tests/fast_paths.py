@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fullbatch.data.augmentation import Augmentation
 from fullbatch.data.images import ImageSet, TensorImages
-from fullbatch.data.loader import BlockLoader, BlockSequence
+from fullbatch.data.loader import BlockFormat, BlockLoader, LoaderBlocks, ReadOptions
 from fullbatch.objective.arithmetic import Arithmetic
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.gradient_penalty import GradRegularizer
@@ -54,7 +54,7 @@ class FastPath:
         model = order_weights(MODELS[name]().to(self.device, torch.float32), self.memory_format)
         return model if dropout else without_dropout(model)
 
-    def blocks(self, batch_size: int = SAMPLES, dtype: torch.dtype = torch.float32) -> BlockSequence:
+    def blocks(self, batch_size: int = SAMPLES, dtype: torch.dtype = torch.float32) -> LoaderBlocks:
         """Return images that lie on the device as bytes and are augmented there in batches."""
         return loader(batch_size, torch.device(self.device), dtype, self.memory_format).blocks(step=3)
 
@@ -104,13 +104,9 @@ def loader(
     return BlockLoader(
         ImageSet(TensorImages(images), labels, tuple("abc")),
         batch_size=batch_size,
-        mean=[0.4, 0.5],
-        std=[0.2, 0.3],
+        format=BlockFormat([0.4, 0.5], [0.2, 0.3], device, dtype, memory_format),
         augmentation=Augmentation({"RandomCrop": [4, 1], "RandomHorizontalFlip": 0.5}, seed=2),
-        device=device,
-        dtype=dtype,
-        memory_format=memory_format,
-        caching="device",
+        reading=ReadOptions(caching="device"),
     )
 
 

@@ -3,10 +3,11 @@
 from typing import Any
 
 import torch
+from block_loading import block_loader
 from torch import nn
 
 from fullbatch.data.augmentation import Augmentation
-from fullbatch.data.dataset import load_images
+from fullbatch.data.dataset import ImageRequest, load_images
 from fullbatch.data.loader import BlockLoader
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.gradient_penalty import GradRegularizer
@@ -33,11 +34,11 @@ def network() -> nn.Module:
 
 
 def loader(training: bool = True, size: int = 50, **options: Any) -> BlockLoader:
-    data = load_images("digits", size=size, valid_size=size)
+    data = load_images("digits", ImageRequest(size=size, valid_size=size))
     options = {"batch_size": 16, "mean": data.mean, "std": data.std, "dtype": torch.float64, "seed": 5, **options}
     if training:
         options.setdefault("augmentation", Augmentation({"RandomCrop": [8, 1], "RandomHorizontalFlip": 0.5}, 7))
-    return BlockLoader(data.train if training else data.valid, **options)
+    return block_loader(data.train if training else data.valid, **options)
 
 
 def trainer(steps: int = 10, stochastic: bool = False, shuffle: bool = False, seed: int = 0, **options: Any) -> Trainer:

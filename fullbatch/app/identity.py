@@ -8,7 +8,7 @@ from typing import Any
 
 from fullbatch.runtime.device import DTYPES
 from fullbatch.settings import Run
-from fullbatch.training.checkpoint import differences
+from fullbatch.runtime.manifests import differences
 
 CHANGEABLE = {
     "data": ("caching", "download", "mirrors"),

@@ -9,8 +9,9 @@ from typing import Any
 
 from fullbatch.app.identity import RunIdentity
 from fullbatch.models.model_file import StoredModel, read_model
+from fullbatch.runtime.manifests import differences
 from fullbatch.settings.parse import with_stored
-from fullbatch.training.checkpoint import checkpoint_path, differences, find_checkpoint
+from fullbatch.training.checkpoint import checkpoint_path, find_checkpoint
 
 log = logging.getLogger(__name__)
 

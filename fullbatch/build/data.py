@@ -3,15 +3,16 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from enum import IntEnum
 
 import torch
 
 from fullbatch.build.frozen_data import build_frozen
 from fullbatch.data.augmentation import AUGMENTATION, Augmentation
-from fullbatch.data.dataset import ImageData, ImageSet, load_images
+from fullbatch.data.dataset import ImageData, ImageRequest, ImageSet, load_images
 from fullbatch.data.label_noise import with_label_noise
-from fullbatch.data.loader import BlockLoader
+from fullbatch.data.loader import BlockFormat, BlockLoader, ReadOptions
 from fullbatch.objective.losses import Loss, loss_function
 from fullbatch.randomness import derive_seed
 from fullbatch.runtime.device import DTYPES
@@ -59,21 +60,8 @@ def build_data(run: Run, seed: int) -> ImageData:
 
 
 def _loaded(settings: Data) -> ImageData:
-    data = load_images(
-        settings.name,
-        path=settings.path,
-        size=settings.size,
-        valid_size=settings.valid_size,
-        subset_seed=settings.subset_seed,
-        channels=settings.channels,
-        classes=settings.classes,
-        pixels=settings.pixels,
-        mean=settings.mean,
-        std=settings.std,
-        download=settings.download,
-        mirrors=settings.mirrors or (),
-        resize_on_read=settings.resize_on_read,
-    )
+    values = {field.name: getattr(settings, field.name) for field in fields(ImageRequest)}
+    data = load_images(settings.name, ImageRequest(**{**values, "mirrors": settings.mirrors or ()}))
     shape = f"{data.channels}x{data.pixels}x{data.pixels}"
     counts = f"{len(data.train):,} training and {len(data.valid):,} validation images"
     log.info("data %s: %s of %s in %d classes", settings.name, counts, shape, len(data.classes))
@@ -101,20 +89,25 @@ def build_loader(run: Run, data: ImageData, part: ImageSet, seed: int, device: t
     return BlockLoader(
         part,
         batch_size=run.data.batch_size,
-        mean=data.mean if run.data.normalize else None,
-        std=data.std if run.data.normalize else None,
+        format=BlockFormat(
+            mean=data.mean if run.data.normalize else None,
+            std=data.std if run.data.normalize else None,
+            device=device,
+            dtype=DTYPES[run.impl.dtype],
+            memory_format=MEMORY_FORMATS[run.impl.memory],
+        ),
         augmentation=augmentation,
-        device=device,
-        dtype=DTYPES[run.impl.dtype],
-        memory_format=MEMORY_FORMATS[run.impl.memory],
-        caching="ram" if run.data.caching is True else run.data.caching,
-        num_workers=min(run.impl.threads, torch.get_num_threads()),
-        pin_memory=run.impl.pin_memory,
-        non_blocking=run.impl.non_blocking,
-        persistent_workers=run.impl.persistent_workers,
+        reading=ReadOptions(
+            caching="ram" if run.data.caching is True else run.data.caching,
+            num_workers=min(run.impl.threads, torch.get_num_threads()),
+            pin_memory=run.impl.pin_memory,
+            non_blocking=run.impl.non_blocking,
+            persistent_workers=run.impl.persistent_workers,
+            name="training images" if training else "validation images",
+        ),
         drop_last=run.data.drop_last and training,
-        copies=copies,
         rounds=rounds_of_a_step(run) if training else 1,
+        copies=copies,
         seed=Stream.BLOCKS.seed(seed),
     )
 

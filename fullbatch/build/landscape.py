@@ -22,14 +22,16 @@ from fullbatch.landscape.directions import (
 )
 from fullbatch.landscape.filling import arrays_of, stored_directions
 from fullbatch.landscape.grid import POINT, Axis, Grid
-from fullbatch.landscape.records import Manifest, manifest_of
-from fullbatch.landscape.store import Access, SurfaceStore
+from fullbatch.landscape.records import manifest_of
+from fullbatch.landscape.store import SurfaceStore
 from fullbatch.landscape.surface import PointEvaluator, require_plane
 from fullbatch.models.model_file import StoredModel, read_model
 from fullbatch.models.weights import load_weights
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.optim.weight_decay import decay_penalty
 from fullbatch.runtime.device import describe
+from fullbatch.runtime.lmdb import LMDBOptions
+from fullbatch.runtime.manifests import Manifest
 from fullbatch.settings import Run, Viz
 from fullbatch.training.checkpoint import checkpoint_path
 
@@ -53,9 +55,9 @@ class LandscapeJob:
 
     def open(self, folder: Path, viz: Viz) -> SurfaceStore:
         """Open the database in ``folder`` and use the directions that it contains."""
-        access = Access(viz.max_readers, viz.readahead, viz.meminit, viz.max_spare_txns, viz.map_size)
+        options = LMDBOptions(viz.max_readers, viz.readahead, viz.meminit, viz.max_spare_txns, viz.map_size)
         rebuild, size = viz.rebuild_existing_database, len(self.grid.points())
-        store = SurfaceStore(folder, self.manifest, self.arrays, access, rebuild=rebuild, num_points=size)
+        store = SurfaceStore(folder, self.manifest, self.arrays, options, rebuild=rebuild, num_points=size)
         self.evaluate.directions = stored_directions(
             self.evaluate.directions, self.evaluate.objective.model, store.arrays
         )

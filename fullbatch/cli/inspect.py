@@ -21,11 +21,12 @@ from rich.table import Table
 from torch import Tensor
 
 from fullbatch.data.augmentation import Augmentation, augmentation_seed
-from fullbatch.data.dataset import load_images
-from fullbatch.data.frozen.records import label_of
-from fullbatch.data.frozen.store import Access, StoredImages, digest, opened, reading
+from fullbatch.data.dataset import ImageRequest, load_images
+from fullbatch.data.frozen.records import IMAGES, label_of
+from fullbatch.data.frozen.store import StoredImages, digest, opened
 from fullbatch.data.reading import reader_of
 from fullbatch.runtime.files import format_error, require_writable
+from fullbatch.runtime.lmdb import LMDBOptions
 
 _GAP, _SIDE = 2, 64  # pixels between images; the side that smaller ones are enlarged to, about
 
@@ -89,12 +90,12 @@ def _turns(labels: Tensor) -> Tensor:
 
 def _data_base(options: argparse.Namespace) -> Shown:
     folder = Path(options.what)
-    with reading(folder):
-        environment = opened(folder, Access())
+    with IMAGES.report_errors(folder):
+        environment = opened(folder, LMDBOptions())
         manifest = dict(environment.manifest() or {})
         if not manifest:
             raise ValueError("no manifest")
-        images, count = StoredImages(folder, manifest, Access()), int(manifest["count"])
+        images, count = StoredImages(folder, manifest, LMDBOptions()), int(manifest["count"])
         manifest["digest"] = environment.stored_digest()
         if options.verify and digest(environment) != manifest["digest"]:
             raise ValueError(f"the digest of its records is {digest(environment)}, not {manifest['digest']}")
@@ -108,14 +109,14 @@ def _data_base(options: argparse.Namespace) -> Shown:
 
 
 def _data_set(options: argparse.Namespace) -> Shown:
-    data = load_images(
-        options.what,
+    request = ImageRequest(
         path=options.path,
         pixels=options.pixels,
         size=options.size,
         resize_on_read=False if options.whole else None,
         download=False,
     )
+    data = load_images(options.what, request)
     augmentation = Augmentation(options.augmentations, augmentation_seed(options.seed), "--augmentations")
     reader, rest = reader_of(data.train.images, augmentation)
 

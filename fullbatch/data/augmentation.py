@@ -72,7 +72,7 @@ class Augmentation:
                 raise ValueError(f"{transform.key}: {error}") from error
         return images
 
-    def parted(self) -> "tuple[Augmentation, Augmentation] | None":
+    def split(self) -> "tuple[Augmentation, Augmentation] | None":
         """Cut behind the first transform that gives images of any size one size; None where there is none.
 
         The second part after the first is the whole: the draws of a transform stay those of its place.

@@ -110,7 +110,24 @@ class ImageData:
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """What the settings ``data.*`` ask of a source; None leaves the choice to what is found."""
+    """What the settings ``data.*`` request from a data source.
+
+    Args:
+        path: folder of the files.
+        size: number of training images to use; None means all.
+        valid_size: number of validation images to use; None means all.
+        subset_seed: seed of class-balanced subsets, and of the order where files are ordered by class. CIFAR takes the
+            first images.
+        channels: 1 (gray) or 3 (color); None takes those of the images.
+        classes: number of classes; None takes those of the data set.
+        pixels: side of the square images; None takes that of the images.
+        mean: one value per channel, in the range 0 to 1; None computes mean and std from the training images used.
+        std: one value per channel; None computes it.
+        download: whether missing files may be downloaded.
+        mirrors: further places of the official archives: addresses or paths, of a folder or of the archive.
+        resize_on_read: whether image files are resized and cropped to ``pixels`` before any transform; None means
+            False for ``ImageNet``, True elsewhere.
+    """
 
     path: str | None = None
     size: int | None = None

@@ -1,7 +1,7 @@
-"""The one generator that moves samples to the device: images in, augmented and normalised blocks out.
+"""Blocks on the device: images in, augmented and normalized inputs out.
 
-Which samples make a block, in which order, and what augmentation does to them is a function of (seed, step) alone, so
-blocks of a step can be asked for again and come out the same.
+Which samples make up a block, their order and their augmentation are functions of (seed, step) alone. So the blocks
+of a step can be requested again and come out the same.
 """
 
 import logging
@@ -15,46 +15,81 @@ from torch import Tensor
 from fullbatch.data.augmentation import Augmentation
 from fullbatch.data.images import Images, ImageSet, TensorImages
 from fullbatch.data.prefetch import one_ahead
-from fullbatch.data.reading import AsTheyAre, FromFiles, InMemory, Reader, Source, reader_of
+from fullbatch.data.reading import DirectReader, FromFiles, InMemory, Reader, Source, reader_of
 from fullbatch.randomness import derive_seed, random_bits, random_integers
+from fullbatch.runtime.files import format_bytes
 from fullbatch.runtime.logs import progress
 from fullbatch.runtime.stop_requests import stop_if_interrupted
 from fullbatch.typing import Block
 
 _log = logging.getLogger(__name__)
+_CPU = torch.device("cpu")
 _ORDER, _REPLACEMENT, _KEYS = 0, 1, 2  # streams of the loader's seed
-_DEVICE_SHARE, _RAM_SHARE = 0.25, 0.5  # of the free memory that images may take unasked; activations need the rest
-_UNKNOWN_RAM = 4 << 30  # bytes to assume where the system does not tell
-_GIB = 1 << 30
-_CHUNK = 32 << 20  # bytes of images read at once on their way into the memory
+_DEVICE_SHARE, _RAM_SHARE = (
+    0.25,
+    0.5,
+)  # of the free memory, for the cache
+_DEFAULT_FREE_RAM = 4 << 30  # bytes to assume where the system does not report them
+_CHUNK = 32 << 20  # bytes of images read at once into the cache
+
+
+@dataclass(frozen=True)
+class BlockFormat:
+    """The inputs of a block: (image/255 - mean) / std.
+
+    Args:
+        mean: one number per channel; None means 0.
+        std: one number per channel; None means 1.
+        device: of inputs and labels.
+        dtype: of the inputs.
+        memory_format: of the inputs.
+    """
+
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    device: torch.device = _CPU
+    dtype: torch.dtype = torch.float32
+    memory_format: torch.memory_format = torch.contiguous_format
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How images reach the device.
+
+    Args:
+        caching: ``device`` or ``ram`` keeps all images there as uint8, False reads them in every pass. None caches on
+            the device, else in RAM, where the images take a moderate share of the free memory.
+        num_workers: number of reading processes; used where images are not cached.
+        pin_memory: whether images pass through page-locked memory on their way to a CUDA device.
+        non_blocking: whether copies to the device are asynchronous.
+        persistent_workers: whether the workers stay between passes.
+        name: what log messages call the images.
+    """
+
+    caching: str | bool | None = None
+    num_workers: int = 0
+    pin_memory: bool = False
+    non_blocking: bool = True
+    persistent_workers: bool = False
+    name: str = "images"
 
 
 class BlockLoader:
-    """Makes blocks of a set of images; see ``blocks``.
+    """Makes the blocks of each step from a set of images; see ``blocks``.
 
     Args:
-        dataset: the labelled images.
-        batch_size: samples of a block; the last one holds what is left, unless ``drop_last``.
-        mean: of each channel, subtracted from value/255; None: images are value/255.
-        std: of each channel, divided by.
-        augmentation: changes the uint8 images first.
-        device: where blocks lie.
-        dtype: of the inputs.
-        memory_format: of the inputs.
-        caching: ``device`` or ``ram`` keeps all images there as uint8; False reads them anew in every pass; None
-            takes the first of the three that is at ease in the free memory.
-        num_workers: processes that read, where images are not cached.
-        pin_memory: copy images to page-locked memory on their way to a CUDA device.
-        non_blocking: do not wait for copies to the device.
-        persistent_workers: keep the workers between passes.
-        drop_last: leave out a last block that is smaller than the others.
-        rounds: parts of the set, one after the other and equally large, that steps take turns with: step s has the
-            samples of part s mod rounds.
-        copies: how often each sample comes, one copy after the other, each augmented by draws of its own (Maxup).
-        seed: of the order and of the blocks' keys.
+        dataset: the labeled images.
+        batch_size: samples per block; the last block holds the remainder unless ``drop_last``.
+        format: normalization, device and dtype of the inputs.
+        augmentation: applied to the uint8 images.
+        reading: where the images are kept and who reads them.
+        drop_last: whether a last block smaller than the others is left out.
+        rounds: number of equally large, consecutive parts of the set; step s uses part s mod ``rounds``.
+        copies: how often each sample occurs in a block; copies are adjacent and augmented independently (Maxup).
+        seed: of the order of the samples and of the blocks' keys.
 
     Raises:
-        ValueError: drop_last leaves no block.
+        ValueError: ``drop_last`` leaves no block, or images of various sizes cannot be cached.
     """
 
     def __init__(
@@ -62,17 +97,9 @@ class BlockLoader:
         dataset: ImageSet,
         *,
         batch_size: int,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        format: BlockFormat = BlockFormat(),
         augmentation: Augmentation | None = None,
-        device: torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
-        memory_format: torch.memory_format = torch.contiguous_format,
-        caching: str | bool | None = None,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-        non_blocking: bool = True,
-        persistent_workers: bool = False,
+        reading: ReadOptions = ReadOptions(),
         drop_last: bool = False,
         rounds: int = 1,
         copies: int = 1,
@@ -81,30 +108,35 @@ class BlockLoader:
         assert len(dataset) % rounds == 0
         self.rounds, self.size = rounds, len(dataset) // rounds
         if drop_last and self.size < batch_size:
-            raise ValueError(f"data.drop_last=True: leaves nothing of {self.size} samples in blocks of {batch_size}")
+            raise ValueError(f"data.drop_last=True: {self.size} samples do not fill one block of {batch_size}")
         self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
-        self.device, self.dtype, self.memory_format = device or torch.device("cpu"), dtype, memory_format
+        self.format, self.device = format, format.device
         self.augmentation, self.copies = augmentation, copies
-        reader, self._rest = reader_of(dataset.images, augmentation, copies)
-        self._pin_memory, self._non_blocking = pin_memory and self.device.type == "cuda", non_blocking
+        reader, self._batch_transforms = reader_of(dataset.images, augmentation, copies)
+        self._pin_memory = reading.pin_memory and self.device.type == "cuda"
+        self._non_blocking = reading.non_blocking
         self._labels = dataset.labels.to(self.device)
-        self._shift, self._scale = self._normalisation(mean, std)
-        where = _where(caching, reader, self.device)
+        self._shift, self._scale = (
+            (torch.tensor(values, dtype=torch.float64) * 255).to(format.dtype).to(self.device).view(-1, 1, 1)
+            for values in (format.mean or [0.0], format.std or [1.0])
+        )
+        caching = _choose_caching(reader, self.device, reading)
         self._source: Source
-        if where is False:
-            self._source = FromFiles(reader, num_workers, self._pin_memory, persistent_workers)
+        if caching is False:
+            self._source = FromFiles(reader, reading.num_workers, self._pin_memory, reading.persistent_workers)
         else:
-            self._source = InMemory(_read_all(dataset.images, self.device if where == "device" else None))
+            place = self.device if caching == "device" else _CPU
+            self._source = InMemory(_read_all(dataset.images, place, reading.name))
 
     @property
     def constant(self) -> bool:
-        """Whether the samples are the same in every step."""
+        """Whether every step has the same samples: no augmentation and one round."""
         return self.augmentation is None and self.rounds == 1
 
-    def blocks(self, step: int, *, shuffle: bool = False, with_replacement: bool = False) -> "BlockSequence":
-        """Return the blocks of a step: every sample of its part once, or as many drawn with replacement.
+    def blocks(self, step: int, *, shuffle: bool = False, with_replacement: bool = False) -> "LoaderBlocks":
+        """Return the blocks of a step: each sample of its part once, or as many samples drawn with replacement.
 
-        Without ``shuffle`` samples come in the order of the set, with it in an order that depends on (seed, step).
+        Without ``shuffle`` the samples come in the order of the set; with it, in an order that depends on (seed, step).
         """
         ids = torch.arange(self.size)
         if with_replacement:
@@ -114,50 +146,45 @@ class BlockLoader:
         plan = (ids + step % self.rounds * self.size).split(self.batch_size)
         if self.drop_last and len(plan[-1]) < self.batch_size:
             plan = plan[:-1]
-        return BlockSequence(self, step, tuple(enumerate(plan)))
+        return LoaderBlocks(self, step, tuple(enumerate(plan)))
 
     def read(self, step: int, numbered_ids: Sequence[tuple[int, Tensor]]) -> Iterator[Block]:
-        """Yield the blocks of the samples in ``numbered_ids``: a block's number in its step, and ids int64 [n]."""
-        return one_ahead(self._made(step, numbered_ids), self.device)
+        """Yield one block per entry of ``numbered_ids``: its number in the step, and sample ids int64 [n]."""
+        return one_ahead(self._make_blocks(step, numbered_ids), self.device)
 
-    def _made(self, step: int, numbered_ids: Sequence[tuple[int, Tensor]]) -> Iterator[Block]:
+    def _make_blocks(self, step: int, numbered_ids: Sequence[tuple[int, Tensor]]) -> Iterator[Block]:
         plan = [(ids, step) for _, ids in numbered_ids]
         for (number, ids), images in zip(numbered_ids, self._source.read(plan), strict=True):
-            on_device = ids.to(self.device, non_blocking=self._non_blocking)
-            inputs = self._prepare(images, on_device, step)
-            labels = self._labels.index_select(0, on_device)
+            device_ids = ids.to(self.device, non_blocking=self._non_blocking)
+            inputs = self._prepare(images, device_ids, step)
+            labels = self._labels.index_select(0, device_ids)
             if self.copies > 1:
                 labels = labels.repeat_interleave(self.copies)
             yield Block(inputs, labels, derive_seed(self.seed, _KEYS, step, number))
 
     def _prepare(self, images: Tensor, ids: Tensor, step: int) -> Tensor:
+        """Return augmented and normalized inputs on the device."""
         if self._pin_memory and images.device.type == "cpu":
             images = images.pin_memory()
-        images = images.to(self.device, non_blocking=self._non_blocking)
-        images = self._augmented(images, ids, step)
-        inputs = images.to(dtype=self.dtype, memory_format=self.memory_format)
+        images = self._augment(images.to(self.device, non_blocking=self._non_blocking), ids, step)
+        inputs = images.to(dtype=self.format.dtype, memory_format=self.format.memory_format)
         return inputs.sub_(self._shift).div_(self._scale)
 
-    def _augmented(self, images: Tensor, ids: Tensor, step: int) -> Tensor:
-        """Return the images, or all the copies of each one after the other, augmented."""
-        read = len(images) // len(ids)  # copies that were made in reading
-        if self._rest is None:
-            return images.repeat_interleave(self.copies // read, 0) if read < self.copies else images
+    def _augment(self, images: Tensor, ids: Tensor, step: int) -> Tensor:
+        """Return uint8 [n * copies, C, H, W], the copies of an image adjacent."""
+        copies_read = len(images) // len(ids)  # copies that differ already because their reader augmented them
+        transform = self._batch_transforms
+        if transform is None:
+            return images.repeat_interleave(self.copies // copies_read, 0) if copies_read < self.copies else images
         if self.copies == 1:
-            return self._rest(images, ids, step)
-        copies = [self._rest(images[copy % read :: read], ids, step, copy) for copy in range(self.copies)]
+            return transform(images, ids, step)
+        copies = [transform(images[copy % copies_read :: copies_read], ids, step, copy) for copy in range(self.copies)]
         return torch.stack(copies, dim=1).flatten(0, 1)
-
-    def _normalisation(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[Tensor, Tensor]:
-        """Return the numbers of (value - 255 mean) / (255 std), [C, 1, 1] each."""
-        shift, scale = (torch.tensor(x, dtype=torch.float64) * 255 for x in (mean or [0.0], std or [1.0]))
-        shift, scale = (x.to(self.dtype).to(self.device).view(-1, 1, 1) for x in (shift, scale))
-        return shift, scale
 
 
 @dataclass(frozen=True)
-class BlockSequence:
-    """Blocks of a step that can be counted, cut and read again; reading yields ``Block``."""
+class LoaderBlocks:
+    """The blocks of a step; they can be counted, sliced and read repeatedly. Reading yields ``Block``."""
 
     loader: BlockLoader
     step: int
@@ -171,59 +198,54 @@ class BlockSequence:
     def __len__(self) -> int:
         return len(self.numbered_ids)
 
-    def __getitem__(self, part: slice) -> "BlockSequence":
+    def __getitem__(self, part: slice) -> "LoaderBlocks":
         return replace(self, numbered_ids=self.numbered_ids[part])
 
     def __iter__(self) -> Iterator[Block]:
         return self.loader.read(self.step, self.numbered_ids)
 
 
-def _read_all(images: Images, device: torch.device | None) -> Tensor:
-    """Return all the images as one tensor, on ``device`` or, for None, in the main memory."""
+def _read_all(images: Images, device: torch.device, name: str) -> Tensor:
+    """Return all images as one tensor on ``device``."""
     if isinstance(images, TensorImages):
-        return images.tensor if device is None else images.tensor.to(device)
+        return images.tensor.to(device)
     first = images.fetch(torch.arange(1))
     result = torch.empty(len(images), *first.shape[1:], dtype=torch.uint8, device=device)
-    with progress("images into the memory", len(images)) as advance:
+    with progress(f"caching {name}", len(images)) as advance:
         for ids in torch.arange(len(images)).split(max(1, _CHUNK // first.numel())):
-            stop_if_interrupted("stopped while reading the images into the memory")
+            stop_if_interrupted(f"stopped while caching {name}")
             result[ids[0] : ids[-1] + 1] = images.fetch(ids)
             advance(len(ids))
     return result
 
 
-def _where(caching: str | bool | None, reader: Reader, device: torch.device) -> str | bool:
-    """Return where the images are kept, False for nowhere."""
-    if isinstance(reader, AsTheyAre):
-        return _choose_caching(reader.images, device) if caching is None else caching
-    if caching:
-        raise ValueError(
-            f"data.caching={caching}: the transforms choose anew in each step what they keep of these images of "
-            "various sizes; data.resize_on_read=True gives them one size first, data.caching=False reads them anew"
-        )
-    return False
-
-
-def _choose_caching(images: Images, device: torch.device) -> str | bool:
-    """Choose where to keep the images by what memory is free now, and say so."""
+def _choose_caching(reader: Reader, device: torch.device, reading: ReadOptions) -> str | bool:
+    """Return where the images are kept: ``device``, ``ram`` or, for nowhere, False."""
+    if not isinstance(reader, DirectReader):
+        if reading.caching:
+            raise ValueError(
+                f"data.caching={reading.caching}: images of various sizes are cropped anew in every step and cannot "
+                "be cached; data.resize_on_read=True resizes them first, data.caching=False reads them in every step"
+            )
+        return False
+    if reading.caching is not None:
+        return reading.caching
+    images = reader.images
     size = images.fetch(torch.arange(1)).numel() * len(images)
     free = {"ram": _free_ram()}
     if device.type == "cuda":
         free = {"device": torch.cuda.mem_get_info(device)[0], **free}
+    chosen: str | bool = False
     if size <= _DEVICE_SHARE * free.get("device", 0):
-        chosen: str | bool = "device"
+        chosen = "device"
     elif isinstance(images, TensorImages) or size <= _RAM_SHARE * free["ram"]:
         chosen = "device" if device.type in ("cpu", "mps") else "ram"
+    if chosen is False:
+        available = ", ".join(f"{format_bytes(amount)} of {place}" for place, amount in free.items())
+        how = f"reading %s %s in every step (%s; free: {available})"
     else:
-        chosen = False
-    measured = ", ".join(f"{place} {amount / _GIB:.2f} GiB" for place, amount in free.items())
-    _log.info(
-        "data.caching: %s for %s images of %.2f GiB together (free: %s)",
-        chosen,
-        f"{len(images):,}",
-        size / _GIB,
-        measured,
-    )
+        how = f"caching %s %s on {device if chosen == 'device' else _CPU} (%s)"
+    _log.info(how, f"{len(images):,}", reading.name, format_bytes(size))
     return chosen
 
 
@@ -231,4 +253,4 @@ def _free_ram() -> int:
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
-        return _UNKNOWN_RAM
+        return _DEFAULT_FREE_RAM

@@ -1,13 +1,14 @@
-"""How the images of a block come out of their set: as they are, or made one size by the first transforms of a step.
+"""How the images of a block are read: unchanged, or through the first transforms, which give them one size.
 
-Images of various sizes cannot lie in one tensor until a transform has chosen their size. So whoever reads such a
-image also applies the transforms up to that one, with the draws of the image's own counters (seed, step, sample):
-the result is the same in whatever process and company it is read. The other transforms work on batches, on the device.
+Images of various sizes do not fit into one tensor until a transform has chosen their size. So the reader of such an
+image also applies the transforms up to that one, with the draws of the image's own counters (seed, step, sample). The
+result does not depend on the process that reads it or on the other images of the block. The remaining transforms run on
+batches, on the device.
 """
 
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -20,25 +21,25 @@ from fullbatch.data.augmentation import Augmentation
 from fullbatch.data.images import Images, WholeImages
 from fullbatch.runtime.allocator import give_memory_back
 
-_DEATH = "DataLoader worker"  # how PyTorch begins to say it
-_NEWS = 1.0  # seconds
+_WORKER_DIED = "DataLoader worker"  # start of PyTorch's message
+_SIGNAL_DELAY = 1.0  # seconds
 _TRIM = 32 << 20  # bytes of images, four times as many as floats, after which freed memory is given back
 
 Plan: TypeAlias = Sequence[tuple[Tensor, int]]
-"""What to read, block after block: ids (int64 [n]) and the step they are read for."""
+"""What to read, block by block: sample ids (int64 [n]) and the step they are read for."""
 
 
 class Reader(Protocol):
     """Reads images for a step."""
 
     def read(self, ids: Tensor, step: int) -> Tensor:
-        """Return the images ``ids`` (int64 [n], on the CPU) as uint8 [n, C, H, W], or [n * copies, C, H, W]."""
+        """Return the images ``ids`` (int64 [n], on the CPU) as uint8 [n, C, H, W] or [n * copies, C, H, W]."""
         ...
 
 
 @dataclass(frozen=True)
-class AsTheyAre:
-    """Reads images that have one size, the same in every step."""
+class DirectReader:
+    """Reads images of one size, the same in every step."""
 
     images: Images
 
@@ -48,10 +49,10 @@ class AsTheyAre:
 
 
 @dataclass(frozen=True)
-class MadeOneSize:
-    """Reads images of various sizes, one after the other, through ``transforms`` that give them one size.
+class TransformingReader:
+    """Reads images of various sizes one by one through ``transforms``, which give them one size.
 
-    The ``copies`` of an image come one after the other, each with draws of its own.
+    The ``copies`` of an image are adjacent, each with draws of its own.
     """
 
     images: WholeImages
@@ -59,10 +60,10 @@ class MadeOneSize:
     copies: int = 1
 
     def read(self, ids: Tensor, step: int) -> Tensor:
-        """Return the images; raise ValueError naming the one that a transform does not fit."""
-        return torch.cat([part for one in ids.split(1) for part in self._copies(one, step)])
+        """Return the transformed images; ``ValueError`` names an image that a transform does not fit."""
+        return torch.cat([copy for one in ids.split(1) for copy in self._copies_of(one, step)])
 
-    def _copies(self, one: Tensor, step: int) -> list[Tensor]:
+    def _copies_of(self, one: Tensor, step: int) -> list[Tensor]:
         index = int(one)
         image = self.images.whole(index)[None]
         try:
@@ -72,19 +73,19 @@ class MadeOneSize:
 
 
 def reader_of(images: Images, augmentation: Augmentation | None, copies: int = 1) -> tuple[Reader, Augmentation | None]:
-    """Return what reads the images, and the transforms that are left to do.
+    """Return the reader of the images, and the transforms that remain for batches.
 
-    Only where images can be read whole, and a transform chooses their size, is anything done in reading.
+    A reader transforms only where images can be read whole and a transform chooses their size.
     """
-    parts = augmentation.parted() if augmentation is not None and isinstance(images, WholeImages) else None
+    parts = augmentation.split() if augmentation is not None and isinstance(images, WholeImages) else None
     if parts is None:
-        return AsTheyAre(images), augmentation
+        return DirectReader(images), augmentation
     assert isinstance(images, WholeImages)
-    return MadeOneSize(images, parts[0], copies), parts[1]
+    return TransformingReader(images, parts[0], copies), parts[1]
 
 
 class Source(Protocol):
-    """Gives the images of one block after the other, uint8 [n, C, H, W]."""
+    """Yields the images of one block after the other, uint8 [n, C, H, W]."""
 
     def read(self, plan: Plan) -> Iterator[Tensor]:
         """Yield the images of each entry of ``plan``."""
@@ -93,7 +94,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class InMemory:
-    """All the images as one tensor, on the device or in the main memory."""
+    """All images as one tensor, on the device or in main memory."""
 
     tensor: Tensor
 
@@ -104,12 +105,12 @@ class InMemory:
 
 
 class FromFiles:
-    """Images that worker processes read anew each time, at most two blocks a process ahead."""
+    """Images that worker processes read in every pass, each at most two blocks ahead."""
 
     def __init__(self, reader: Reader, num_workers: int, pin_memory: bool, persistent_workers: bool) -> None:
-        self._plan, self._passed = _Plan(), 0
+        self._plan, self._bytes_read = _Plan(), 0
         self._loader: DataLoader[Tensor | Exception] = DataLoader(
-            _ByPlan(reader),
+            WorkerTask(reader.read),
             batch_size=None,
             sampler=self._plan,
             num_workers=num_workers,
@@ -119,13 +120,13 @@ class FromFiles:
         )
 
     def read(self, plan: Plan) -> Iterator[Tensor]:
-        """Yield the images of each entry of ``plan``; raise OSError or ValueError as their reader does."""
+        """Yield the images of each entry of ``plan``; raise the reader's ``OSError`` or ``ValueError``."""
         self._plan.entries = plan
-        for images in delivered(self._loader):
-            self._passed += images.numel()
-            if self._passed > _TRIM:
+        for images in worker_results(self._loader):
+            self._bytes_read += images.numel()
+            if self._bytes_read > _TRIM:
                 give_memory_back()
-                self._passed = 0
+                self._bytes_read = 0
             yield images
 
 
@@ -140,28 +141,33 @@ class _Plan(Sampler[Any]):
         return len(self.entries)
 
 
-class _ByPlan(Dataset[Any]):
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
+class WorkerTask(Dataset[Any]):
+    """The function that the workers of a ``DataLoader`` call with each entry of its sampler as arguments.
+
+    Its ``OSError`` or ``ValueError`` is returned: raised in the worker, it would carry the worker's stack trace.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self._function = function
 
     def __getitem__(self, entry: Any) -> Tensor | Exception:
         try:
-            return self._reader.read(*entry)
-        except (OSError, ValueError) as error:  # as a value: raised, it would come with the worker's stack trace
+            return self._function(*entry)
+        except (OSError, ValueError) as error:
             return error
 
 
-def delivered(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Yield what the processes of a loader make; raise what they return in its place, and OSError where one died."""
+def worker_results(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Yield the results of a loader's workers; raise the errors among them, and ``OSError`` where a worker died."""
     entries, end = iter(loader), object()
     while True:
         try:
             with translate_worker_errors():
                 entry = next(entries, end)
-        except (ConnectionError, EOFError, FileNotFoundError) as error:  # it died while it handed over a tensor
+        except (ConnectionError, EOFError, FileNotFoundError) as error:  # it died while it sent a tensor
             with suppress(RuntimeError):
-                time.sleep(_NEWS)  # PyTorch's own report of the death comes as a signal: here, not in what follows
-            raise _died(str(error) or "its connection is closed") from error
+                time.sleep(_SIGNAL_DELAY)  # PyTorch reports the death by a signal, too: catch its error here
+            raise _worker_died(str(error) or "its connection is closed") from error
         if entry is end:
             return
         if isinstance(entry, Exception):
@@ -171,19 +177,19 @@ def delivered(loader: DataLoader[Any]) -> Iterator[Any]:
 
 @contextmanager
 def translate_worker_errors() -> Iterator[None]:
-    """Let the death of a reading process be an ``OSError``; PyTorch raises it wherever this process is then."""
+    """Turn PyTorch's report of a worker's death into an ``OSError``; PyTorch raises it at any point of the program."""
     try:
         yield
     except RuntimeError as error:
-        if not str(error).startswith(_DEATH):
+        if not str(error).startswith(_WORKER_DIED):
             raise
-        # what it interrupted may hold a temporary file, which a process forked later would remove as if it were its own
+        # The interrupted frames may hold a temporary file, which a process forked later would remove as its own.
         traceback.clear_frames(error.__traceback__)
-        raise _died(str(error).splitlines()[0].removeprefix(_DEATH).strip(" .")) from error
+        raise _worker_died(str(error).splitlines()[0].removeprefix(_WORKER_DIED).strip(" .")) from error
 
 
-def _died(reason: str) -> OSError:
+def _worker_died(reason: str) -> OSError:
     return OSError(
-        f"a process that reads images has died: {reason}; mostly because the memory was full (after a bus error, "
-        "that of /dev/shm): fewer impl.threads and a smaller data.batch_size need less"
+        f"a process that reads images has died: {reason}. Most often the memory was full (after a bus error, that of "
+        "/dev/shm): reduce impl.threads or data.batch_size"
     )

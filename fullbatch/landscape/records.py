@@ -1,11 +1,11 @@
-"""What a database of a surface holds, by value: a manifest, arrays, points and leases.
+"""The content of a surface's database, by value: a manifest, arrays, points and leases.
 
-- The manifest is JSON: what the values are a function of (weights, data, directions, settings), with the kind and the
-  checksum of each array.
+- The manifest is JSON: what the values are a function of (weights, data, directions, settings), with the dtype, shape
+  and checksum of each array.
 - Arrays (directions, path) are raw little-endian numbers.
-- A point's key is (x, y), two big-endian doubles; its value a checksum (CRC-32 of the rest) and three little-endian
+- A point's key is (x, y), two big-endian doubles. Its value is a checksum (CRC-32 of the rest) and three little-endian
   doubles: loss, accuracy, full loss.
-- A lease has the key of its point; its value is JSON: the owner's machine, process and token, and when it expires.
+- A lease has the key of its point. Its value is JSON: the owner's machine, process and token, and when it expires.
 """
 
 import json
@@ -15,7 +15,6 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,73 +22,48 @@ import numpy as np
 from fullbatch.landscape.digests import digest, little_endian
 from fullbatch.landscape.grid import Point
 from fullbatch.landscape.surface import Value
+from fullbatch.runtime.lmdb import DatabaseKind
 from fullbatch.runtime.locks import is_alive
-from fullbatch.training.checkpoint import differences
+from fullbatch.runtime.manifests import Manifest
 
-FORMAT = "fullbatch landscape"
-VERSION = 1
-_ABOUT_THE_FILE = ("arrays", "versions")  # described by what is there, not by what is wanted
+SURFACE = DatabaseKind(
+    other="another surface",
+    rebuild_key="viz.rebuild_existing_database",
+    place_key="viz.database_name",
+    version={"format": "fullbatch landscape", "version": 1},
+    ignored=("arrays", "versions"),  # arrays are taken from the database
+)
 _POINT, _CHECKSUM = struct.Struct(">dd"), struct.Struct("<I")
 _VALUES = struct.Struct(f"<{len(Value._fields)}d")
 
-Manifest = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
-
-
-class OtherSurfaceError(ValueError):
-    """A database is whole, but of another surface than wanted."""
 
 
 def manifest_of(arrays: Arrays, **contents: Any) -> Manifest:
     """Return the manifest of a surface with these arrays; ``contents`` is what its values are a function of."""
-    described = {name: _described(array) for name, array in arrays.items()}
-    whole = {"format": FORMAT, "version": VERSION, **contents, "arrays": described}
-    plain: Manifest = json.loads(json.dumps(whole, default=str))
+    described = {
+        name: {"dtype": array.dtype.newbyteorder("<").str, "shape": list(array.shape), "digest": digest([array])}
+        for name, array in arrays.items()
+    }
+    plain: Manifest = json.loads(json.dumps({**SURFACE.version, **contents, "arrays": described}, default=str))
     return plain
 
 
-def _described(array: np.ndarray) -> dict[str, Any]:
-    dtype = array.dtype.newbyteorder("<").str
-    return {"dtype": dtype, "shape": list(array.shape), "digest": digest([array])}
-
-
-def parsed(content: bytes) -> Manifest:
-    """Read a manifest; ``ValueError`` where it is none of this program's."""
-    manifest = json.loads(content)
-    if not (isinstance(manifest, dict) and manifest.get("format") == FORMAT):
-        raise ValueError("its manifest is that of another program")
-    if manifest["version"] != VERSION:
-        raise ValueError(f"format {manifest['version']}; this version reads format {VERSION}")
-    return manifest
-
-
-def require_equal(folder: Path, found: Manifest, wanted: Manifest) -> None:
-    """Raise ``OtherSurfaceError`` where a database holds another surface than wanted."""
-    ours, theirs = ({k: v for k, v in m.items() if k not in _ABOUT_THE_FILE} for m in (wanted, found))
-    lines = differences(theirs, ours)
-    if lines:
-        raise OtherSurfaceError(
-            f"{folder}: holds another surface ({'; '.join(lines[:5])}); viz.rebuild_existing_database=True replaces "
-            "it, another viz.database_name keeps both"
-        )
-
-
-def encoded_array(array: np.ndarray) -> bytes:
-    """Return the numbers of an array."""
+def encode_array(array: np.ndarray) -> bytes:
+    """Return the record of an array."""
     return little_endian(array)
 
 
-def decoded_array(name: str, content: bytes | None, described: Mapping[str, Any]) -> np.ndarray:
-    """Return an array; ``ValueError`` where it is not what the manifest says."""
+def decode_array(name: str, content: bytes | None, described: Mapping[str, Any]) -> np.ndarray:
+    """Return the array of a record; ``ValueError`` where it is missing or not what the manifest describes."""
     if content is None:
         raise ValueError(f"the array {name} is missing")
     dtype, shape = np.dtype(described["dtype"]), tuple(described["shape"])
-    if len(content) != dtype.itemsize * int(np.prod(shape)):
-        raise ValueError(f"the array {name} is damaged")
-    array = np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
-    if digest([array]) != described["digest"]:
-        raise ValueError(f"the array {name} is damaged")
-    return array
+    if len(content) == dtype.itemsize * int(np.prod(shape)):
+        array = np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
+        if digest([array]) == described["digest"]:
+            return array
+    raise ValueError(f"the array {name} is damaged")
 
 
 def key_of(point: Point) -> bytes:
@@ -97,14 +71,14 @@ def key_of(point: Point) -> bytes:
     return _POINT.pack(*(coordinate + 0.0 for coordinate in point))
 
 
-def encoded(value: Value) -> bytes:
+def encode(value: Value) -> bytes:
     """Return the record of a value."""
     content = _VALUES.pack(*value)
     return _CHECKSUM.pack(zlib.crc32(content)) + content
 
 
-def decoded(point: Point, content: bytes) -> Value:
-    """Return the value of a record; ``ValueError`` where it is not what was written."""
+def decode(point: Point, content: bytes) -> Value:
+    """Return the value of a record; ``ValueError`` where its checksum does not match."""
     size = _CHECKSUM.size
     if len(content) != size + _VALUES.size or _CHECKSUM.unpack(content[:size])[0] != zlib.crc32(content[size:]):
         raise ValueError(f"the value at ({point[0]:g}, {point[1]:g}) is damaged")
@@ -121,27 +95,24 @@ class Owner:
 
     @classmethod
     def here(cls) -> "Owner":
-        """Return this process, with a token of its own."""
+        """Return this process, with a new token."""
         return cls(platform.node(), os.getpid(), os.urandom(8).hex())
 
     def lease(self, expires: float) -> bytes:
-        """Return the record of a lease until then (seconds since 1970)."""
+        """Return the record of a lease that ends at ``expires`` (seconds since 1970)."""
         return json.dumps({**vars(self), "expires": expires}).encode()
 
     def holds(self, content: bytes | None) -> bool:
-        """Return whether a lease is this process' own."""
+        """Return whether a lease is this process's own."""
         return content is not None and json.loads(content)["token"] == self.token
 
     def may_take(self, content: bytes | None, now: float) -> bool:
-        """Return whether there is no lease, or one that is expired or whose owner has died on this machine."""
+        """Return whether there is no lease, or it has expired, or its owner on this machine has died."""
         if content is None:
             return True
         lease = json.loads(content)
         if lease["expires"] <= now:
             return True
-        return lease["machine"] == self.machine and not self._lives(lease)
-
-    def _lives(self, lease: Mapping[str, Any]) -> bool:
-        if lease["process"] == self.process:
-            return bool(lease["token"] == self.token)  # else of a process before with the same number
-        return is_alive(lease["process"], lease["machine"])
+        if (lease["machine"], lease["process"]) == (self.machine, self.process):
+            return bool(lease["token"] != self.token)  # an earlier process had this number
+        return not is_alive(lease["process"], lease["machine"])

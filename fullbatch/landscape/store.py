@@ -1,17 +1,15 @@
-"""Surfaces in LMDB databases that many processes of one machine fill together. Nothing in one is ever unpickled.
+"""Databases of surfaces in LMDB, filled by any number of processes of one machine.
 
-A process leases a point, computes it, and puts its value; each is one transaction, which a kill leaves undone or done.
-A lease ends with its value, when its owner has died, or when it expires: an owner renews it block by block. So every
-point is computed, whoever is killed, and at worst twice: the first value stays.
+A process leases a point, computes it and stores its value. Each of these is one transaction, which a kill leaves undone
+or complete. A lease ends when the value is stored, when its owner has died or when it expires; owners renew it block by
+block. So every point is computed even if processes are killed, at worst twice; then the first value stays.
 """
 
 import json
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,48 +18,35 @@ import numpy as np
 
 from fullbatch.landscape import records
 from fullbatch.landscape.grid import Point
-from fullbatch.landscape.records import Arrays, Manifest, OtherSurfaceError
+from fullbatch.landscape.records import SURFACE, Arrays
 from fullbatch.landscape.surface import Value
-from fullbatch.runtime.lmdb_checks import refuse_foreign, refuse_truncated
+from fullbatch.runtime.lmdb import LMDBOptions, open_environment
+from fullbatch.runtime.manifests import Manifest
 
 LEASE_SECONDS = 60.0
 _MANIFEST = b"manifest"
 _TABLES = (b"arrays", b"points", b"leases")
-_BYTES_OF_A_POINT = 256  # with its lease and its share of the index, at most
+_BYTES_PER_POINT = 256  # with its lease and its share of the index, at most
 _SLACK = 1 << 20  # bytes of pages that are being replaced
-_DAMAGED = (
-    *(ValueError, KeyError, lmdb.InvalidError, lmdb.CorruptedError, lmdb.PageNotFoundError),
-    *(lmdb.VersionMismatchError, lmdb.NotFoundError, lmdb.IncompatibleError),
-)
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Access:
-    """How LMDB opens a database: its own options, ``map_size`` in bytes."""
-
-    max_readers: int = 128
-    readahead: bool = True
-    meminit: bool = True
-    max_spare_txns: int = 128
-    map_size: int = 1_000_000_000
 
 
 class SurfaceStore:
     """The database of a surface; a context manager that closes it.
 
     Args:
-        folder: of the database, made where it is missing.
-        manifest: what it must hold, see ``fullbatch.landscape.records.manifest_of``.
-        arrays: what it is to hold where it is new. ``self.arrays`` are those that are there.
-        access: how to open it.
-        rebuild: replace what is there.
-        num_points: how many points it should have room for.
-        lease_seconds: after which a lease expires.
+        folder: of the database, created where it is missing.
+        manifest: what the database must hold, from ``fullbatch.landscape.records.manifest_of``.
+        arrays: stored in a new database; ``self.arrays`` are those of the database.
+        options: how to open it.
+        rebuild: whether an existing database is replaced.
+        num_points: number of points to reserve space for.
+        lease_seconds: duration of a lease.
 
     Raises:
-        ValueError: it holds another surface, or ``access.map_size`` is too small.
-        OSError: it is damaged, of another program, or cannot be written.
+        DatabaseMismatchError: the database holds another surface.
+        ValueError: ``options.map_size`` is too small.
+        OSError: the database is damaged, of another program, or cannot be written.
     """
 
     def __init__(
@@ -69,23 +54,30 @@ class SurfaceStore:
         folder: Path,
         manifest: Manifest,
         arrays: Arrays,
-        access: Access | None = None,
+        options: LMDBOptions | None = None,
         *,
         rebuild: bool = False,
         num_points: int = 0,
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         self.folder, self.owner, self.lease_seconds = folder, records.Owner.here(), lease_seconds
-        self._access = access or Access()
-        self._require_room(arrays, num_points)
+        options = options or LMDBOptions()
+        self._map_size = options.map_size
+        needed = sum(array.nbytes for array in arrays.values()) + num_points * _BYTES_PER_POINT + _SLACK
+        if needed > self._map_size:
+            raise ValueError(
+                f"viz.map_size={self._map_size:,}: the directions and {num_points:,} points take up to {needed:,} "
+                "bytes; increase it to at least that"
+            )
         if rebuild:
             _remove(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._renewed = 0.0
-        with self._told():
-            self._lmdb = self._opened()
+        with SURFACE.report_errors(folder):
+            # Without metasync a crash of the machine may undo the last point; a killed process undoes nothing.
+            self._lmdb = open_environment(folder, options, max_dbs=len(_TABLES), metasync=False)
             try:
-                self.arrays = self._transact(lambda t: self._agreed(t, manifest, arrays), write=True)
+                self.arrays = self._transact(lambda t: self._initialize(t, manifest, arrays), write=True)
             except BaseException:
                 self._lmdb.close()
                 raise
@@ -100,19 +92,20 @@ class SurfaceStore:
         return int(self._transact(lambda t: t.stat(self._tables[b"points"])["entries"]))
 
     def values(self, points: Sequence[Point]) -> dict[Point, Value]:
-        """Return what is computed of these points."""
+        """Return the stored values of these points."""
 
         def read(transaction: Any) -> dict[Point, Value]:
             table = self._tables[b"points"]
-            found = ((point, transaction.get(records.key_of(point), db=table)) for point in points)
-            return {point: records.decoded(point, content) for point, content in found if content is not None}
+            contents = ((point, transaction.get(records.key_of(point), db=table)) for point in points)
+            return {point: records.decode(point, content) for point, content in contents if content is not None}
 
         return self._transact(read)
 
     def claim(self, pending: "deque[Point]") -> Point | None:
-        """Lease the first point that is free; take it, and those found computed, off ``pending``.
+        """Lease and return the first free point of ``pending``; None where no point is free now.
 
-        Those that other processes are computing go to the end. Returns None where there is nothing to do now.
+        That point and those that have values are removed from ``pending``; points that other processes compute move to
+        its end.
         """
 
         def lease(transaction: Any) -> Point | None:
@@ -131,22 +124,22 @@ class SurfaceStore:
         return self._transact(lease, write=True)
 
     def renew(self, point: Point) -> None:
-        """Prolong the lease of a point that is being computed, when a third of it is over."""
+        """Renew the lease of a point that is being computed, once a third of it is over."""
         now = time.time()
         if now - self._renewed > self.lease_seconds / 3:
             content, table = self._lease(now), self._tables[b"leases"]
             self._transact(lambda t: t.put(records.key_of(point), content, db=table), write=True)
 
     def release(self, point: Point) -> None:
-        """Give a lease back without a value."""
+        """End the lease of a point without a value."""
         self._transact(lambda t: self._drop_own_lease(t, records.key_of(point)), write=True)
 
     def put(self, point: Point, value: Value) -> None:
-        """Write the value of a point, unless it has one, and end the lease."""
+        """Store the value of a point, unless it has one, and end the lease."""
 
         def write(transaction: Any) -> None:
             key = records.key_of(point)
-            transaction.put(key, records.encoded(value), overwrite=False, db=self._tables[b"points"])
+            transaction.put(key, records.encode(value), overwrite=False, db=self._tables[b"points"])
             self._drop_own_lease(transaction, key)
 
         self._transact(write, write=True)
@@ -159,8 +152,8 @@ class SurfaceStore:
         if self.owner.holds(transaction.get(key, db=self._tables[b"leases"])):
             transaction.delete(key, db=self._tables[b"leases"])
 
-    def _agreed(self, transaction: Any, manifest: Manifest, arrays: Arrays) -> dict[str, np.ndarray]:
-        """Write manifest and arrays where the database is new, else compare the one and read the others."""
+    def _initialize(self, transaction: Any, manifest: Manifest, arrays: Arrays) -> dict[str, np.ndarray]:
+        """Write manifest and arrays into a new database; in an existing one, compare and read them."""
         content = transaction.get(_MANIFEST)
         if content is None and transaction.stat()["entries"] > 0:
             raise ValueError("no manifest")
@@ -170,74 +163,38 @@ class SurfaceStore:
         if content is None:
             transaction.put(_MANIFEST, json.dumps(manifest, indent=1).encode())
             for name, array in arrays.items():
-                transaction.put(name.encode(), records.encoded_array(array), db=table)
+                transaction.put(name.encode(), records.encode_array(array), db=table)
             return dict(arrays)
-        found = records.parsed(content)
-        records.require_equal(self.folder, found, manifest)
+        stored = SURFACE.parse(content)
+        SURFACE.require_same(self.folder, stored, manifest)
         return {
-            name: records.decoded_array(name, transaction.get(name.encode(), db=table), described)
-            for name, described in found["arrays"].items()
+            name: records.decode_array(name, transaction.get(name.encode(), db=table), described)
+            for name, described in stored["arrays"].items()
         }
 
     def _transact(self, work: Callable[[Any], _T], *, write: bool = False) -> _T:
-        with self._told():
+        with SURFACE.report_errors(self.folder):
             try:
+                try:
+                    return self._once(work, write)
+                except lmdb.MapResizedError:
+                    self._lmdb.set_mapsize(0)  # another process has a larger map_size: adopt it
+                except lmdb.ReadersFullError:
+                    self._lmdb.reader_check()  # frees the places of killed readers
                 return self._once(work, write)
-            except lmdb.MapResizedError:
-                self._lmdb.set_mapsize(0)  # another process was given a larger map_size: so much, then
-            except lmdb.ReadersFullError:
-                self._lmdb.reader_check()  # frees the places of processes that were killed
-            return self._once(work, write)
+            except lmdb.MapFullError as error:
+                raise OSError(
+                    f"{self.folder}: all viz.map_size={self._map_size:,} bytes are used; a larger number continues "
+                    "with the points computed so far"
+                ) from error
 
     def _once(self, work: Callable[[Any], _T], write: bool) -> _T:
         with self._lmdb.begin(write=write) as transaction:
             return work(transaction)
 
-    def _opened(self) -> Any:
-        file = self.folder / "data.mdb"
-        if file.exists() and file.stat().st_size > 0:  # empty: a process was killed before it wrote anything
-            refuse_foreign(self.folder)
-        # without metasync a crash of the machine may undo the last point; a killed process undoes nothing
-        environment = lmdb.open(str(self.folder), max_dbs=len(_TABLES), metasync=False, **asdict(self._access))
-        environment.reader_check()
-        try:
-            refuse_truncated(self.folder, environment)
-        except ValueError:
-            environment.close()
-            raise
-        return environment
-
-    def _require_room(self, arrays: Arrays, num_points: int) -> None:
-        needed = sum(array.nbytes for array in arrays.values()) + num_points * _BYTES_OF_A_POINT + _SLACK
-        if needed > self._access.map_size:
-            raise ValueError(
-                f"viz.map_size={self._access.map_size:,}: the directions and {num_points:,} points take up to "
-                f"{needed:,} bytes; give at least so much"
-            )
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Let what LMDB finds wrong be an ``OSError`` that names the database."""
-        try:
-            yield
-        except OtherSurfaceError:
-            raise
-        except lmdb.MapFullError as error:
-            full = f"viz.map_size={self._access.map_size:,} bytes are used up"
-            raise OSError(f"{self.folder}: {full}; a larger number continues with what is computed") from error
-        except _DAMAGED as error:
-            reason = str(error).removeprefix(f"{self.folder}: ")
-            raise OSError(
-                f"{self.folder}: not a whole database of this program ({reason}); it is left as it is; "
-                "viz.rebuild_existing_database=True makes it anew"
-            ) from error
-        except lmdb.Error as error:
-            reason = str(error).removeprefix(f"{self.folder}: ")
-            raise OSError(f"{self.folder}: cannot be used ({reason[:1].lower()}{reason[1:]})") from error
-
 
 def _remove(folder: Path) -> None:
-    """Remove what stands where a database should: a file, or LMDB's two files and an empty folder."""
+    """Remove a file, or the two files of a database and then the folder if it is empty."""
     if folder.is_dir():
         for name in ("data.mdb", "lock.mdb"):
             (folder / name).unlink(missing_ok=True)

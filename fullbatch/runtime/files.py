@@ -68,6 +68,11 @@ def format_error(error: BaseException) -> str:
     return f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}"
 
 
+def format_bytes(number: float) -> str:
+    """Return a number of bytes in MiB, or in GiB from 1 GiB on."""
+    return f"{number / 2**20:,.1f} MiB" if number < 2**30 else f"{number / 2**30:,.1f} GiB"
+
+
 def previous_paths(path: Path, keep: int) -> list[Path]:
     """Return where the ``keep`` files before ``path`` are kept, the newest first."""
     return [path.with_name(f"{path.stem}.previous{number or ''}{path.suffix}") for number in range(keep)]

@@ -63,17 +63,6 @@ def find_checkpoint(path: Path) -> Path | None:
     return next((candidate for candidate in (path, *previous_paths(path, 1)) if candidate.exists()), None)
 
 
-def differences(stored: Any, given: Any, key: str = "") -> list[str]:
-    """Return 'key: stored there, given here' for each entry in which two configurations differ."""
-    if isinstance(stored, dict) and isinstance(given, dict):
-        return [
-            line
-            for name in dict.fromkeys([*stored, *given])
-            for line in differences(stored.get(name), given.get(name), f"{key}.{name}" if key else str(name))
-        ]
-    return [] if stored == given else [f"{key}: {stored} there, {given} here"]
-
-
 def resume_from(state: TrainState, stored: StoredModel) -> None:
     """Load the state of a run from a checkpoint, or from the model, optimizer and step that another program saved.
 

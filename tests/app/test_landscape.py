@@ -248,8 +248,8 @@ CASES = [
     Case(f"{NAMED} viz.map_size=1", r"^viz\.map_size: .*greater than or equal to 1048576"),
     Case(f"{NAMED} viz.database_name=../x", r"^viz\.database_name: should be .* below checkpoints/"),
     Case(f"{NAMED} model.width=8", r"^mine: the weights are those of another model"),
-    Case(NAMED, r"^checkpoints/mine\.landscape: not a whole database .*no LMDB file", with_surface(b"a letter" * 9)),
-    Case(NAMED, r"^checkpoints/mine\.landscape: not a whole database .*no manifest", with_surface(None)),
+    Case(NAMED, r"^checkpoints/mine\.landscape: not an intact database .*no LMDB file", with_surface(b"a letter" * 9)),
+    Case(NAMED, r"^checkpoints/mine\.landscape: not an intact database .*no manifest", with_surface(None)),
     Case(NAMED, r"^checkpoints/mine\.landscape: file exists", lambda f: (f / "checkpoints" / "mine.landscape").touch()),
     Case(NAMED, r"mine\.pth: not a checkpoint", lambda f: (f / "checkpoints/mine.pth").write_bytes(b"")),
 ]

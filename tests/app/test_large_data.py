@@ -84,7 +84,7 @@ def test_a_folder_resized_on_read_can_be_cached_and_whole_images_cannot(
 ) -> None:
     settings = [*IMAGENET, *CROPS, "data.caching=ram", "hyp.steps=1"]
     assert script(*settings) == 2
-    assert "data.caching=ram: the transforms choose anew" in capsys.readouterr().err
+    assert "data.caching=ram: images of various sizes" in capsys.readouterr().err
     assert script(*settings, "data.resize_on_read=True") == 0
 
 

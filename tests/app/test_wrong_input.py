@@ -83,8 +83,8 @@ CASES = [
     Case("data.augmentations_train={RandomCorp: 8}", MISTAKE, r"^data\.augmentations_train\.RandomCorp: .*RandomCrop"),
     Case("data=imagefolder data.path=no data.size= data.valid_size=", MISTAKE, r"^data\.path=.*no: no such folder"),
     # databases
-    Case(LMDB, MISTAKE, r"^db/digits_train_60x1: not a whole database of this", with_database(b"a letter")),
-    Case(LMDB, MISTAKE, r"^db/digits_train_60x1: not a whole database of this", make("db/digits_train_60x1/")),
+    Case(LMDB, MISTAKE, r"^db/digits_train_60x1: not an intact database of this", with_database(b"a letter")),
+    Case(LMDB, MISTAKE, r"^db/digits_train_60x1: not an intact database of this", make("db/digits_train_60x1/")),
     Case(LMDB, MISTAKE, r"^db: not a directory|^db/.*: not a directory|^db: file exists", make("db")),
     # checkpoints
     Case(NAMED, MISTAKE, r"mine\.pth: not a checkpoint of this program \(damaged", with_checkpoint(b"")),

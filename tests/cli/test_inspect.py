@@ -15,19 +15,20 @@ from PIL import Image
 from fullbatch.build.data import Stream
 from fullbatch.cli.inspect import main
 from fullbatch.data.augmentation import Augmentation, augmentation_seed
-from fullbatch.data.dataset import load_images
+from fullbatch.data.dataset import ImageRequest, load_images
 from fullbatch.data.frozen import store
 from fullbatch.data.frozen.build import Writing, stored_images
 from fullbatch.data.frozen.copies import Recipe
-from fullbatch.data.frozen.store import Access, Environment
+from fullbatch.data.frozen.store import Environment
+from fullbatch.runtime.lmdb import LMDBOptions
 
 CROP = {"RandomCrop": [8, 2]}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    recipe = Recipe("digits", load_images("digits", size=100).train, CROP, seed=3, rounds=3)
-    stored_images(recipe, tmp_path / "db", Access(), Writing())
+    recipe = Recipe("digits", load_images("digits", ImageRequest(size=100)).train, CROP, seed=3, rounds=3)
+    stored_images(recipe, tmp_path / "db", LMDBOptions(), Writing())
     return tmp_path / "db"
 
 
@@ -43,7 +44,7 @@ def test_the_sheet_has_a_row_a_sample_and_a_column_a_round(folder: Path) -> None
     assert main([str(folder), "--sheet", str(path), "--rows", "12"]) == 0
     drawn = np.asarray(Image.open(path))
     assert drawn.shape == (12 * 66, 3 * 66)  # pixels of 8 x 8 and a gap of 2
-    train = load_images("digits", size=100).train
+    train = load_images("digits", ImageRequest(size=100)).train
     twelfth = int((train.labels == 1).nonzero()[1])  # the second sample of the second class
     expected = Augmentation(CROP, augmentation_seed(3))(
         train.images.fetch(torch.tensor([twelfth])), torch.tensor([twelfth]), 2
@@ -77,7 +78,8 @@ def test_crops_are_of_whole_images_where_asked(tmp_path: Path, monkeypatch: pyte
     arguments += ["--rows", "2", "--columns", "3", "--augmentations", json.dumps(crop), *["--whole"] * whole]
     assert main(arguments) == 0
     drawn = np.asarray(Image.open(path))[2:66, 2 * 66 + 2 : 3 * 66]
-    data = load_images("imagefolder", path=str(tmp_path / "images"), pixels=64, resize_on_read=not whole)
+    request = ImageRequest(path=str(tmp_path / "images"), pixels=64, resize_on_read=not whole)
+    data = load_images("imagefolder", request)
     one = (data.train.labels == 0).nonzero()[0]
     images: Any = data.train.images
     given = images.whole(int(one))[None] if whole else images.fetch(one)
@@ -87,7 +89,7 @@ def test_crops_are_of_whole_images_where_asked(tmp_path: Path, monkeypatch: pyte
 
 def test_verification_finds_what_was_changed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store.close(folder)
-    environment = Environment(folder, map_size=1 << 24, **Access().options())
+    environment = Environment(folder, LMDBOptions(map_size=1 << 24))
     key, value = next(environment.records())
     with environment.lmdb.begin(write=True) as transaction:
         transaction.put(key, value[:-1] + bytes([value[-1] ^ 1]), db=environment.table)

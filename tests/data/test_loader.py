@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from block_loading import block_loader
 from torch import Tensor
 
 from fullbatch.data import loader as blocks_module
@@ -36,7 +37,7 @@ def images(num: int = 45) -> Tensor:
 
 def loader(num: int = 45, **options: object) -> BlockLoader:
     dataset = ImageSet(TensorImages(images(num)), torch.arange(num) % 3, ("a", "b", "c"))
-    return BlockLoader(dataset, **{"batch_size": 8, "mean": MEAN, "std": STD, "seed": 4, **options})
+    return block_loader(dataset, **{"batch_size": 8, "mean": MEAN, "std": STD, "seed": 4, **options})
 
 
 def everything(some_loader: BlockLoader, step: int = 2, **options: bool) -> tuple[Tensor, Tensor]:
@@ -61,7 +62,7 @@ def test_no_sample_is_dropped_unless_asked(drop_last: bool, sizes: list[int]) ->
 
 
 def test_dropping_everything_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"data\.drop_last=True: leaves nothing of 5 samples in blocks of 8"):
+    with pytest.raises(ValueError, match=r"data\.drop_last=True: 5 samples do not fill one block of 8"):
         loader(5, drop_last=True)
 
 
@@ -177,9 +178,8 @@ def test_blank_caching_keeps_what_fits_and_reads_the_rest_anew(
     monkeypatch.setattr(blocks_module, "_free_ram", lambda: free)
     source = Counted(images())
     some_loader = BlockLoader(ImageSet(source, torch.zeros(45, dtype=torch.int64), ("a",)), batch_size=8)
-    chosen = "device" if reads == 1 else "False"
-    (line,) = caplog.messages
-    assert line == f"data.caching: {chosen} for 45 images of 0.00 GiB together (free: ram {free / 2**30:.2f} GiB)"
+    size = "(0.0 MiB)" if reads == 1 else "in every step (0.0 MiB; free: 0.0 MiB of ram)"
+    assert caplog.messages == [f"caching 45 images on cpu {size}" if reads == 1 else f"reading 45 images {size}"]
     before = source.reads
     found = [everything(some_loader)[0] for _ in range(3)]
     assert torch.equal(found[0], found[2])

@@ -13,19 +13,19 @@ COUNT, SIDE, MIB = 256, 512, 1 << 20  # 192 MiB of decoded images in small files
 CODE = """
 import sys, pathlib, torch
 from fullbatch.data import loader as blocks
-from fullbatch.data.dataset import load_images
+from fullbatch.data.dataset import ImageRequest, load_images
 folder, free, workers = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 blocks._free_ram = lambda: free
 options = {"pixels": 512, "channels": 3, "mean": [0.0] * 3, "std": [1.0] * 3}
-part = load_images("imagefolder", path=str(folder), **options).train
-warm = blocks.BlockLoader(part, batch_size=2, caching=False, num_workers=workers)
+part = load_images("imagefolder", ImageRequest(str(folder), **options)).train
+warm = blocks.BlockLoader(part, batch_size=2, reading=blocks.ReadOptions(False, workers))
 next(iter(warm.blocks(0)))
 status = pathlib.Path("/proc/self/status")
 def own():
     fields = dict(line.split(":") for line in status.read_text().splitlines())
     return int(fields["RssAnon"].split()[0]) + int(fields["RssShmem"].split()[0])
 before = own()
-loader, most, samples = blocks.BlockLoader(part, batch_size=2, num_workers=workers), 0, 0
+loader, most, samples = blocks.BlockLoader(part, batch_size=2, reading=blocks.ReadOptions(None, workers)), 0, 0
 for block in loader.blocks(0):
     samples += len(block.labels)
     most = max(most, own() - before)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from block_loading import block_loader
 
 from fullbatch.data.augmentation import Augmentation
 from fullbatch.data.images import ImageSet, TensorImages
-from fullbatch.data.loader import BlockLoader
 from fullbatch.data.prefetch import one_ahead
 from fullbatch.typing import Block
 
@@ -75,7 +75,7 @@ def test_blocks_on_the_gpu_are_those_on_the_cpu(caching: str | bool) -> None:
     part = ImageSet(TensorImages(images), torch.arange(2000) % 3, ("a", "b", "c"))
     augmentation = Augmentation({"RandomCrop": [32, 4], "RandomHorizontalFlip": 0.5, "RandomErasing": 0.5}, 3)
     on_cpu, on_gpu = (
-        BlockLoader(
+        block_loader(
             part, batch_size=64, augmentation=augmentation, caching=caching, pin_memory=True, device=torch.device(name)
         )
         for name in ("cpu", "cuda")

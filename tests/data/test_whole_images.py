@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from block_loading import block_loader
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
 from fullbatch.data.augmentation import _STREAM, Augmentation, augmentation_seed
-from fullbatch.data.dataset import ImageData, ImageSet, load_images
+from fullbatch.data.dataset import ImageData, ImageRequest, ImageSet, load_images
 from fullbatch.data.frozen.build import Writing, stored_images
 from fullbatch.data.frozen.copies import Recipe
-from fullbatch.data.frozen.store import Access
 from fullbatch.data.images import TensorImages, WholeImages
 from fullbatch.data.loader import BlockLoader
 from fullbatch.data.reading import translate_worker_errors
 from fullbatch.randomness import derive_seed
+from fullbatch.runtime.lmdb import LMDBOptions
 
 TRANSFORMS = {"RandomResizedCrop": 6, "RandomHorizontalFlip": 0.5, "RandomRotation": 20}
 CHAINS: dict[str, dict[str, Any]] = {
@@ -51,12 +52,12 @@ def root(tmp_path: Path) -> Path:
 
 def load(root: Path, **options: Any) -> ImageData:
     settings = {"pixels": 6, "channels": 3, "mean": [0.0] * 3, "std": [1.0] * 3, "resize_on_read": False}
-    return load_images("imagefolder", path=str(root), **{**settings, **options})
+    return load_images("imagefolder", ImageRequest(str(root), **{**settings, **options}))
 
 
 def loader(part: ImageSet, transforms: dict[str, Any] | None = None, **options: Any) -> BlockLoader:
     augmentation = Augmentation(TRANSFORMS if transforms is None else transforms, 3)
-    return BlockLoader(part, **{"batch_size": 8, "seed": 4, "augmentation": augmentation, **options})
+    return block_loader(part, **{"batch_size": 8, "seed": 4, "augmentation": augmentation, **options})
 
 
 def bytes_of(some_loader: BlockLoader, step: int = 2, **options: bool) -> Tensor:
@@ -124,12 +125,13 @@ def test_without_a_transform_that_fixes_the_size_images_are_resized_on_read(
 
 
 def test_resizing_on_read_is_what_a_folder_does_unasked(root: Path) -> None:
-    default = load_images("imagefolder", path=str(root), pixels=6)
-    asked = load_images("imagefolder", path=str(root), pixels=6, resize_on_read=True)
-    whole = load_images("imagefolder", path=str(root), pixels=6, resize_on_read=False)
+    default, resized, whole = (
+        load_images("imagefolder", ImageRequest(str(root), pixels=6, resize_on_read=choice))
+        for choice in (None, True, False)
+    )
     everything = torch.arange(26)
-    assert torch.equal(default.train.images.fetch(everything), asked.train.images.fetch(everything))
-    assert default.train.checksum() == asked.train.checksum() != whole.train.checksum()
+    assert torch.equal(default.train.images.fetch(everything), resized.train.images.fetch(everything))
+    assert default.train.checksum() == resized.train.checksum() != whole.train.checksum()
     assert whole.mean == default.mean
 
 
@@ -138,7 +140,7 @@ def test_frozen_copies_are_those_on_the_fly(root: Path, tmp_path: Path) -> None:
     recipe = Recipe("x", part, TRANSFORMS, seed, rounds)
     assert recipe.manifest()["shape"] == [3, 6, 6]
     built = [
-        stored_images(recipe, tmp_path / str(workers), Access(), Writing(workers, write_frequency=10))
+        stored_images(recipe, tmp_path / str(workers), LMDBOptions(), Writing(workers, write_frequency=10))
         for workers in (0, 2)
     ]
     assert built[0].checksum() == built[1].checksum()
@@ -213,4 +215,4 @@ def test_a_killed_builder_of_copies_is_told(tmp_path: Path) -> None:
     part = ImageSet(Deadly(torch.zeros(30, 1, 2, 2, dtype=torch.uint8)), torch.zeros(30, dtype=torch.int64), ("a",))
     recipe = Recipe("x", part, {}, 0)
     with pytest.raises(OSError, match="a process that reads images has died"):
-        stored_images(recipe, tmp_path / "db", Access(), Writing(num_workers=1))
+        stored_images(recipe, tmp_path / "db", LMDBOptions(), Writing(num_workers=1))

@@ -18,8 +18,8 @@ from fullbatch.landscape import filling
 from fullbatch.landscape.any_module import loss_landscape
 from fullbatch.landscape.directions import random_directions
 from fullbatch.landscape.grid import Axis, Point
-from fullbatch.landscape.records import OtherSurfaceError
 from fullbatch.landscape.surface import PointEvaluator, Surface, Value
+from fullbatch.runtime.lmdb import DatabaseMismatchError
 
 MODEL, DATA = cases.build("tanh"), cases.cut(*cases.samples(), [20, 13])
 
@@ -110,7 +110,7 @@ def test_another_surface_is_refused(tmp_path: Path) -> None:
         {"settings": {"loss": "another"}},
     ]
     for changes in table:
-        with pytest.raises(OtherSurfaceError, match="holds another surface"):
+        with pytest.raises(DatabaseMismatchError, match="holds another surface"):
             line(tmp_path / "s", 3, **changes)
 
 
@@ -118,7 +118,7 @@ def test_other_data_and_another_model_are_refused(tmp_path: Path) -> None:
     line(tmp_path / "s", 3)
     inputs, labels = cases.samples(seed=2)
     for model, data in ((MODEL, [(inputs, labels)]), (cases.build("tanh", 1), DATA)):
-        with pytest.raises(OtherSurfaceError, match=r"(data|weights): \w+ there, \w+ here"):
+        with pytest.raises(DatabaseMismatchError, match=r"(data|weights): \w+ there, \w+ here"):
             loss_landscape(model, F.cross_entropy, data, x=Axis(-1, 1, 3), folder=tmp_path / "s")
 
 

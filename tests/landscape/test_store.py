@@ -13,19 +13,20 @@ import numpy as np
 import pytest
 
 from fullbatch.landscape import records
-from fullbatch.landscape.records import OtherSurfaceError, manifest_of
-from fullbatch.landscape.store import Access, SurfaceStore
+from fullbatch.landscape.records import manifest_of
+from fullbatch.landscape.store import SurfaceStore
 from fullbatch.landscape.surface import Value
+from fullbatch.runtime.lmdb import DatabaseMismatchError, LMDBOptions
 
 ARRAYS = {"x/weight": np.arange(6, dtype=np.float32).reshape(2, 3), "path": np.zeros((0, 2))}
 CONTENTS = {"weights": "abc", "settings": {"model_eval": True, "norm": "filter"}}
 POINTS = [(-1.0, 0.0), (0.0, 0.0), (1.0, 0.0)]
 VALUE = Value(0.1, 0.5, float("nan"))
-SMALL = Access(map_size=1 << 21)
+SMALL = LMDBOptions(map_size=1 << 21)
 
 
 def opened(folder: Path, contents: dict[str, object] | None = None, **options: object) -> SurfaceStore:
-    options = {"access": SMALL, **options}
+    options = {"options": SMALL, **options}
     return SurfaceStore(folder, manifest_of(ARRAYS, **(contents or CONTENTS)), ARRAYS, **options)  # type: ignore[arg-type]
 
 
@@ -82,7 +83,7 @@ def test_the_first_value_stays(folder: Path) -> None:
     ],
 )
 def test_another_surface_is_refused_and_kept(folder: Path, other: dict[str, object], message: str) -> None:
-    with pytest.raises(OtherSurfaceError, match=message + r".*rebuild_existing_database=True replaces"):
+    with pytest.raises(DatabaseMismatchError, match=message + r".*rebuild_existing_database=True replaces"):
         opened(folder, CONTENTS | other)
     with opened(folder) as store:
         assert len(store) == 1
@@ -130,9 +131,9 @@ def write_letter(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (spoil_manifest, "not a whole database of this program"),
+        (spoil_manifest, "not an intact database of this program"),
         (lose_manifest, "no manifest"),
-        (put_foreign_manifest, "its manifest is that of another program"),
+        (put_foreign_manifest, "its manifest has format 1; this version reads format fullbatch landscape"),
         (spoil_array, "the array x/weight is damaged"),
         (shorten_array, "the array x/weight is damaged"),
         (lose_array, "the array x/weight is missing"),
@@ -151,8 +152,8 @@ def test_what_is_damaged_is_refused_and_left(folder: Path, spoil: Callable[[Path
 
     with pytest.raises(OSError, match=message) as refusal:
         read()
-    assert str(refusal.value).startswith(f"{folder}: not a whole database")
-    assert "viz.rebuild_existing_database=True makes it anew" in str(refusal.value)
+    assert str(refusal.value).startswith(f"{folder}: not an intact database")
+    assert "viz.rebuild_existing_database=True builds it anew" in str(refusal.value)
     assert (folder / "data.mdb").read_bytes() == before
     with opened(folder, rebuild=True) as store:
         assert len(store) == 0
@@ -197,13 +198,13 @@ def test_too_small_a_file_is_refused_before(tmp_path: Path) -> None:
 
 def test_a_full_file_continues_with_a_larger_map_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fullbatch.landscape.store._SLACK", 0)
-    with opened(folder, access=Access(map_size=1 << 17)) as store:
+    with opened(folder, options=LMDBOptions(map_size=1 << 17)) as store:
 
         def fill() -> None:
             for number in range(10_000):
                 store.put((0.5, float(number)), VALUE)
 
-        with pytest.raises(OSError, match=r"viz\.map_size=131,072 bytes are used up; a larger number continues"):
+        with pytest.raises(OSError, match=r"all viz\.map_size=131,072 bytes are used; a larger number continues"):
             fill()
         count = len(store)
         assert count > 100

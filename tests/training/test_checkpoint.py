@@ -12,7 +12,8 @@ from torch import nn
 
 from fullbatch.models.model_file import read_model
 from fullbatch.optim.ema import ExponentialMovingAverage
-from fullbatch.training.checkpoint import differences, find_checkpoint, load_checkpoint, resume_from, save_checkpoint
+from fullbatch.runtime.manifests import differences
+from fullbatch.training.checkpoint import find_checkpoint, load_checkpoint, resume_from, save_checkpoint
 from fullbatch.training.state import TrainState
 
 INPUTS = images_for("resnet")

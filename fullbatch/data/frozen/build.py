@@ -1,7 +1,7 @@
-"""Building a database of augmented images: in parallel, in pieces, and over again only where nothing is yet.
+"""Building a database of augmented images: in parallel, in pieces, continued after a kill.
 
-Copies are functions of (seed, round, sample), so any number of processes, killed any number of times, writes the same
-keys and values. A database is built in a hidden folder beside its own, which takes its name when all is there.
+Copies are functions of (seed, round, sample), so any number of processes, killed at any time, writes the same keys and
+values. A database is built in a hidden folder beside its own, which is renamed when it is complete.
 """
 
 import logging
@@ -12,35 +12,37 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import lmdb
 import numpy as np
 
 from fullbatch.data.frozen import store
-from fullbatch.data.frozen.copies import CHUNK, Recipe, made, pieces
-from fullbatch.data.frozen.records import HEADER, Manifest, require_equal
-from fullbatch.data.frozen.store import Access, Environment, StoredImages
+from fullbatch.data.frozen.copies import CHUNK, Recipe, make_records, pieces
+from fullbatch.data.frozen.records import HEADER, IMAGES
+from fullbatch.data.frozen.store import Environment, StoredImages
+from fullbatch.runtime.files import format_bytes
+from fullbatch.runtime.lmdb import LMDBOptions
 from fullbatch.runtime.locks import hold_lock
 from fullbatch.runtime.logs import progress
+from fullbatch.runtime.manifests import Manifest
 from fullbatch.runtime.stop_requests import InterruptedWork, interrupted, stop_if_interrupted
 
 _log = logging.getLogger(__name__)
 _PAGE = 4096  # bytes, of LMDB
-_INDEX = 128  # bytes a record that are not its value, at most
+_INDEX = 128  # bytes per record beside its value, at most
 
 
 @dataclass(frozen=True)
 class Writing:
-    """How a database is written; nothing here changes what is in it.
+    """How a database is written; its content does not depend on it.
 
     Args:
-        num_workers: processes that make the copies; 0: this one does.
-        write_frequency: images of a piece: what is written at once, and what a kill costs at most.
-        shuffle: whether the records of a round are laid down in a mixed order, instead of that of the samples.
-        rebuild: whether a database that is there is replaced.
+        num_workers: number of processes that make the copies; 0: this process makes them.
+        write_frequency: images per transaction, the most that a kill costs.
+        shuffle: whether the records of a round are written in random order instead of that of the samples.
+        rebuild: whether an existing database is replaced.
     """
 
     num_workers: int = 0
@@ -49,32 +51,33 @@ class Writing:
     rebuild: bool = False
 
 
-def stored_images(recipe: Recipe, folder: Path, access: Access, writing: Writing) -> StoredImages:
-    """Return the images of the database in ``folder``, built where it is not there; one process builds, others wait.
+def stored_images(recipe: Recipe, folder: Path, options: LMDBOptions, writing: Writing) -> StoredImages:
+    """Return the images of the database in ``folder``; where it is missing, one process builds it and others wait.
 
     Raises:
-        ValueError: there is a database of other images, and ``writing.rebuild`` is False.
-        OSError: it is damaged, or cannot be read or written.
+        DatabaseMismatchError: there is a database of other images, and ``writing.rebuild`` is False.
+        OSError: the database is damaged, or cannot be read or written.
     """
     manifest = recipe.manifest()
     if writing.rebuild or not folder.exists():
+        unfinished = folder.with_name(f".{folder.name}.building")
         with _only_builder(folder) as waited:
-            if not folder.exists() or (writing.rebuild and not (waited and _holds(folder, manifest, access))):
+            if not folder.exists() or (writing.rebuild and not (waited and _holds(folder, manifest, options))):
                 try:
-                    _build(recipe, manifest, _unfinished(folder), access, writing)
+                    _build(recipe, manifest, unfinished, options, writing)
                 except InterruptedWork as error:
                     raise InterruptedWork(f"{folder}: {error}; the next start continues after them") from error
-                _take_name(_unfinished(folder), folder)
-    return StoredImages(folder, manifest, access)
+                _replace_folder(folder, unfinished)
+    return StoredImages(folder, manifest, options)
 
 
-def temporary_images(recipe: Recipe, access: Access, writing: Writing) -> StoredImages:
-    """Return the images of a database in a temporary folder, removed when they are no longer used."""
+def temporary_images(recipe: Recipe, options: LMDBOptions, writing: Writing) -> StoredImages:
+    """Return the images of a database in a temporary folder, which is removed when they are no longer used."""
     folder = Path(tempfile.mkdtemp(prefix="fullbatch-")) / "images"
     manifest = recipe.manifest()
     try:
-        _build(recipe, manifest, folder, access, writing)
-        images = StoredImages(folder, manifest, access)
+        _build(recipe, manifest, folder, options, writing)
+        images = StoredImages(folder, manifest, options)
     except BaseException:
         shutil.rmtree(folder.parent)
         raise
@@ -86,10 +89,6 @@ def _remove(folder: Path, owner: int) -> None:
     if os.getpid() == owner:  # not a forked worker
         store.close(folder)
         shutil.rmtree(folder.parent, ignore_errors=True)
-
-
-def _unfinished(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.building")
 
 
 @contextmanager
@@ -106,52 +105,61 @@ def _only_builder(folder: Path) -> Iterator[bool]:
         yield waited
 
 
-def _holds(folder: Path, manifest: Manifest, access: Access) -> bool:
+def _holds(folder: Path, manifest: Manifest, options: LMDBOptions) -> bool:
     try:
-        StoredImages(folder, manifest, access)
+        StoredImages(folder, manifest, options)
     except (OSError, ValueError):
         return False
     return True
 
 
-def _take_name(unfinished: Path, folder: Path) -> None:
-    """Put the database in its place, whole at every moment; who reads the one before goes on reading that."""
-    before = folder.with_name(f".{folder.name}.before")
-    shutil.rmtree(before, ignore_errors=True)
+def _replace_folder(folder: Path, unfinished: Path) -> None:
+    """Rename the finished database; readers of the previous one keep reading its files."""
+    previous = folder.with_name(f".{folder.name}.before")
+    shutil.rmtree(previous, ignore_errors=True)
     store.close(folder)
     if folder.exists():
-        folder.rename(before)
+        folder.rename(previous)
     unfinished.rename(folder)
-    shutil.rmtree(before, ignore_errors=True)
+    shutil.rmtree(previous, ignore_errors=True)
 
 
-def _build(recipe: Recipe, manifest: Manifest, folder: Path, access: Access, writing: Writing) -> None:
-    """Write what is missing of the database in ``folder``."""
+def _build(recipe: Recipe, manifest: Manifest, folder: Path, options: LMDBOptions, writing: Writing) -> None:
+    """Write the missing records of the database in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     total, size = recipe.rounds * len(recipe.source), _bytes_on_disk(manifest)
-    room = 4 * total * size + (1 << 28)  # addresses, not bytes on the disk: those are taken as they are written
-    environment = _continued(folder, manifest, {"map_size": room, **access.options()}, writing.rebuild)
+    room = 4 * total * size + (1 << 28)  # addresses; bytes on the disk are taken as they are written
+    environment = _open_unfinished(folder, manifest, replace(options, map_size=room), writing.rebuild)
     try:
-        present = _present(environment, recipe)
-        _require_space(folder, (total - int(present.sum())) * size)
-        with _told_of_the_disk(folder):
-            if environment.manifest() is None:
-                environment.put_manifest(manifest)
-            _write(recipe, present, environment, writing)
-            environment.put_digest(store.digest(environment))
+        present = np.zeros((recipe.rounds, len(recipe.source)), dtype=bool)
+        present[tuple(environment.keys().T)] = True
+        needed, free = (total - int(present.sum())) * size, shutil.disk_usage(folder).free
+        if needed > free:
+            raise OSError(
+                f"{folder}: needs about {format_bytes(needed)}, but only {format_bytes(free)} of the disk are free; "
+                "free some space, or choose another data.db.path or fewer data.db.rounds"
+            )
+        if environment.manifest() is None:
+            environment.put_manifest(manifest)
+        _write(recipe, present, environment, writing)
+        environment.put_digest(store.digest(environment))
+    except lmdb.Error as error:
+        raise OSError(
+            f"{folder}: cannot be written ({error}; {format_bytes(shutil.disk_usage(folder).free)} of the disk are "
+            "free); the next run continues after the images written so far"
+        ) from error
     finally:
         environment.close()
 
 
-def _continued(folder: Path, manifest: Manifest, options: dict[str, Any], rebuild: bool) -> Environment:
-    """Open the unfinished database; one that cannot be continued is refused or, to ``rebuild``, thrown away."""
+def _open_unfinished(folder: Path, manifest: Manifest, options: LMDBOptions, rebuild: bool) -> Environment:
+    """Open the unfinished database; one that cannot be continued is refused or, with ``rebuild``, replaced."""
     try:
-        with store.reading(folder):
-            environment = Environment(folder, **options)
+        with IMAGES.report_errors(folder):
+            environment = Environment(folder, options)
             try:
-                found = environment.manifest()
-                if found is not None:
-                    require_equal(folder, found, manifest)
+                if (stored := environment.manifest()) is not None:
+                    IMAGES.require_same(folder, stored, manifest)
             except BaseException:
                 environment.close()
                 raise
@@ -160,57 +168,28 @@ def _continued(folder: Path, manifest: Manifest, options: dict[str, Any], rebuil
             raise
         shutil.rmtree(folder)
         folder.mkdir()
-        environment = Environment(folder, **options)
+        environment = Environment(folder, options)
     return environment
-
-
-def _present(environment: Environment, recipe: Recipe) -> np.ndarray:
-    """Say which records are there: bool [rounds, samples]."""
-    present = np.zeros((recipe.rounds, len(recipe.source)), dtype=bool)
-    present[tuple(environment.keys().T)] = True
-    return present
 
 
 def _write(recipe: Recipe, present: np.ndarray, environment: Environment, writing: Writing) -> None:
     parts = pieces(recipe, present, writing.write_frequency, shuffle=writing.shuffle)
-    work = [(place, ids) for place, part in parts for ids in part.split(CHUNK)]
-    records = made(recipe, work, writing.num_workers)
+    work = [(ids, number) for part, number in parts for ids in part.split(CHUNK)]
+    records = make_records(recipe, work, writing.num_workers)
     done = int(present.sum())
     with progress(f"database of {recipe.name}", present.size, done) as advance, closing(records):
-        for _, part in parts:
+        for part, _ in parts:
             with environment.lmdb.begin(write=True) as transaction, transaction.cursor(environment.table) as cursor:
                 for ids in part.split(CHUNK):
                     cursor.putmulti(next(records))
                     advance(len(ids))
                     done += len(ids)
                     if interrupted():
-                        break  # what of the piece is there is written
+                        break  # and commit the part of the piece that is there
             stop_if_interrupted(f"stopped with {done:,} of {present.size:,} images written")
 
 
 def _bytes_on_disk(manifest: Manifest) -> int:
-    """Return about how much of the disk a record takes: its own pages, or where it is small a part of one."""
+    """Return about how many bytes of the disk a record takes: pages of its own or, where it is small, part of one."""
     value = HEADER.size + math.prod(manifest["shape"])
     return _INDEX + (-(-(value + 16) // _PAGE) * _PAGE if value > _PAGE // 2 else value)
-
-
-def _require_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(
-            f"{folder}: needs about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of the disk are free; "
-            "make room, or choose another data.db.path or fewer data.db.rounds"
-        )
-
-
-@contextmanager
-def _told_of_the_disk(folder: Path) -> Iterator[None]:
-    """Let a refusal of the disk be an ``OSError`` that names the folder."""
-    try:
-        yield
-    except lmdb.Error as error:
-        free = shutil.disk_usage(folder).free / 2**30
-        raise OSError(
-            f"{folder}: cannot be written ({error}; {free:.1f} GiB of the disk are free); "
-            "the pieces written before stay, and the next run continues after them"
-        ) from error

@@ -17,6 +17,7 @@ import lmdb
 import numpy as np
 import pytest
 import torch
+from block_loading import block_loader
 from filelock import FileLock
 from torch import Tensor
 
@@ -25,9 +26,9 @@ from fullbatch.data.frozen import build as lmdb_build
 from fullbatch.data.frozen import store
 from fullbatch.data.frozen.build import Writing, stored_images, temporary_images
 from fullbatch.data.frozen.copies import Recipe
-from fullbatch.data.frozen.store import Access, Environment, StoredImages
+from fullbatch.data.frozen.store import Environment, StoredImages
 from fullbatch.data.images import ImageSet, TensorImages
-from fullbatch.data.loader import BlockLoader
+from fullbatch.runtime.lmdb import LMDBOptions
 from fullbatch.runtime.stop_requests import InterruptedWork, interruption
 
 TRANSFORMS = {"RandomCrop": [8, 1], "RandomHorizontalFlip": 0.5, "RandomRotation": 20}
@@ -48,7 +49,7 @@ def recipe(**options: Any) -> Recipe:
 
 
 def build(folder: Path, some_recipe: Recipe | None = None, writing: Writing = SMALL_PIECES) -> StoredImages:
-    return stored_images(some_recipe or recipe(), folder / "db", Access(), writing)
+    return stored_images(some_recipe or recipe(), folder / "db", LMDBOptions(), writing)
 
 
 def everything(stored: StoredImages) -> Tensor:
@@ -67,7 +68,7 @@ def test_copies_are_the_augmentation_of_the_round(built: StoredImages) -> None:
     assert torch.equal(everything(built), expected)
     mixed = torch.randperm(len(built))
     assert torch.equal(built.fetch(mixed), expected[mixed])
-    moving = StoredImages(built.folder, built.manifest, Access(access="cursor"))
+    moving = StoredImages(built.folder, built.manifest, LMDBOptions(access="cursor"))
     assert torch.equal(moving.fetch(mixed), expected[mixed])
 
 
@@ -96,7 +97,7 @@ def test_records_are_laid_down_in_a_mixed_order_when_asked(tmp_path: Path) -> No
     def places(shuffle: bool) -> np.ndarray:
         folder = build(tmp_path / str(shuffle), recipe(rounds=1), Writing(shuffle=shuffle)).folder
         content = (folder / "data.mdb").read_bytes()
-        environment = store.opened(folder, Access())
+        environment = store.opened(folder, LMDBOptions())
         return np.array([content.index(value) for _, value in environment.records()])
 
     assert (np.diff(places(False)) > 0).mean() != pytest.approx((np.diff(places(True)) > 0).mean(), abs=0.1)
@@ -122,8 +123,8 @@ def test_blocks_of_a_round_are_those_of_the_step_on_the_fly(
     labels = torch.arange(COUNT) % 3
     options: Any = {"batch_size": batch_size, "seed": 2}
     frozen = ImageSet(built, labels.repeat(ROUNDS), ("a", "b", "c"))
-    reading = BlockLoader(frozen, caching=False, num_workers=num_workers, rounds=ROUNDS, **options)
-    live = BlockLoader(recipe().source, augmentation=Augmentation(TRANSFORMS, augmentation_seed(5)), **options)
+    reading = block_loader(frozen, caching=False, num_workers=num_workers, rounds=ROUNDS, **options)
+    live = block_loader(recipe().source, augmentation=Augmentation(TRANSFORMS, augmentation_seed(5)), **options)
     for step in (0, 1, 3):
         for found, expected in zip(reading.blocks(step, shuffle=True), live.blocks(step, shuffle=True), strict=True):
             assert torch.equal(found.inputs, expected.inputs)
@@ -131,7 +132,7 @@ def test_blocks_of_a_round_are_those_of_the_step_on_the_fly(
             assert found.key == expected.key
     again = torch.cat([block.inputs for block in reading.blocks(ROUNDS + 1)])
     assert torch.equal(again, torch.cat([block.inputs for block in reading.blocks(1)]))
-    whole = BlockLoader(frozen, **options).blocks(0)
+    whole = block_loader(frozen, **options).blocks(0)
     assert sum(whole.sizes) == ROUNDS * COUNT
     steps = [block.inputs for step in range(ROUNDS) for block in live.blocks(step)]
     assert torch.equal(torch.cat([block.inputs for block in whole]), torch.cat(steps))
@@ -177,7 +178,7 @@ def in_a_fork(work: Callable[[], object]) -> int:
 
 
 def present(folder: Path) -> int:
-    environment = Environment(folder, **Access().options(), map_size=1 << 24)
+    environment = Environment(folder, LMDBOptions(map_size=1 << 24))
     try:
         return len(environment)
     finally:
@@ -272,13 +273,13 @@ def spoil(path: Path, start: int, content: bytes) -> None:
 
 def test_a_damaged_image_is_named(built: StoredImages) -> None:
     path, number = built.folder / "data.mdb", 2 * COUNT + 7
-    record = dict(store.opened(built.folder, Access()).records())[(2).to_bytes(4, "big") + (7).to_bytes(4, "big")]
+    record = dict(store.opened(built.folder, LMDBOptions()).records())[(2).to_bytes(4, "big") + (7).to_bytes(4, "big")]
     spoil(path, path.read_bytes().index(record) + 50, b"damage")
     with pytest.raises(OSError, match="sample 7 in round 2 is damaged"):
         built.fetch(torch.tensor([3, number]))
     assert len(built.fetch(torch.tensor([3, number - 1]))) == 2
     labels = torch.zeros(len(built), dtype=torch.int64)
-    reading = BlockLoader(ImageSet(built, labels, ("a",)), batch_size=64, caching=False, num_workers=1)
+    reading = block_loader(ImageSet(built, labels, ("a",)), batch_size=64, caching=False, num_workers=1)
     with pytest.raises(OSError, match="sample 7 in round 2 is damaged") as raised:
         list(reading.blocks(0))
     assert "Traceback" not in str(raised.value)
@@ -293,7 +294,7 @@ def test_a_damaged_file_is_refused_and_stays(tmp_path: Path, built: StoredImages
     store.close(built.folder)
     path.write_bytes(path.read_bytes()[:30_000] if content is None else content)
     before = path.read_bytes()
-    with pytest.raises(OSError, match=r"db: not a whole database of this program .*rebuild_existing_database=True"):
+    with pytest.raises(OSError, match=r"db: not an intact database of this program .*rebuild_existing_database=True"):
         build(tmp_path)
     assert path.read_bytes() == before
     assert len(everything(build(tmp_path, writing=Writing(rebuild=True)))) == ROUNDS * COUNT
@@ -302,7 +303,7 @@ def test_a_damaged_file_is_refused_and_stays(tmp_path: Path, built: StoredImages
 def test_another_program_s_data_base_is_refused(tmp_path: Path) -> None:
     with lmdb.open(str(tmp_path / "db")) as foreign, foreign.begin(write=True) as transaction:
         transaction.put(b"theirs", b"precious")
-    with pytest.raises(OSError, match="not a whole database of this program"):
+    with pytest.raises(OSError, match="not an intact database of this program"):
         build(tmp_path)
 
 
@@ -354,7 +355,7 @@ def test_a_signal_ends_waiting_for_another_builder(tmp_path: Path) -> None:
 
 def test_too_little_space_is_told_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100_000))
-    with pytest.raises(OSError, match=r"needs about 0\.0 GiB, and 0\.0 GiB of the disk are free; make room"):
+    with pytest.raises(OSError, match=r"needs about 0\.1 MiB, but only 0\.1 MiB of the disk are free; free some space"):
         build(tmp_path)
     monkeypatch.undo()
     assert present(tmp_path / ".db.building") == 0
@@ -378,11 +379,11 @@ assert not Path({str(built.folder / "lock.mdb")!r}).exists()
 @pytest.mark.slow
 def test_a_temporary_one_goes_with_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    stored = temporary_images(recipe(), Access(), Writing())
+    stored = temporary_images(recipe(), LMDBOptions(), Writing())
     (made,) = tmp_path.glob("fullbatch-*")  # libraries put folders of their own beside it
     assert stored.folder.parent == made
     labels = torch.zeros(len(stored), dtype=torch.int64)
-    reading = BlockLoader(ImageSet(stored, labels, ("a",)), batch_size=64, caching=False, num_workers=2)
+    reading = block_loader(ImageSet(stored, labels, ("a",)), batch_size=64, caching=False, num_workers=2)
     assert len(list(reading.blocks(0))) == len(list(reading.blocks(1))) == 6
     del reading, stored
     assert not list(tmp_path.glob("fullbatch-*"))

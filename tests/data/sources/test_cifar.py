@@ -15,7 +15,7 @@ import torch
 import torchvision.datasets
 from serving import serve
 
-from fullbatch.data.dataset import ImageData, ImageSet, load_images
+from fullbatch.data.dataset import ImageData, ImageRequest, ImageSet, load_images
 
 NOWHERE = "http://127.0.0.1:9/cifar.tar.gz"  # the discard port: refused at once
 SIZES = {"CIFAR10": (10, 7), "CIFAR100": (12, 5)}
@@ -36,7 +36,7 @@ class Fake:
         return hashlib.md5(self.archive.read_bytes()).hexdigest()
 
     def load(self, root: Path, **settings: Any) -> ImageData:
-        return load_images(self.name, path=str(root), **settings)
+        return load_images(self.name, ImageRequest(str(root), **settings))
 
 
 def random_images(count: int) -> np.ndarray:
@@ -146,7 +146,7 @@ def test_classes_shape_and_statistics(fake10: Fake, tmp_path: Path) -> None:
 def test_a_home_folder_is_expanded(fake10: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     put(fake10, tmp_path / "data")
-    check(load_images("cifar10", path="~/data"), fake10)
+    check(load_images("cifar10", ImageRequest("~/data")), fake10)
 
 
 def test_size_takes_the_first_samples(fake: Fake, tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_settings_that_contradict_the_set_are_named(
 ) -> None:
     put(fake10, tmp_path / "data")
     with pytest.raises(ValueError, match=message):
-        load_images("CIFAR10", **{"path": str(tmp_path / "data"), **settings})
+        load_images("CIFAR10", ImageRequest(**{"path": str(tmp_path / "data"), **settings}))
 
 
 def test_a_folder_that_cannot_be_made_is_named(fake10: Fake, tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from sklearn import datasets
 
-from fullbatch.data.dataset import ImageData, ImageSet, load_images
+from fullbatch.data.dataset import ImageData, ImageRequest, ImageSet, load_images
 from fullbatch.data.sources import digits as reader
 
 
 def digits(**settings: Any) -> ImageData:
-    return load_images("digits", **settings)
+    return load_images("digits", ImageRequest(**settings))
 
 
 def rows(images: ImageSet) -> torch.Tensor:
@@ -107,4 +107,4 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         match=r"data.name=MNIST: unknown; known are CIFAR10, CIFAR100, TinyImageNet, ImageNet, digits, imagefolder",
     ):
         load_images("MNIST")
-    assert len(load_images("DIGITS", size=10).train) == 10
+    assert len(load_images("DIGITS", ImageRequest(size=10)).train) == 10

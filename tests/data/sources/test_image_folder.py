@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fullbatch.data.dataset import ImageData, ImageSet, load_images
+from fullbatch.data.dataset import ImageData, ImageRequest, ImageSet, load_images
 from fullbatch.data.sources import folder_cache, folder_images, image_folder
 from fullbatch.data.sources.image_files import read_image, read_whole_image
 
@@ -50,7 +50,7 @@ def save(path: Path, values: np.ndarray, mode: str | None = None, **options: Any
 
 
 def load(root: Path, **options: Any) -> ImageData:
-    return load_images("imagefolder", path=str(root), **options)
+    return load_images("imagefolder", ImageRequest(str(root), **options))
 
 
 def everything(images: ImageSet) -> torch.Tensor:
@@ -473,4 +473,4 @@ def test_one_class_is_too_few(root: Path) -> None:
 )
 def test_settings_that_contradict_the_folder_are_named(root: Path, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        load_images("imagefolder", **{"path": str(root), **given})
+        load_images("imagefolder", ImageRequest(**{"path": str(root), **given}))

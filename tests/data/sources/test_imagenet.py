@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import imagenet
 
-from fullbatch.data.dataset import ImageData, ImageSet, load_images
+from fullbatch.data.dataset import ImageData, ImageRequest, ImageSet, load_images
 from fullbatch.data.images import WholeImages
 
 CLASSES = ("n01440764", "n02102040")
@@ -51,7 +51,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def load(root: Path, **options: Any) -> ImageData:
-    return load_images("ImageNet", **{"path": str(root), "mean": [0.5] * 3, "std": [0.2] * 3, **options})
+    return load_images("ImageNet", ImageRequest(**{"path": str(root), "mean": [0.5] * 3, "std": [0.2] * 3, **options}))
 
 
 def tarred(content: dict[str, bytes], mode: str = "w") -> bytes:

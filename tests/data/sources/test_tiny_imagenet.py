@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from serving import serve
 
-from fullbatch.data.dataset import ImageData, ImageSet, load_images
+from fullbatch.data.dataset import ImageData, ImageRequest, ImageSet, load_images
 from fullbatch.data.sources import tiny_imagenet
 from fullbatch.runtime.stop_requests import InterruptedWork, interruption
 
@@ -63,7 +63,7 @@ class Fake:
     archive: Path
 
     def load(self, root: Path, **settings: Any) -> ImageData:
-        return load_images("TinyImageNet", path=str(root), **settings)
+        return load_images("TinyImageNet", ImageRequest(str(root), **settings))
 
 
 def zipped(path: Path, content: dict[str, bytes]) -> Path:
@@ -166,7 +166,7 @@ def test_only_what_belongs_to_the_set_is_unpacked(fake: Fake, tmp_path: Path) ->
 
 
 def test_a_folder_that_the_user_unpacked_serves(tmp_path: Path) -> None:
-    check(load_images("tinyimagenet", path=str(unpacked(tmp_path)), download=False))
+    check(load_images("tinyimagenet", ImageRequest(str(unpacked(tmp_path)), download=False)))
 
 
 def test_it_comes_from_a_mirror_or_an_address(fake: Fake, served: str, tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_smaller_size_is_class_balanced_and_mixed(fake: Fake, tmp_path: Path) 
 
 def test_statistics_are_those_of_the_training_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    data = load_images("TinyImageNet", path=str(unpacked(tmp_path)))
+    data = load_images("TinyImageNet", ImageRequest(str(unpacked(tmp_path))))
     values = data.train.images.fetch(torch.arange(12)).double() / 255
     assert data.mean == pytest.approx(values.mean((0, 2, 3)).tolist(), rel=1e-12)
     assert data.std == pytest.approx(values.transpose(0, 1).flatten(1).std(1, correction=0).tolist(), rel=1e-12)
@@ -276,7 +276,7 @@ def test_a_folder_that_is_not_whole_is_named_and_stays(
 ) -> None:
     before = names_below(unpacked(tmp_path, **change))
     with pytest.raises(OSError, match=message):
-        load_images("TinyImageNet", path=str(tmp_path), download=False)
+        load_images("TinyImageNet", ImageRequest(str(tmp_path), download=False))
     assert names_below(tmp_path) == before
 
 
@@ -287,7 +287,7 @@ def test_missing_folders_are_named(tmp_path: Path) -> None:
         with pytest.raises(
             OSError, match=f"{name}: the folder is missing|wnids.txt: the classes in it are not .*train"
         ):
-            load_images("TinyImageNet", path=str(tmp_path), download=False)
+            load_images("TinyImageNet", ImageRequest(str(tmp_path), download=False))
         os.rename(root / "moved", root / name)
 
 
@@ -304,4 +304,4 @@ def test_missing_folders_are_named(tmp_path: Path) -> None:
 )
 def test_settings_that_contradict_the_set_are_named(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        load_images("TinyImageNet", **{"path": str(unpacked(tmp_path)), **settings})
+        load_images("TinyImageNet", ImageRequest(**{"path": str(unpacked(tmp_path)), **settings}))
