@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fullbatch.runtime.device import DTYPES
-from fullbatch.settings import Run
 from fullbatch.runtime.manifests import differences
+from fullbatch.settings import Run
 
 CHANGEABLE = {
     "data": ("caching", "download", "mirrors"),
