@@ -1,1 +1,1 @@
-"""The model families, and building a model by its name."""
+"""Model families, building models by name, and files with trained models."""

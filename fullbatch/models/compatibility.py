@@ -1,4 +1,4 @@
-"""Whether a module takes the images it is to be trained on, found out before the first step."""
+"""Checking that a model fits the data, before the first step."""
 
 import torch
 from torch import Tensor, nn
@@ -8,20 +8,21 @@ from fullbatch.tensors import device_of, mode, preserved
 
 
 @torch.no_grad()
-def check_compatible(model: nn.Module, inputs: Tensor, classes: int) -> None:
-    """Evaluate ``model`` on one image [1, C, H, W], in evaluation mode and without a trace.
+def check_compatible(model: nn.Module, images: Tensor, classes: int) -> None:
+    """Evaluate ``model`` on one image [1, C, H, W] in evaluation mode; buffers and random states stay as they are.
 
     Raises:
-        ValueError: the module fails on it, or returns something else than outputs [1, classes].
+        ValueError: The model fails, or its result is not a tensor [1, classes].
     """
-    shape = "x".join(map(str, inputs.shape[1:]))
+    device = torch.device("cpu") if images.is_meta else device_of(model)
     try:
-        with mode(model, training=False), preserved_rng(device_of(model)), preserved(list(model.buffers())):
-            outputs = model(inputs)
+        with mode(model, training=False), preserved_rng(device), preserved(list(model.buffers())):
+            outputs = model(images)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
-        raise ValueError(f"does not take images of {shape} ({str(error).splitlines()[0]})") from error
-    found = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-    if found != [1, classes]:
-        raise ValueError(f"returns {found} for one image of {shape}; expected are outputs [1, {classes}]")
+    except Exception as error:  # models of other authors may raise anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"fails on images {list(images.shape)} ({reason})") from error
+    if not isinstance(outputs, Tensor) or outputs.shape != (1, classes):
+        result = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(f"maps images {list(images.shape)} to {result} instead of [1, {classes}]")

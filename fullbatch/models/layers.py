@@ -1,6 +1,7 @@
-"""Convolutions, non-linearities and normalizations by name."""
+"""Convolutions, activations and normalizations, selected by name."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,9 +19,9 @@ GHOST_BATCH = 64
 
 
 class StandardizedConv2d(nn.Conv2d):
-    """A convolution with each filter w standardized: (w - mean(w)) / sqrt(var(w) + 1e-5) (Qiao et al., 2019).
+    """A convolution with standardized filters (w - mean(w)) / sqrt(var(w) + 1e-5) (Qiao et al., 2019).
 
-    The variance is the population's over the filter's entries.
+    Mean and variance (without Bessel's correction) are those of the entries of a filter.
     """
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -30,9 +31,9 @@ class StandardizedConv2d(nn.Conv2d):
 
 
 class SequentialGhostNorm(nn.BatchNorm2d):
-    """Batch norm of chunks of 64 samples, one after the other (ghost batch norm; Hoffer et al., 2017).
+    """Batch norm over consecutive chunks of 64 samples (ghost batch norm; Hoffer et al., 2017).
 
-    Running statistics move once per chunk, so they do not depend on how many chunks come at once.
+    Running statistics are updated once per chunk, so they do not depend on the number of chunks in a batch.
     """
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ class SequentialGhostNorm(nn.BatchNorm2d):
 
 
 class SkipInit(nn.Module):
-    """x -> 0.2 s x with a learned scalar s that starts at 0, so that a residual branch starts at nothing.
+    """x -> 0.2 s x with a learned scalar s, initially 0, so that a residual branch is initially zero.
 
     De & Smith, Batch normalization biases residual blocks towards the identity function (2020).
     """
@@ -56,7 +57,7 @@ class SkipInit(nn.Module):
 
 
 class SubsampledMean(nn.Module):
-    """Average pooling by the stride: windows of stride x stride, those at the rim over what is there."""
+    """Average pooling with windows of stride x stride; those that extend past the border average the pixels inside."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
@@ -67,63 +68,71 @@ class SubsampledMean(nn.Module):
         return F.avg_pool2d(inputs, self.stride, self.stride, ceil_mode=True, count_include_pad=False)
 
 
+@dataclass(frozen=True)
+class LayerKinds:
+    """The kinds of layers in a network; without a normalization, convolutions have biases."""
+
+    convolution: Convolution
+    activation: Callable[[], nn.Module]
+    normalization: Normalization | None
+
+    def conv(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+        """Return a convolution that keeps the size of the image, up to the stride."""
+        bias = self.normalization is None
+        return self.convolution(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=bias)
+
+    def norm(self, channels: int) -> nn.Module:
+        """Return a normalization, or the identity."""
+        return nn.Identity() if self.normalization is None else self.normalization(channels)
+
+
 def convolution_named(name: str) -> Convolution:
-    """Return the convolution: Standard, circular, reflect, replicate (kinds of padding) or standardized (weights)."""
+    """Return a convolution: Standard, circular, reflect, replicate (padding modes) or standardized (filters)."""
     return _lookup("convolution", name, _CONVOLUTIONS)
 
 
 def activation_named(name: str) -> Callable[[], nn.Module]:
-    """Return an elementwise activation of ``torch.nn`` by its name."""
+    """Return an elementwise activation of ``torch.nn``."""
     elementwise = {key: getattr(nn, key) for key in nn.modules.activation.__all__ if key not in _NOT_ELEMENTWISE}
     return _lookup("nonlin_fn", name, elementwise)
 
 
 def normalization_named(name: str) -> Normalization:
-    """Return a normalization: of ``torch.nn`` by its name, or one of ours.
+    """Return a normalization of ``torch.nn``, or one of the following.
 
-    ``groupnorm1``, ``groupnorm8``, ``groupnorm32``: that many groups, at most one a channel; ``groupnorm4th``: four
-    channels a group; ``sequentialghostnorm``.
+    ``groupnorm1``, ``groupnorm8``, ``groupnorm32``: so many groups, at most one per channel; ``groupnorm4th``: groups
+    of four channels; ``sequentialghostnorm``: see ``SequentialGhostNorm``.
     """
     return _lookup("normalization", name, _NORMALIZATIONS)
 
 
-def one_of(option: str, name: str, known: tuple[str, ...]) -> str:
-    """Return the name in lower case; ``ValueError`` names the option and lists what is known."""
-    if name.lower() not in map(str.lower, known):
-        raise ValueError(f"{option}={name}: unknown; known: {', '.join(known)}")
+def one_of(option: str, name: str, accepted: tuple[str, ...]) -> str:
+    """Return ``name`` in lower case; ``ValueError`` with the option and the accepted names if it is not one of them."""
+    if name.lower() not in map(str.lower, accepted):
+        raise ValueError(f"{option}={name}: unknown; known: {', '.join(accepted)}")
     return name.lower()
 
 
-def refuse_small_images(pixels: int, smallest: int, convolution: str, normalization: str) -> None:
-    """Name the option that does not fit, before a layer of PyTorch complains of a shape in the middle of a step.
+def check_pixels(pixels: int, smallest: int, stem: str, convolution: str, normalization: str) -> None:
+    """Raise ``ValueError`` with the option that does not fit images of ``pixels``.
 
-    ``smallest`` is the side to which images of ``pixels`` shrink in the last layers that convolve and normalize.
+    ``smallest`` is the side of the feature maps in the last layers that convolve and normalize.
     """
     if smallest < 1:
         raise ValueError(f"images of {pixels} pixels shrink to nothing; this model needs larger ones")
     if convolution.lower() == "reflect" and smallest < 2:
-        raise ValueError(f"convolution=reflect: images of {pixels} pixels shrink to one, which has nothing to reflect")
+        raise ValueError(f"convolution=reflect: images of {pixels} pixels shrink to one pixel, which has no reflection")
     if normalization.lower() == "instancenorm2d" and smallest < 2:
         raise ValueError(
-            f"normalization=InstanceNorm2d: images of {pixels} pixels shrink to one, which has no variance"
+            f"normalization=InstanceNorm2d: images of {pixels} pixels shrink to one pixel, which has no variance"
         )
-
-
-def refuse_wide_padding(pixels: int, stem: str, convolution: str) -> None:
-    """Refuse images that cannot be wrapped around the 7x7 convolution of the stem ``standard``."""
     if convolution.lower() == "circular" and stem.lower() == "standard" and pixels < 3:
         raise ValueError(f"convolution=circular: images of {pixels} pixels are smaller than the stem's padding of 3")
 
 
-def _grouped(channels: int, *, groups: int) -> nn.GroupNorm:
-    return _group_norm(channels, min(groups, channels))
-
-
-def _quarter(channels: int) -> nn.GroupNorm:
-    return _group_norm(channels, max(channels // 4, 1))
-
-
-def _group_norm(channels: int, groups: int) -> nn.GroupNorm:
+def _group_norm(channels: int, *, groups: int | None) -> nn.GroupNorm:
+    """Return a group norm with at most ``groups`` groups; with None, groups of four channels."""
+    groups = max(channels // 4, 1) if groups is None else min(groups, channels)
     if channels % groups != 0:
         raise ValueError(
             f"{groups} groups do not divide {channels} channels; choose another model.width or normalization"
@@ -143,17 +152,15 @@ _NORMALIZATIONS: dict[str, Normalization] = {
     "InstanceNorm2d": nn.InstanceNorm2d,
     "SyncBatchNorm": nn.SyncBatchNorm,
     "Identity": nn.Identity,
-    "groupnorm1": partial(_grouped, groups=1),
-    "groupnorm8": partial(_grouped, groups=8),
-    "groupnorm32": partial(_grouped, groups=32),
-    "groupnorm4th": _quarter,
+    "groupnorm1": partial(_group_norm, groups=1),
+    "groupnorm8": partial(_group_norm, groups=8),
+    "groupnorm32": partial(_group_norm, groups=32),
+    "groupnorm4th": partial(_group_norm, groups=None),
     "sequentialghostnorm": SequentialGhostNorm,
 }
 _NOT_ELEMENTWISE = {"GLU", "LogSoftmax", "MultiheadAttention", "Softmax", "Softmax2d", "Softmin", "Threshold"}
 
 
 def _lookup(option: str, name: str, table: Mapping[str, Layer]) -> Layer:
-    known = {key.lower(): value for key, value in table.items()}
-    if name.lower() not in known:
-        raise ValueError(f"{option}={name}: unknown; known: {', '.join(table)}")
-    return known[name.lower()]
+    by_lower_name = {key.lower(): value for key, value in table.items()}
+    return by_lower_name[one_of(option, name, tuple(table))]

@@ -1,4 +1,4 @@
-"""Models from elsewhere: torchvision's, timm's, and a callable of the user's own."""
+"""Models of torchvision, of timm, and of the user."""
 
 import difflib
 import importlib
@@ -12,125 +12,115 @@ from typing import Any
 import torch
 from torch import nn
 
-from fullbatch.randomness import preserved_rng
+from fullbatch.models.compatibility import check_compatible
 from fullbatch.tensors import device_of
 
 log = logging.getLogger(__name__)
 
-_LARGE = 112  # half of the 224 pixels that stems with strides are made for
-_AUXILIARY = {"aux_logits": False, "init_weights": True}  # one output only, and the initialization of the paper
-_OPTIONS_OF_TORCHVISION: dict[str, dict[str, Any]] = {"googlenet": _AUXILIARY, "inception": _AUXILIARY}
+_LARGE = 112  # half of the 224 pixels that stems with strides are designed for
+_ONE_OUTPUT = {"aux_logits": False, "init_weights": True}  # no auxiliary classifiers, initialization of the paper
+_TORCHVISION_OPTIONS: dict[str, dict[str, Any]] = {"googlenet": _ONE_OUTPUT, "inception": _ONE_OUTPUT}
 
 
 def build_torchvision(name: str, *, channels: int, classes: int, pixels: int) -> nn.Module:
-    """Return torchvision's classifier ``name`` with fresh weights, for images of ``channels`` and ``pixels``.
+    """Build the torchvision classifier ``name`` with fresh weights, for images [B, channels, pixels, pixels].
 
-    Raises ``ValueError`` for a name that is unknown and for images that the model does not take.
+    Raises:
+        ValueError: The name is unknown, or the model does not accept such images.
     """
     from torchvision import models  # noqa: PLC0415 (seconds to import)
 
-    known = models.list_models(module=models)
-    if name.lower() not in known:
-        raise ValueError(f"name={name}: no classifier of torchvision; {_near(name, known)}")
-    options = next((given for prefix, given in _OPTIONS_OF_TORCHVISION.items() if name.lower().startswith(prefix)), {})
+    names = models.list_models(module=models)
+    if name.lower() not in names:
+        raise ValueError(f"name={name}: not a classifier of torchvision; {_similar(name, names)}")
+    options = next((given for prefix, given in _TORCHVISION_OPTIONS.items() if name.lower().startswith(prefix)), {})
     if name.lower().startswith("vit"):
         options = {"image_size": pixels}
     elif name.lower().startswith("maxvit"):
         options = {"input_size": (pixels, pixels)}
-    with _refusing(f"name={name}"):
+    with _prefixed_errors(f"name={name}"):
         model: nn.Module = models.get_model(name.lower(), weights=None, num_classes=classes, **options)
     if channels != 3:
-        _take_channels(model, channels)
-    check_outputs(f"name={name}", model, channels, classes, pixels)
-    _warn_of_large_stem(name, model, pixels)
+        _replace_first_convolution(model, channels)
+    _check(f"name={name}", model, channels, classes, pixels)
+    _warn_about_large_stem(name, model, pixels)
     return model
 
 
 def build_timm(name: str, *, channels: int, classes: int, pixels: int) -> nn.Module:
-    """Return timm's classifier ``name`` with fresh weights; as ``build_torchvision``, and needs the extra ``timm``."""
+    """Build the timm classifier ``name``, see ``build_torchvision``; needs the extra ``timm``."""
     try:
         import timm  # noqa: PLC0415 (an extra)
     except ImportError:
         raise ValueError("timm is not installed: pip install 'fullbatch[timm]'") from None
     name = name if timm.is_model(name) else name.lower()
     if not timm.is_model(name):
-        raise ValueError(f"name={name}: no classifier of timm; {_near(name, timm.list_models())}")
+        raise ValueError(f"name={name}: not a classifier of timm; {_similar(name, timm.list_models())}")
     config = timm.models.get_pretrained_cfg(name)
     options: dict[str, Any] = {"img_size": pixels} if getattr(config, "fixed_input_size", False) else {}
-    with _refusing(f"name={name}"):
+    with _prefixed_errors(f"name={name}"):
         model: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels, **options)
-    check_outputs(f"name={name}", model, channels, classes, pixels)
-    _warn_of_large_stem(name, model, pixels)
+    _check(f"name={name}", model, channels, classes, pixels)
+    _warn_about_large_stem(name, model, pixels)
     return model
 
 
 def build_imported(target: str, *, channels: int, classes: int, pixels: int) -> nn.Module:
-    """Return what ``package.module:callable`` returns for ``channels`` and ``classes``.
+    """Return the result of ``package.module:callable`` for ``channels`` and ``classes``.
 
-    Raises ``ValueError`` where there is no such callable, or its model does not map images to ``classes`` outputs.
+    Raises:
+        ValueError: There is no such callable, or its result does not map images to ``classes`` outputs.
     """
     module_name, colon, attribute = target.partition(":")
     if not (colon and module_name and attribute):
         raise ValueError(f"target={target}: should be package.module:callable")
     with _launch_folder_importable():
-        build = _imported(target, module_name, attribute)
-        with _refusing(f"target={target}"):
+        build = _import_callable(target, module_name, attribute)
+        with _prefixed_errors(f"target={target}"):
             model = build(channels=channels, classes=classes)
     if not isinstance(model, nn.Module):
-        raise ValueError(f"target={target}: returned {type(model).__name__} in the place of a torch.nn.Module")
-    check_outputs(f"target={target}", model, channels, classes, pixels)
+        raise ValueError(f"target={target}: returned {type(model).__name__} instead of a torch.nn.Module")
+    _check(f"target={target}", model, channels, classes, pixels)
     return model
 
 
-def _imported(target: str, module_name: str, attribute: str) -> Callable[..., Any]:
+def _import_callable(target: str, module_name: str, attribute: str) -> Callable[..., Any]:
     try:
-        found: Any = importlib.import_module(module_name)
+        value: Any = importlib.import_module(module_name)
     except ImportError as error:
         raise ValueError(f"target={target}: cannot be imported ({error})") from error
     for part in attribute.split("."):
-        if not hasattr(found, part):
+        if not hasattr(value, part):
             raise ValueError(f"target={target}: {module_name} has no {attribute}")
-        found = getattr(found, part)
-    if not callable(found):
-        raise ValueError(f"target={target}: is no callable but {type(found).__name__}")
-    callable_found: Callable[..., Any] = found
-    return callable_found
+        value = getattr(value, part)
+    if not callable(value):
+        raise ValueError(f"target={target}: not a callable but {type(value).__name__}")
+    build: Callable[..., Any] = value
+    return build
 
 
-def check_outputs(what: str, model: nn.Module, channels: int, classes: int, pixels: int) -> None:
-    """Raise ``ValueError`` unless ``model`` maps images [B, channels, pixels, pixels] to outputs [B, classes]."""
-    modes = [(module, module.training) for module in model.modules()]
+def _check(setting: str, model: nn.Module, channels: int, classes: int, pixels: int) -> None:
     dtype = next((parameter.dtype for parameter in model.parameters()), None)
     images = torch.zeros(1, channels, pixels, pixels, device=device_of(model), dtype=dtype)
     try:
-        generator = torch.device("cpu") if images.is_meta else images.device
-        with torch.no_grad(), preserved_rng(generator), _refusing(what, f" on images {_shape(images)}"):
-            outputs = model.eval()(images)
-    finally:
-        for module, training in modes:
-            module.training = training
-    if not isinstance(outputs, torch.Tensor) or outputs.shape != (1, classes):
-        found = _shape(outputs) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
-        raise ValueError(f"{what}: maps images {_shape(images)} to {found} in the place of [1, {classes}]")
-
-
-def _shape(tensor: torch.Tensor) -> str:
-    return str(list(tensor.shape))
+        check_compatible(model, images, classes)
+    except ValueError as error:
+        raise ValueError(f"{setting}: {error}") from error
 
 
 @contextmanager
-def _refusing(what: str, where: str = "") -> Iterator[None]:
-    """Turn whatever somebody else's code raises into a ``ValueError`` of one line."""
+def _prefixed_errors(setting: str) -> Iterator[None]:
+    """Turn any error of another author's code into a ``ValueError`` of one line that names the setting."""
     try:
         yield
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{what}: fails{where} ({reason})") from error
+        raise ValueError(f"{setting}: fails ({reason})") from error
 
 
 @contextmanager
 def _launch_folder_importable() -> Iterator[None]:
-    """Let imports find the modules of the folder where the program was started, after all others."""
+    """Append the current folder to the module search path inside the context."""
     folder = os.getcwd()
     sys.path.append(folder)
     try:
@@ -139,21 +129,20 @@ def _launch_folder_importable() -> Iterator[None]:
         sys.path.remove(folder)
 
 
-def _near(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name.lower(), known, n=5, cutoff=0.4)
-    return f"near are {', '.join(near or known[:5])}"
+def _similar(name: str, names: list[str]) -> str:
+    return f"similar: {', '.join(difflib.get_close_matches(name.lower(), names, n=5, cutoff=0.4) or names[:5])}"
 
 
 def _first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d] | None:
     return next(((name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d)), None)
 
 
-def _take_channels(model: nn.Module, channels: int) -> None:
-    """Put a convolution for ``channels`` in the place of the first one, which is for three."""
-    found = _first_convolution(model)
-    if found is None:
-        raise ValueError("the model has no convolution that could take images of another number of channels")
-    name, old = found
+def _replace_first_convolution(model: nn.Module, channels: int) -> None:
+    """Replace the first convolution, which takes 3 channels, by one for ``channels`` with outputs of the same scale."""
+    first = _first_convolution(model)
+    if first is None:
+        raise ValueError("the model has no convolution that could be replaced to accept another number of channels")
+    name, old = first
     new = nn.Conv2d(
         channels,
         old.out_channels,
@@ -170,14 +159,14 @@ def _take_channels(model: nn.Module, channels: int) -> None:
     setattr(model.get_submodule(parent), attribute, new)
 
 
-def _warn_of_large_stem(name: str, model: nn.Module, pixels: int) -> None:
-    found = _first_convolution(model)
-    if found is None or pixels >= _LARGE or max(found[1].stride) == 1:
+def _warn_about_large_stem(name: str, model: nn.Module, pixels: int) -> None:
+    first = _first_convolution(model)
+    if first is None or pixels >= _LARGE or max(first[1].stride) == 1:
         return
-    kernel, stride = max(found[1].kernel_size), max(found[1].stride)
+    kernel, stride = max(first[1].kernel_size), max(first[1].stride)
     log.warning(
-        "model.name=%s: its stem, a %dx%d convolution with stride %d, is made for large images; these have %d pixels "
-        "(model=resnet18 and its like have stems for small ones)",
+        "model.name=%s: its stem, a %dx%d convolution with stride %d, is designed for large images; these have %d "
+        "pixels (resnet18 and the other models of this package have stems for small images)",
         name,
         kernel,
         kernel,

@@ -4,5 +4,5 @@ from torch import nn
 
 
 def build_linear(*, channels: int, classes: int, pixels: int) -> nn.Module:
-    """Return one linear layer from the whole image [B, C, H, W], flattened, to outputs [B, classes]."""
+    """Build a linear layer that maps flattened images [B, C, H, W] to outputs [B, classes]."""
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * pixels * pixels, classes))

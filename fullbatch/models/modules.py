@@ -1,4 +1,4 @@
-"""Modules under the address that users of the paper's code know."""
+"""The address of ``GradRegularizer`` in the paper's code."""
 
 from fullbatch.objective.gradient_penalty import GradRegularizer
 

@@ -1,6 +1,6 @@
-"""Normalizer-free networks (Brock, De, Smith & Simonyan, 2021): standardized weights in the place of batch norm.
+"""Normalizer-free networks (Brock, De, Smith & Simonyan, 2021): standardized weights instead of batch norm.
 
-Full-batch gradients of these networks do not depend on how the data are cut into blocks.
+Full-batch gradients of these networks do not depend on how the data are split into blocks.
 """
 
 from collections import OrderedDict
@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from fullbatch.models.layers import one_of
 
 VARIANTS = {"F0": 0.2, "F1": 0.3, "F2": 0.4, "F3": 0.4, "F4": 0.5, "F5": 0.5, "F6": 0.5, "F7": 0.5}
-"""Variant -> dropout before the classifier; Fk has k + 1 times the blocks of F0."""
+"""Variant -> dropout rate before the classifier; Fk has k + 1 times the blocks of F0."""
 WIDTHS, LENGTHS, STRIDES = (256, 512, 1536, 1536), (1, 2, 6, 3), (1, 2, 2, 2)
 STEMS = {"cifar": (1, 1, 1, 1), "imagenet": (2, 1, 1, 2)}
-"""Stem -> strides of its convolutions, 3x3 without padding."""
+"""Stem -> strides of its 3x3 convolutions, which have no padding."""
 _STEM_WIDTHS, _GROUP = (16, 32, 64, 128), 128
 
 
@@ -39,11 +39,13 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
 
 
 class ScaledConv2d(nn.Conv2d):
-    """A convolution with filters (w - mean(w)) gain / sqrt(max(n var(w), 1e-4)), n entries each, var unbiased."""
+    """A convolution with filters (w - mean(w)) gain / sqrt(max(n var(w), 1e-4)), n their size, var unbiased."""
 
-    def __init__(self, inside: int, outside: int, kernel: int, stride: int = 1, padding: int = 0, groups: int = 1):
-        super().__init__(inside, outside, kernel, stride, padding, groups=groups)
-        self.gain = nn.Parameter(torch.ones(outside, 1, 1, 1))
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int = 0, groups: int = 1
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel, stride, padding, groups=groups)
+        self.gain = nn.Parameter(torch.ones(out_channels, 1, 1, 1))
         nn.init.xavier_normal_(self.weight)
         assert self.bias is not None
         nn.init.zeros_(self.bias)
@@ -56,7 +58,7 @@ class ScaledConv2d(nn.Conv2d):
 
 
 class SqueezeExcite(nn.Module):
-    """One factor in (0, 1) a channel, from the channels' means (Hu, Shen & Sun, 2018)."""
+    """One factor in (0, 1) per channel, computed from the means of the channels (Hu, Shen & Sun, 2018)."""
 
     def __init__(self, channels: int, ratio: float, activation: nn.Module) -> None:
         super().__init__()
@@ -69,16 +71,17 @@ class SqueezeExcite(nn.Module):
 
 
 class NFBlock(nn.Module):
-    """x + alpha s branch(beta act(x)) with a learned scalar s that starts at 0; beta makes the branch's input standard.
+    """x + alpha s branch(beta act(x)), s a learned scalar, initially 0; beta gives the branch's input variance 1.
 
-    The branch narrows by 1x1, convolves twice by 3x3 in groups of 128 channels, widens by 1x1 and is weighted by twice
-    its squeeze-and-excite. Where width or size change, the shortcut is a 1x1 convolution of the (pooled) branch input.
-    ``drop_rate`` is how often, in training, a sample loses its branch (stochastic depth, not rescaled).
+    The branch is a 1x1 convolution to half the width, two 3x3 convolutions in groups of 128 channels, a 1x1 convolution
+    to the width, and twice its squeeze-and-excite factors. If width or size change, the shortcut is a 1x1 convolution
+    of the (pooled) input of the branch. ``drop_rate`` is the probability that a sample skips the branch in training
+    (stochastic depth, not rescaled).
     """
 
     def __init__(
         self,
-        inside: int,
+        in_channels: int,
         width: int,
         stride: int,
         *,
@@ -93,28 +96,26 @@ class NFBlock(nn.Module):
         self.skip_gain = nn.Parameter(torch.zeros(()))
         narrow = width // 2
         groups = max(narrow // _GROUP, 1)
-        self.conv0 = ScaledConv2d(inside, narrow, 1)
+        self.conv0 = ScaledConv2d(in_channels, narrow, 1)
         self.conv1 = ScaledConv2d(narrow, narrow, 3, stride, padding=1, groups=groups)
         self.conv1b = ScaledConv2d(narrow, narrow, 3, padding=1, groups=groups)
         self.conv2 = ScaledConv2d(narrow, width, 1)
-        self.conv_shortcut = ScaledConv2d(inside, width, 1) if stride > 1 or inside != width else None
+        self.conv_shortcut = ScaledConv2d(in_channels, width, 1) if stride > 1 or in_channels != width else None
         self.squeeze_excite = SqueezeExcite(width, se_ratio, activation)
         self.activation = activation
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map [B, C, H, W] to [B, C', H/stride, W/stride]."""
         hidden = self.activation(inputs) * self.beta
-        shortcut = inputs if self.conv_shortcut is None else self.conv_shortcut(self._pooled(hidden))
+        # an odd side is padded, so that shortcut and branch have the same size
+        pooled = hidden if self.stride == 1 else F.avg_pool2d(hidden, 2, padding=hidden.shape[-1] % 2)
+        shortcut = inputs if self.conv_shortcut is None else self.conv_shortcut(pooled)
         branch = self.conv1(self.activation(self.conv0(hidden)))
         branch = self.conv2(self.activation(self.conv1b(self.activation(branch))))
         branch = branch * 2 * self.squeeze_excite(branch)
         if self.training and self.drop_rate > 0:
             branch = branch * (torch.rand(len(branch), 1, 1, 1, device=branch.device) >= self.drop_rate)
         return branch * self.alpha * self.skip_gain + shortcut
-
-    def _pooled(self, hidden: Tensor) -> Tensor:
-        """Average 2x2 windows where the stride is 2; an odd side is padded, so that the sizes of both ways agree."""
-        return hidden if self.stride == 1 else F.avg_pool2d(hidden, 2, padding=hidden.shape[-1] % 2)
 
 
 class NFNet(nn.Module):
@@ -148,21 +149,18 @@ def build_nfnet(
     nonlin: str = "gelu",
     use_dropout: bool = False,
 ) -> NFNet:
-    """Build the network; options as in ``config/model``. ``ValueError`` names one that is unknown or does not fit."""
+    """Build the network; options as in ``config/model``. ``ValueError`` names an unknown or invalid option."""
     function, scale = ACTIVATIONS[one_of("nonlin", nonlin, tuple(ACTIVATIONS))]
     variant = one_of("variant", variant, tuple(VARIANTS)).upper()
     strides = STEMS[one_of("stem", stem, ("CIFAR", "ImageNet"))]
-    if _after_stem(pixels, strides) < 1:
+    side = pixels
+    for stride in strides:
+        side = (side - 3) // stride + 1 if side >= 3 else 0
+    if side < 1:
         raise ValueError(f"images of {pixels} pixels vanish in the stem {stem}, which has no padding")
     activation = ScaledActivation(function, scale)
     body = _body([length * (1 + int(variant[1:])) for length in LENGTHS], stochdepth_rate, activation, alpha, se_ratio)
     return NFNet(_stem(channels, strides, activation), body, activation, VARIANTS[variant] * use_dropout, classes)
-
-
-def _after_stem(pixels: int, strides: tuple[int, ...]) -> int:
-    for stride in strides:
-        pixels = (pixels - 3) // stride + 1 if pixels >= 3 else 0
-    return pixels
 
 
 def _stem(channels: int, strides: tuple[int, ...], activation: nn.Module) -> nn.Sequential:
@@ -178,13 +176,13 @@ def _stem(channels: int, strides: tuple[int, ...], activation: nn.Module) -> nn.
 def _body(
     lengths: list[int], stochdepth_rate: float, activation: nn.Module, alpha: float, se_ratio: float
 ) -> nn.Sequential:
-    """Return the blocks; each knows the standard deviation of its input, which is 1 again after a stage's first."""
+    """Return the blocks, with beta from the standard deviation of their input, which each first block resets to 1."""
     blocks: list[nn.Module] = []
-    inside, std = _STEM_WIDTHS[-1], 1.0
+    in_channels, std = _STEM_WIDTHS[-1], 1.0
     for width, length, stage_stride in zip(WIDTHS, lengths, STRIDES, strict=True):
         for index in range(length):
             block = NFBlock(
-                inside,
+                in_channels,
                 width,
                 stage_stride if index == 0 else 1,
                 activation=activation,
@@ -195,5 +193,5 @@ def _body(
             )
             blocks.append(block)
             std = ((1.0 if index == 0 else std**2) + alpha**2) ** 0.5
-            inside = width
+            in_channels = width
     return nn.Sequential(*blocks)

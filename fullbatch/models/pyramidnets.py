@@ -7,27 +7,28 @@ from torch.nn import functional as F
 from fullbatch.models.layers import SubsampledMean
 
 ALPHAS = {110: (84, False), 272: (200, True)}
-"""Depth -> what the width grows by in all, and whether blocks are bottlenecks, for the networks with names."""
+"""Depth -> total growth of the width, and whether blocks are bottlenecks, of the named networks."""
 _FIRST_WIDTH, _STAGES, _EXPANSION = 16, 3, 4
 
 
 class PyramidBlock(nn.Module):
-    """shortcut(x) + branch(x), with a norm before the first convolution and after the last, and no activation after it.
+    """shortcut(x) + branch(x).
 
-    The branch is two 3x3 convolutions, or three with a 3x3 between two 1x1 (the bottleneck); all norms but the first
-    and the last are activated. The shortcut is the identity, pooled by the stride, missing channels zero.
+    The branch has two 3x3 convolutions, or a 3x3 between two 1x1 convolutions (the bottleneck), with a norm before the
+    first and after each; all norms but the first and the last are followed by ReLU. The shortcut is the identity,
+    pooled by the stride and padded with channels of zeros.
     """
 
-    def __init__(self, inside: int, width: int, bottleneck: bool, stride: int) -> None:
+    def __init__(self, in_channels: int, width: int, bottleneck: bool, stride: int) -> None:
         super().__init__()
         basic = ((width, 3, stride), (width, 3, 1))
         narrow = ((width, 1, 1), (width, 3, stride), (_EXPANSION * width, 1, 1))
-        self.bn1, channels = nn.BatchNorm2d(inside), inside
-        for number, (outside, kernel, step) in enumerate(narrow if bottleneck else basic, start=1):
-            self.add_module(f"conv{number}", nn.Conv2d(channels, outside, kernel, step, kernel // 2, bias=False))
-            self.add_module(f"bn{number + 1}", nn.BatchNorm2d(outside))
-            channels = outside
-        self.length, self.missing = number, channels - inside
+        self.bn1, channels = nn.BatchNorm2d(in_channels), in_channels
+        for number, (out_channels, kernel, step) in enumerate(narrow if bottleneck else basic, start=1):
+            self.add_module(f"conv{number}", nn.Conv2d(channels, out_channels, kernel, step, kernel // 2, bias=False))
+            self.add_module(f"bn{number + 1}", nn.BatchNorm2d(out_channels))
+            channels = out_channels
+        self.length, self.missing = number, channels - in_channels
         self.pool = nn.Identity() if stride == 1 else SubsampledMean(stride)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ class PyramidBlock(nn.Module):
 
 
 class PyramidNet(nn.Module):
-    """A convolution, three stages of blocks that widen step by step, norm, ReLU, pooling, linear layer."""
+    """A convolution, three stages of blocks of growing width, norm, ReLU, pooling, linear layer."""
 
     def __init__(self, channels: int, stages: list[nn.Sequential], features: int, classes: int) -> None:
         super().__init__()
@@ -68,8 +69,9 @@ def build_pyramidnet(
 ) -> PyramidNet:
     """Build the network; options as in ``config/model``.
 
-    ``alpha`` is what the width, 16 at first, grows by over all blocks, in equal parts that are added up and rounded; by
-    default 84, or 200 for depth 272, which alone has ``bottleneck`` by default. ``ValueError`` names what does not fit.
+    The width is initially 16 and grows over all blocks by ``alpha``, in equal parts that are summed and rounded. By
+    default ``alpha`` is 84 and ``bottleneck`` False; for depth 272 they are 200 and True. ``ValueError`` names an
+    invalid option.
     """
     default_alpha, default_bottleneck = ALPHAS.get(depth, ALPHAS[110])
     alpha = default_alpha if alpha is None else alpha
@@ -81,16 +83,16 @@ def build_pyramidnet(
         raise ValueError(f"depth={depth}: should be 2 plus a multiple of {layers} with {kind}; known: 110, 272")
     if alpha < 0:
         raise ValueError(f"alpha={alpha}: should be at least 0")
-    stages, inside, width = [], _FIRST_WIDTH, float(_FIRST_WIDTH)
+    stages, in_channels, width = [], _FIRST_WIDTH, float(_FIRST_WIDTH)
     for stage in range(_STAGES):
         blocks = []
         for index in range(length):
             width += alpha / (_STAGES * length)
             stride = 2 if stage > 0 and index == 0 else 1
-            blocks.append(PyramidBlock(inside, round(width), bottleneck, stride))
-            inside = round(width) * (_EXPANSION if bottleneck else 1)
+            blocks.append(PyramidBlock(in_channels, round(width), bottleneck, stride))
+            in_channels = round(width) * (_EXPANSION if bottleneck else 1)
         stages.append(nn.Sequential(*blocks))
-    model = PyramidNet(channels, stages, inside, classes)
+    model = PyramidNet(channels, stages, in_channels, classes)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):  # normal(0, sqrt(2 / (k k out)))
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

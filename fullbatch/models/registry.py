@@ -1,4 +1,4 @@
-"""Models by name."""
+"""Building models by name."""
 
 import inspect
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from fullbatch.models.nfnets import build_nfnet
 
 @dataclass(frozen=True)
 class Family:
-    """The builder of a family, and the numbers that may follow its name."""
+    """The function that builds the models of a family, and the depths with names of their own (``resnet18``)."""
 
     build: Callable[..., nn.Module]
     depths: tuple[int, ...] = ()
@@ -34,11 +34,11 @@ FAMILIES = {
 }
 ALIASES = {"nfnet": "nfn"}
 NAMES = tuple(f"{name}{depth}" for name, family in FAMILIES.items() for depth in family.depths or ("",))
-_GIVEN = ("channels", "classes", "pixels")
+_DATA_OPTIONS = ("channels", "classes", "pixels")
 
 
 def family_named(name: str) -> tuple[Family, int | None]:
-    """Return the family of a model, and the depth in its name; ``ValueError`` lists the known models."""
+    """Return the family of a model and the depth in its name; ``ValueError`` lists the known names."""
     family = name.lower().rstrip("0123456789")
     depth = name.lower().removeprefix(family)
     family = ALIASES.get(family, family)
@@ -48,36 +48,32 @@ def family_named(name: str) -> tuple[Family, int | None]:
 
 
 def build_model(name: str, /, *, channels: int, classes: int, pixels: int, **options: Any) -> nn.Module:
-    """Build a model with fresh weights: any ``torch.nn.Module`` from images [B, C, H, W] to outputs [B, classes].
+    """Build a model with fresh weights, which maps images [B, C, H, W] to outputs [B, classes].
 
     Args:
-        name: in any case; the depth is part of it (``resnet18``) or an option (``resnet``, ``depth=18``). Models of
-            other libraries are ``torchvision`` and ``timm`` with their ``name`` as an option, and ``import`` with
+        name: name in any case, with the depth (``resnet18``) or with the depth as an option (``resnet``, ``depth=18``).
+            ``torchvision`` and ``timm`` take a ``name`` as an option, ``import`` takes
             ``target="package.module:callable"``.
-        channels: of the images.
+        channels: channels of the images.
         classes: number of outputs.
         pixels: side of the square images.
-        **options: of the family, as in ``config/model``; those left out have the defaults there.
+        **options: options of the family, with names and defaults as in ``config/model``.
 
     Raises:
-        ValueError: an unknown name or option, or one that does not fit; the message lists what is known.
+        ValueError: A name or an option is unknown or invalid; the message lists the accepted ones.
     """
     family, depth = family_named(name)
-    build = family.build
     if depth is not None and options.setdefault("depth", depth) != depth:
         raise ValueError(f"name={name} and depth={options['depth']} contradict each other")
-    _refuse_options(name, options, accepted=[key for key in inspect.signature(build).parameters if key not in _GIVEN])
-    given = {"channels": channels, "classes": classes, "pixels": pixels}
-    for option, value in given.items():
-        if value < 1:
-            raise ValueError(f"{option}={value}: should be at least 1")
-    return build(**given, **options)
-
-
-def _refuse_options(name: str, options: dict[str, Any], accepted: list[str]) -> None:
+    accepted = [key for key in inspect.signature(family.build).parameters if key not in _DATA_OPTIONS]
     for option in options:
         if option not in accepted:
-            raise ValueError(f"{option}: no option of {name}; accepted: {', '.join(accepted) or 'none'}")
+            raise ValueError(f"{option}: not an option of {name}; accepted: {', '.join(accepted) or 'none'}")
     for required, known in (("depth", f"; known: {', '.join(NAMES)}"), ("name", ""), ("target", "")):
         if required in accepted and required not in options:
             raise ValueError(f"name={name}: needs a {required}{known}")
+    data_options = {"channels": channels, "classes": classes, "pixels": pixels}
+    for option, value in data_options.items():
+        if value < 1:
+            raise ValueError(f"{option}={value}: should be at least 1")
+    return family.build(**data_options, **options)

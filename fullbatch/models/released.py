@@ -1,4 +1,4 @@
-"""The models that were released with the paper, for ``torch.hub``; needs torch alone."""
+"""The models that were released with the paper, for ``torch.hub``; needs only torch."""
 
 from pathlib import Path
 
@@ -11,29 +11,29 @@ from fullbatch.models.weights import load_weights
 
 ADDRESS = "https://github.com/JonasGeiping/fullbatchtraining/releases/download/v1/"
 CHECKSUMS: dict[str, str] = {}
-"""File -> SHA-256, in hexadecimal, of what the address holds. None are known; one that is added here is checked."""
+"""File name -> hexadecimal SHA-256, verified after the download. No checksums have been published."""
 
 
 def released_resnet(
     depth: int, name: str, pretrained: bool, file: str | Path | None = None, progress: bool = True
 ) -> nn.Module:
-    """Build the ResNet of that depth for CIFAR-10, in evaluation mode where it has trained weights.
+    """Build a ResNet for CIFAR-10; with trained weights it is in evaluation mode.
 
     Args:
-        depth: of the network.
-        name: of its file at ``ADDRESS``.
+        depth: number of layers.
+        name: name of its file at ``ADDRESS``.
         pretrained: load trained weights.
-        file: a file to take them from, in any format that ``read_model`` reads; None downloads them, once.
-        progress: show the download.
+        file: a file with the weights, in any format that ``read_model`` reads; None downloads the released ones once.
+        progress: show the progress of the download.
 
     Raises:
-        ValueError: a file that holds no such model.
-        OSError: a file that is not there, or no connection.
+        ValueError: The file contains no such model.
+        OSError: The file does not exist, or the download failed.
     """
     model = build_model(f"resnet{depth}", channels=3, classes=10, pixels=32)
     if not pretrained and file is None:
         return model
-    path = _downloaded(name, progress) if file is None else Path(file)
+    path = _download(name, progress) if file is None else Path(file)
     weights = read_model(path).weights
     try:
         load_weights(model, weights)
@@ -42,12 +42,12 @@ def released_resnet(
     return model.eval()
 
 
-def _downloaded(name: str, progress: bool) -> Path:
+def _download(name: str, progress: bool) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(ADDRESS + name, str(path), CHECKSUMS.get(name), progress)
         except OSError as error:
-            raise OSError(f"{ADDRESS}{name}: cannot be downloaded ({error}); name a copy of it as file=...") from error
+            raise OSError(f"{ADDRESS}{name}: cannot be downloaded ({error}); pass a copy of it as file=...") from error
     return path

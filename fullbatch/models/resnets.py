@@ -1,24 +1,21 @@
 """Residual networks (He, Zhang, Ren & Sun, 2016), for small and for large images."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from fullbatch.models.layers import (
-    Convolution,
-    Normalization,
+    LayerKinds,
     SkipInit,
     SubsampledMean,
     activation_named,
+    check_pixels,
     convolution_named,
     normalization_named,
     one_of,
-    refuse_small_images,
-    refuse_wide_padding,
 )
 
-BASIC, BOTTLENECK = 1, 4  # how many times wider a block's output is than its inside
+BASIC, BOTTLENECK = 1, 4  # expansion: channels of a block's output / channels inside the block
 DEPTHS: dict[int, tuple[int, tuple[int, ...]]] = {
     18: (BASIC, (2, 2, 2, 2)),
     34: (BASIC, (3, 4, 6, 3)),
@@ -30,65 +27,53 @@ DEPTHS: dict[int, tuple[int, tuple[int, ...]]] = {
     56: (BASIC, (9, 9, 9)),
     110: (BASIC, (18, 18, 18)),
 }
-"""Depth -> kind of block, blocks of each stage."""
+"""Depth -> expansion, blocks of each stage."""
 STEMS = {"cifar": 1, "standard": 4, "efficient": 4}
-"""Stem -> how many times smaller its output is than the image."""
+"""Stem -> side of the image / side of its output."""
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What the blocks of a network are made of; ``normalization`` None is SkipInit's recipe."""
+class ResNetKinds(LayerKinds):
+    """The kinds of layers in a network, with the kind of its shortcuts; without a normalization it uses SkipInit."""
 
-    convolution: Convolution
-    activation: Callable[[], nn.Module]
-    normalization: Normalization | None
     downsample: str
 
-    def conv(self, inside: int, outside: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-        """Return a convolution that keeps the image's size, up to the stride."""
-        bias = self.normalization is None
-        return self.convolution(inside, outside, kernel, stride=stride, padding=kernel // 2, bias=bias)
-
-    def norm(self, channels: int) -> nn.Module:
-        """Return a normalization."""
-        return nn.Identity() if self.normalization is None else self.normalization(channels)
-
-    def shortcut(self, inside: int, outside: int, stride: int) -> nn.Module:
-        """Return the shortcut A, B or C where width or size change, else the identity."""
-        if stride == 1 and inside == outside:
+    def shortcut(self, in_channels: int, out_channels: int, stride: int) -> nn.Module:
+        """Return the shortcut A, B or C if width or size change, else the identity."""
+        if stride == 1 and in_channels == out_channels:
             return nn.Identity()
         if self.downsample == "a":
-            return nn.Sequential(self.conv(inside, outside, 1, stride))
+            return nn.Sequential(self.conv(in_channels, out_channels, 1, stride))
         if self.downsample == "b":
-            return nn.Sequential(self.conv(inside, outside, 1, stride), self.norm(outside))
+            return nn.Sequential(self.conv(in_channels, out_channels, 1, stride), self.norm(out_channels))
         pooled = nn.Identity() if stride == 1 else SubsampledMean(stride)
-        return nn.Sequential(pooled, self.conv(inside, outside, 1), self.norm(outside))
+        return nn.Sequential(pooled, self.conv(in_channels, out_channels, 1), self.norm(out_channels))
 
 
-class Block(nn.Module):
-    """A residual block: shortcut(x) + branch(x), then the activation.
+class ResidualBlock(nn.Module):
+    """activation(shortcut(x) + branch(x)).
 
-    The branch is two 3x3 convolutions, or three with a 3x3 between two 1x1 (the bottleneck), each normalized and all
-    but the last activated. The stride is at the first 3x3.
+    The branch has two 3x3 convolutions, or a 3x3 between two 1x1 convolutions (the bottleneck). Each is followed by a
+    norm, and all but the last by an activation. The first 3x3 has the stride.
     """
 
-    def __init__(self, parts: Parts, inside: int, width: int, expansion: int, stride: int) -> None:
+    def __init__(self, kinds: ResNetKinds, in_channels: int, width: int, expansion: int, stride: int) -> None:
         super().__init__()
         basic = ((width, 3, stride), (width, 3, 1))
         bottleneck = ((width, 1, 1), (width, 3, stride), (expansion * width, 1, 1))
-        channels = inside
-        for number, (outside, kernel, step) in enumerate(basic if expansion == BASIC else bottleneck, start=1):
-            self.add_module(f"conv{number}", parts.conv(channels, outside, kernel, step))
-            if parts.normalization is not None:
-                self.add_module(f"bn{number}", parts.norm(outside))
-            channels = outside
-        self.downsample = parts.shortcut(inside, channels, stride)
-        self.nonlin = parts.activation()
+        channels = in_channels
+        for number, (out_channels, kernel, step) in enumerate(basic if expansion == BASIC else bottleneck, start=1):
+            self.add_module(f"conv{number}", kinds.conv(channels, out_channels, kernel, step))
+            if kinds.normalization is not None:
+                self.add_module(f"bn{number}", kinds.norm(out_channels))
+            channels = out_channels
+        self.downsample = kinds.shortcut(in_channels, channels, stride)
+        self.nonlin = kinds.activation()
         self.length = number
 
     @property
     def last_norm(self) -> nn.Module | None:
-        """The normalization that ends the branch."""
+        """The last normalization of the branch."""
         return getattr(self, f"bn{self.length}", None)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -101,11 +86,11 @@ class Block(nn.Module):
         return self.nonlin(branch + self.downsample(inputs))
 
 
-class SkipInitBlock(Block):
-    """A block without normalization: x + 0.2 s branch(x), s from 0; convolutions have biases and follow activations."""
+class SkipInitBlock(ResidualBlock):
+    """shortcut(x) + 0.2 s branch(x), s initially 0, without norms; activations precede the convolutions."""
 
-    def __init__(self, parts: Parts, inside: int, width: int, expansion: int, stride: int) -> None:
-        super().__init__(parts, inside, width, expansion, stride)
+    def __init__(self, kinds: ResNetKinds, in_channels: int, width: int, expansion: int, stride: int) -> None:
+        super().__init__(kinds, in_channels, width, expansion, stride)
         self.skip = SkipInit()
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -117,7 +102,7 @@ class SkipInitBlock(Block):
 
 
 class ResNet(nn.Module):
-    """Stem, stages of residual blocks that halve the image and double the width, average pooling, linear layer."""
+    """Stem, stages of residual blocks that halve the size and double the width, average pooling, linear layer."""
 
     def __init__(
         self, stem: nn.Sequential, layers: nn.Sequential, head: nn.Module, features: int, classes: int
@@ -147,44 +132,38 @@ def build_resnet(
 ) -> ResNet:
     """Build the network; options as in ``config/model``.
 
-    ``width`` is the first stage's, by default 64, or 16 for networks of three stages; ``downsample`` is by default C,
-    or B for depth 20. ``ValueError`` names an option that is unknown or does not fit.
+    ``width`` is that of the first stage, by default 64, or 16 with three stages; ``downsample`` is C by default, or B
+    for depth 20. ``ValueError`` names an unknown or invalid option.
     """
     if depth not in DEPTHS:
         raise ValueError(f"depth={depth}: unknown; known: {', '.join(map(str, sorted(DEPTHS)))}")
     expansion, lengths = DEPTHS[depth]
     stem = one_of("stem", stem, ("CIFAR", "standard", "efficient"))
     shortcut = ("B" if depth == 20 else "C") if downsample is None else downsample
-    parts = Parts(
+    kinds = ResNetKinds(
         convolution_named(convolution),
         activation_named(nonlin_fn),
         None if normalization.lower() == "skipinit" else normalization_named(normalization),
         one_of("downsample", shortcut, ("A", "B", "C")),
     )
-    refuse_small_images(pixels, -(-pixels // (STEMS[stem] * 2 ** (len(lengths) - 1))), convolution, normalization)
-    refuse_wide_padding(pixels, stem, convolution)
-    width = _first_width(width, len(lengths))
-    layers = _stages(parts, width, expansion, lengths)
-    preactivated = parts.normalization is None
-    head = parts.activation() if preactivated else nn.Identity()
+    smallest = -(-pixels // (STEMS[stem] * 2 ** (len(lengths) - 1)))
+    check_pixels(pixels, smallest, stem, convolution, normalization)
+    if width is None:
+        width = 64 if len(lengths) == 4 else 16
+    elif width < 1:
+        raise ValueError(f"width={width}: should be at least 1")
+    layers = _stages(kinds, width, expansion, lengths)
+    head = kinds.activation() if kinds.normalization is None else nn.Identity()
     features = expansion * width * 2 ** (len(lengths) - 1)
-    model = ResNet(_stem(stem, channels, width, parts), layers, head, features, classes)
+    model = ResNet(_stem(stem, channels, width, kinds), layers, head, features, classes)
     _initialize(model, one_of("initialization", initialization, ("default", "skip-residual")))
     return model
 
 
-def _first_width(width: int | None, stages: int) -> int:
-    if width is None:
-        return 64 if stages == 4 else 16
-    if width < 1:
-        raise ValueError(f"width={width}: should be at least 1")
-    return width
+def _stem(name: str, channels: int, width: int, kinds: ResNetKinds) -> nn.Sequential:
+    """Return convolutions, each with a norm and an activation, and pooling for large images.
 
-
-def _stem(name: str, channels: int, width: int, parts: Parts) -> nn.Sequential:
-    """Return convolutions, each normalized and activated, and pooling for large images.
-
-    Before blocks that start with an activation, the last convolution has none.
+    The last convolution has no activation if the blocks start with one.
     """
     convolutions = {
         "cifar": [(width, 3, 1)],
@@ -192,31 +171,31 @@ def _stem(name: str, channels: int, width: int, parts: Parts) -> nn.Sequential:
         "efficient": [(width, 3, 2), (width, 3, 1), (width, 3, 1)],
     }[name]
     modules: list[nn.Module] = []
-    for outside, kernel, stride in convolutions:
-        modules += [parts.conv(channels, outside, kernel, stride), parts.norm(outside), parts.activation()]
-        channels = outside
-    if parts.normalization is None:
+    for out_channels, kernel, stride in convolutions:
+        modules += [kinds.conv(channels, out_channels, kernel, stride), kinds.norm(out_channels), kinds.activation()]
+        channels = out_channels
+    if kinds.normalization is None:
         modules.pop()
     if name != "cifar":
         modules.append(nn.MaxPool2d(3, stride=2, padding=1))
     return nn.Sequential(*modules)
 
 
-def _stages(parts: Parts, width: int, expansion: int, lengths: tuple[int, ...]) -> nn.Sequential:
-    block = SkipInitBlock if parts.normalization is None else Block
-    stages, inside = [], width
+def _stages(kinds: ResNetKinds, width: int, expansion: int, lengths: tuple[int, ...]) -> nn.Sequential:
+    block = SkipInitBlock if kinds.normalization is None else ResidualBlock
+    stages, in_channels = [], width
     for stage, length in enumerate(lengths):
         blocks = []
         for index in range(length):
             stride = 2 if stage > 0 and index == 0 else 1
-            blocks.append(block(parts, inside, width * 2**stage, expansion, stride))
-            inside = expansion * width * 2**stage
+            blocks.append(block(kinds, in_channels, width * 2**stage, expansion, stride))
+            in_channels = expansion * width * 2**stage
         stages.append(nn.Sequential(*blocks))
     return nn.Sequential(*stages)
 
 
 def _initialize(model: ResNet, initialization: str) -> None:
-    """Kaiming-normal fan-out convolutions, biases 0, norms the identity; skip-residual: branches start at 0."""
+    """Initialize convolutions (Kaiming normal, fan out) and biases (0); skip-residual: last norm of each branch 0."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -224,8 +203,8 @@ def _initialize(model: ResNet, initialization: str) -> None:
                 nn.init.zeros_(module.bias)
     if initialization == "skip-residual":
         for block in model.modules():
-            if isinstance(block, Block):
+            if isinstance(block, ResidualBlock):
                 weight = getattr(block.last_norm, "weight", None)
                 if weight is None:
-                    raise ValueError("initialization=skip-residual: needs a normalization with weights, to start at 0")
+                    raise ValueError("initialization=skip-residual: needs a normalization with weights that start at 0")
                 nn.init.zeros_(weight)

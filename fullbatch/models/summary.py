@@ -1,4 +1,4 @@
-"""What a model is in numbers: parameters, cost, norm."""
+"""Summaries of models: parameters, cost, normalization."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +11,16 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from fullbatch.models.registry import build_model
 
 _NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+_RATES = ("p", "drop_rate", "drop_prob")  # of dropout and stochastic depth, in PyTorch and elsewhere
 
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """Of one model; ``flops`` is one forward pass of one image, a product and a sum counted as two."""
+    """Summary of a model for images of ``pixels``.
+
+    ``flops`` counts the forward pass of one image, a multiplication and an addition as two. ``independent`` is whether
+    the full-batch gradient is independent of the blocks, see ``independent_of_blocks``.
+    """
 
     name: str
     pixels: int
@@ -26,7 +31,7 @@ class ModelSummary:
 
 
 def summarize_model(name: str, /, *, pixels: int, channels: int = 3, classes: int = 10, **options: Any) -> ModelSummary:
-    """Count on the meta device, without computing anything; arguments as for ``build_model``."""
+    """Return the summary of a model, counted on the meta device; arguments as for ``build_model``."""
     from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415 (slow to import)
 
     with torch.device("meta"):
@@ -39,21 +44,18 @@ def summarize_model(name: str, /, *, pixels: int, channels: int = 3, classes: in
 
 
 def norm_of(model: nn.Module) -> str:
-    """Return the kinds of normalization in the model by the names of their classes, or ``none``."""
-    kinds = {type(module).__name__: None for module in model.modules() if isinstance(module, _NORMS)}
-    return ", ".join(kinds) or "none"
+    """Return the class names of the normalization layers in the model, or ``none``."""
+    names = {type(module).__name__: None for module in model.modules() if isinstance(module, _NORMS)}
+    return ", ".join(names) or "none"
 
 
 def independent_of_blocks(model: nn.Module) -> bool:
-    """Whether the full-batch gradient, without regularizer, is the same however the data are cut into blocks.
+    """Return whether the full-batch gradient, without regularizer, is independent of how the data are split.
 
-    It is where no layer mixes the samples of a batch, as batch norm does in training mode, and none drops anything at
-    random, by masks that are a block's own.
+    It is unless a layer mixes the samples of a batch, as batch norm does in training mode, or drops at random.
     """
-    return not any(isinstance(module, _BatchNorm) or _drops(module) for module in model.modules())
-
-
-def _drops(module: nn.Module) -> bool:
-    """Whether a layer is dropout or stochastic depth, and on; its rate goes by one of three names here and there."""
-    rates = (getattr(module, name, 0.0) for name in ("p", "drop_rate", "drop_prob"))
-    return any(isinstance(rate, float) and rate > 0 for rate in rates)
+    for module in model.modules():
+        rates = (getattr(module, name, 0.0) for name in _RATES)
+        if isinstance(module, _BatchNorm) or any(isinstance(rate, float) and rate > 0 for rate in rates):
+            return False
+    return True

@@ -1,4 +1,4 @@
-"""Plain convolutional networks (Simonyan & Zisserman, 2015) with a normalization after each convolution."""
+"""Plain convolutional networks (Simonyan & Zisserman, 2015) with a norm after each convolution."""
 
 from torch import Tensor, nn
 
@@ -10,14 +10,14 @@ DEPTHS: dict[int, tuple[tuple[int, ...], ...]] = {
     16: ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3),
     19: ((64,) * 2, (128,) * 2, (256,) * 4, (512,) * 4, (512,) * 4),
 }
-"""Depth -> channels of the convolutions before each max-pooling (configurations A, B, D, E)."""
+"""Depth -> channels of the convolutions before each max pooling (configurations A, B, D, E)."""
 HEADS = {"cifar": 1, "tinyimagenet": 2, "imagenet": 7}
-"""Head -> side of the map that the classifier sees; larger maps are averaged to it."""
+"""Head -> side of the feature map that the classifier takes; larger maps are averaged to it."""
 HIDDEN = 4096
 
 
 class VGG(nn.Module):
-    """Convolutions and max-poolings, then a classifier on the flattened map."""
+    """Convolutions and max poolings, then a classifier on the flattened feature map."""
 
     def __init__(self, features: nn.Sequential, pool: nn.Module, classifier: nn.Module) -> None:
         super().__init__()
@@ -43,9 +43,9 @@ def build_vgg(
 ) -> VGG:
     """Build the network; options as in ``config/model``.
 
-    The head ``CIFAR`` is a linear layer on the mean of each channel, ``TinyImageNet`` on a map of 2x2, ``ImageNet`` has
-    two hidden layers of 4096 on a map of 7x7; dropout acts before each linear layer, of the ImageNet head before its
-    last two. ``ValueError`` names an option that is unknown or does not fit.
+    The head ``CIFAR`` is a linear layer on the mean of each channel, ``TinyImageNet`` one on a map of 2x2; ``ImageNet``
+    has two hidden layers of 4096 on a map of 7x7. Dropout precedes each linear layer, in the ImageNet head the last
+    two. ``ValueError`` names an unknown or invalid option.
     """
     if depth not in DEPTHS:
         raise ValueError(f"depth={depth}: unknown; known: {', '.join(map(str, DEPTHS))}")
@@ -75,7 +75,7 @@ def build_vgg(
 
 
 def _initialize(model: VGG) -> None:
-    """Kaiming-normal fan-out convolutions, linear weights normal(0, 0.01), biases 0."""
+    """Initialize convolutions (Kaiming normal, fan out), linear weights (normal(0, 0.01)) and biases (0)."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -36,7 +36,7 @@ MISTAKES = [
     ("data.augmentations_train={RandomCorp:8}", r"^data\.augmentations_train\.RandomCorp: .*RandomCrop"),
     ("data.augmentations_train={RandomCrop:soft}", r"^data\.augmentations_train\.RandomCrop: wrong"),
     ("data.augmentations_train={RandomCrop:20}", r"^data\.augmentations_train\.RandomCrop: .*8x8"),
-    ("data.augmentations_val={Grayscale:3}", r"^model: does not take images of 3x8x8"),
+    ("data.augmentations_val={Grayscale:3}", r"^model: fails on images \[1, 3, 8, 8\]"),
     # sizes
     ("data.size=5000", r"^data\.size=5000: the training set has 1437 images"),
     ("data.valid_size=361", r"^data\.valid_size=361: the validation set has 360 images"),

@@ -1,11 +1,11 @@
-"""What holds for every family: learning, exact Hessian products, precision, and each family's own laws."""
+"""Laws of every family (learning, exact Hessian products, precision), and laws of single families."""
 
 from typing import Any
 
 import pytest
 import torch
 from references import loss_and_gradient, vector
-from small_models import CASES, images_for, shrink, small
+from small_models import CASES, assert_exact_hessian_products, images_for, move_from_zeros, shrink, small
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,7 +15,6 @@ from fullbatch.models.summary import independent_of_blocks, summarize_model
 from fullbatch.objective.arithmetic import Arithmetic
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.gradient_penalty import GradRegularizer
-from fullbatch.objective.hessian_products import SubBatchLoss, forward_over_reverse, reverse_over_reverse
 from fullbatch.objective.losses import loss_function
 from fullbatch.runtime.memory_format import order_weights
 
@@ -28,7 +27,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def three_steps(case: str, loss: str | None = None, memory_format: Any = None, **options: Any) -> list[float]:
-    """The losses before each of three regularized full-batch steps without warm-up, and after them."""
+    """Return the losses before each of three regularized full-batch steps without warm-up, and after the last."""
     return steps_of(small(case), images_for(case, 12), loss, memory_format or torch.contiguous_format, **options)
 
 
@@ -51,16 +50,21 @@ def steps_of(
     objective = FullBatchObjective(model, loss_fn, blocks, regularizer=regularizer, arithmetic=arithmetic)
     losses = []
     for _ in range(3):
-        found = objective.evaluate(update_buffers=True)
-        losses.append(float(found.loss))
-        for parameter, gradient in zip(model.parameters(), found.gradient, strict=True):
+        evaluation = objective.evaluate(update_buffers=True)
+        losses.append(float(evaluation.loss))
+        for parameter, gradient in zip(model.parameters(), evaluation.gradient, strict=True):
             parameter.grad = gradient
         optimizer.step()
     return [*losses, float(objective.loss().loss)]
 
 
-@every_family
-@pytest.mark.parametrize("loss", [None, "squared", "maxup-2"])
+LOSSES = (None, "squared", "maxup-2")
+
+
+@pytest.mark.parametrize(
+    ("case", "loss"),
+    [*((case, LOSSES[number % 3]) for number, case in enumerate(CASES)), ("resnet", "squared"), ("resnet", "maxup-2")],
+)
 def test_the_loss_falls(case: str, loss: str | None) -> None:
     losses = three_steps(case, loss)
     assert losses[0] > losses[-1], losses
@@ -75,7 +79,7 @@ def test_the_loss_falls(case: str, loss: str | None) -> None:
     ],
 )
 def test_the_loss_of_the_real_networks_falls(monkeypatch: pytest.MonkeyPatch, name: str, pixels: int) -> None:
-    monkeypatch.undo()  # the families' own tables
+    monkeypatch.undo()  # use the tables of the families
     inputs = images_for("resnet", 12, pixels)
     model = build_model(name, channels=3, classes=5, pixels=pixels)
     losses = steps_of(model, inputs, None, torch.channels_last, lr=0.002)
@@ -83,7 +87,7 @@ def test_the_loss_of_the_real_networks_falls(monkeypatch: pytest.MonkeyPatch, na
 
 
 @every_family
-def test_memory_format_and_low_precision_do_not_matter_beyond_rounding(case: str) -> None:
+def test_memory_format_and_low_precision_change_losses_by_rounding_only(case: str) -> None:
     losses = three_steps(case)
     assert three_steps(case, memory_format=torch.channels_last) == pytest.approx(losses, rel=1e-4)
     assert three_steps(case, mixed_precision=torch.bfloat16) == pytest.approx(losses, rel=3e-2)
@@ -91,43 +95,29 @@ def test_memory_format_and_low_precision_do_not_matter_beyond_rounding(case: str
 
 @every_family
 def test_both_exact_hessian_products_agree(case: str) -> None:
-    model = small(case).double().train()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))  # away from where zeros hide a branch
-    direction = [torch.randn_like(parameter) for parameter in model.parameters()]
-    point = SubBatchLoss(model, lambda forward: F.cross_entropy(forward(images_for(case, 4)), torch.arange(4)))
-    expected = reverse_over_reverse(point, point.gradient(create_graph=True), lambda: direction)
-    scale = max(float(product.abs().max()) for product in expected)
-    for found, product in zip(forward_over_reverse(point, (), lambda: direction), expected, strict=True):
-        torch.testing.assert_close(found, product, rtol=1e-9, atol=1e-10 * scale)
+    assert_exact_hessian_products(small(case).double(), images_for(case, 4))
 
 
 @every_family
-def test_whether_the_gradient_depends_on_the_blocks_is_known(case: str) -> None:
+def test_the_gradient_is_independent_of_the_blocks_where_the_model_says_so(case: str) -> None:
     model = small(case).double().train()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    move_from_zeros(model)
     inputs, labels = images_for(case, 9), torch.arange(9) % 5
     expected = loss_and_gradient(model, F.cross_entropy, inputs, labels)[1]
     blocks = list(zip(inputs.split(4), labels.split(4), strict=True))
-    found = vector(FullBatchObjective(model, F.cross_entropy, blocks).evaluate().gradient)
-    assert torch.allclose(found, expected, rtol=0, atol=1e-10 * float(expected.abs().max())) == (
+    gradient = vector(FullBatchObjective(model, F.cross_entropy, blocks).evaluate().gradient)
+    assert torch.allclose(gradient, expected, rtol=0, atol=1e-10 * float(expected.abs().max())) == (
         independent_of_blocks(model)
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("vgg11", {"drop_rate": 0.5, "normalization": "groupnorm8"}),
+def test_random_dropping_depends_on_the_blocks() -> None:
+    for case, options in (
+        ("vgg", {"drop_rate": 0.5, "normalization": "groupnorm8"}),
         ("nfn", {"use_dropout": True}),
         ("nfn", {"stochdepth_rate": 0.1}),
-    ],
-)
-def test_what_drops_at_random_depends_on_the_blocks(name: str, options: dict[str, Any]) -> None:
-    assert not summarize_model(name, pixels=32, **options).independent
+    ):
+        assert not independent_of_blocks(small(case, **options)), options
 
 
 @pytest.mark.parametrize(
@@ -146,7 +136,7 @@ def test_the_summary_names_the_norm(options: dict[str, Any], norm: str, independ
     assert (summary.norm, summary.independent) == (norm, independent)
 
 
-def test_models_of_others_are_summarized_alike() -> None:
+def test_models_of_libraries_are_summarized() -> None:
     summary = summarize_model("torchvision", name="shufflenet_v2_x0_5", pixels=64, classes=7)
     assert (summary.parameters, summary.norm, summary.independent) == (348_967, "BatchNorm2d", False)
 
@@ -179,7 +169,7 @@ def test_every_variation_of_a_dense_network_learns(options: dict[str, Any]) -> N
     assert gradients[-1].any()
 
 
-def test_recomputing_changes_nothing_but_the_memory() -> None:
+def test_recomputing_changes_only_the_memory() -> None:
     models = [small("densenet", memory_efficient=kind).double().train() for kind in (False, True)]
     inputs, labels = images_for("densenet"), torch.arange(6) % 5
     (loss, gradient), (other_loss, other_gradient) = (
@@ -193,7 +183,7 @@ def test_recomputing_changes_nothing_but_the_memory() -> None:
     assert all(int(count) == 1 for count in counted)
 
 
-def test_large_images_have_the_network_of_torchvision() -> None:
+def test_for_large_images_the_network_is_that_of_torchvision() -> None:
     from torchvision.models import densenet121
 
     theirs = densenet121(num_classes=10).double().eval()
@@ -216,14 +206,15 @@ def test_the_large_head_is_that_of_torchvision() -> None:
     assert ours["classifier.0.weight"].shape[1] == theirs["classifier.0.weight"].shape[1] == 25_088
 
 
-@pytest.mark.parametrize(("head", "features"), [("CIFAR", 8), ("TinyImageNet", 8 * 4), ("ImageNet", 8 * 49)])
-def test_heads_see_their_maps(head: str, features: int) -> None:
-    model: Any = small("vgg", head=head, pixels=64, drop_rate=0.5)
-    first = next(module for module in model.classifier.modules() if isinstance(module, nn.Linear))
-    assert first.in_features == features
-    outputs = [model(images_for("vgg", 5, 64).float()) for _ in range(2)]
-    assert not torch.equal(*outputs)  # dropout
-    assert torch.equal(*(model.eval()(images_for("vgg", 5, 64).float()) for _ in range(2)))
+def test_heads_take_feature_maps_of_their_size() -> None:
+    images = images_for("vgg", 5, 64).float()
+    for head, features in {"CIFAR": 8, "TinyImageNet": 8 * 4, "ImageNet": 8 * 49}.items():
+        model: Any = small("vgg", head=head, pixels=64, drop_rate=0.5)
+        first = next(module for module in model.classifier.modules() if isinstance(module, nn.Linear))
+        assert first.in_features == features
+        assert not torch.equal(model(images), model(images))  # dropout
+        model.eval()
+        assert torch.equal(model(images), model(images))
 
 
 @pytest.mark.parametrize("classical", [True, False])
@@ -245,14 +236,13 @@ def test_the_width_grows_evenly_by_alpha() -> None:
     assert widths[-1] == 100
 
 
-@pytest.mark.parametrize("pixels", [7, 8, 32])
-@pytest.mark.parametrize("case", ["pyramidnet", "pyramidnet-bottleneck"])
-def test_shortcuts_pass_the_image_on_with_zeros_for_what_is_new(case: str, pixels: int) -> None:
+@pytest.mark.parametrize(("case", "pixels"), [("pyramidnet", 7), ("pyramidnet", 8), ("pyramidnet-bottleneck", 7)])
+def test_shortcuts_pad_new_channels_with_zeros(case: str, pixels: int) -> None:
     model: Any = small(case, pixels=pixels).double().eval()
     block = model.layer2[0]
     with torch.no_grad():
         for parameter in getattr(block, f"bn{block.length + 1}").parameters():
-            parameter.zero_()  # the branch adds nothing
+            parameter.zero_()  # the branch is zero
     inputs = torch.randn(2, block.conv1.in_channels, pixels, pixels, dtype=torch.float64)
     outputs = block(inputs)
     pooled = F.avg_pool2d(inputs, 2, ceil_mode=True, count_include_pad=False)
@@ -289,7 +279,7 @@ def test_activations_keep_the_variance(name: str) -> None:
     assert float((function(inputs) * scale).var()) == pytest.approx(1, rel=0.01)
 
 
-def test_blocks_know_the_variance_of_their_input() -> None:
+def test_blocks_normalize_the_variance_of_their_input() -> None:
     betas = [block.beta for block in blocks_of(small("nfn", alpha=0.5))]
     after_one = 1.25**-0.5
     assert betas == pytest.approx([1.0, after_one, after_one, 1.5**-0.5, after_one])
@@ -300,7 +290,7 @@ def test_variants_multiply_the_depth() -> None:
         assert len(blocks_of(small("nfn", variant=f"f{index}"))) == 5 * (index + 1)
 
 
-def test_branches_are_dropped_by_the_sample_at_a_growing_rate() -> None:
+def test_branches_are_dropped_per_sample_at_a_growing_rate() -> None:
     model = small("nfn", stochdepth_rate=0.5).double().train()
     blocks = blocks_of(model)
     assert [block.drop_rate for block in blocks] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
@@ -308,27 +298,27 @@ def test_branches_are_dropped_by_the_sample_at_a_growing_rate() -> None:
     with torch.no_grad():
         last.skip_gain.fill_(1.0)
     inputs = torch.randn(400, 32, 2, 2, dtype=torch.float64)
-    shortcut = last.conv_shortcut(last._pooled(last.activation(inputs) * last.beta))
+    shortcut = last.conv_shortcut(F.avg_pool2d(last.activation(inputs) * last.beta, 2))
     kept = last.eval()(inputs)
-    found = last.train()(inputs)
-    dropped = (found == shortcut).flatten(1).all(dim=1)
+    outputs = last.train()(inputs)
+    dropped = (outputs == shortcut).flatten(1).all(dim=1)
     assert float(dropped.double().mean()) == pytest.approx(0.4, abs=0.1)
-    torch.testing.assert_close(found[~dropped], kept[~dropped])
+    torch.testing.assert_close(outputs[~dropped], kept[~dropped])
 
 
-@pytest.mark.parametrize("variant", ["F0", "F1", "F2", "F4"])
-def test_dropout_only_where_it_is_asked_for(variant: str) -> None:
-    with torch.device("meta"):
-        models: list[Any] = [small("nfn", variant=variant, use_dropout=use) for use in (False, True)]
-    assert [model.dropout.p for model in models] == [0.0, {"F0": 0.2, "F1": 0.3, "F2": 0.4, "F4": 0.5}[variant]]
+def test_dropout_is_optional_and_depends_on_the_variant() -> None:
+    for variant, rate in {"F0": 0.2, "F1": 0.3, "F2": 0.4, "F4": 0.5}.items():
+        with torch.device("meta"):
+            models: list[Any] = [small("nfn", variant=variant, use_dropout=use) for use in (False, True)]
+        assert [model.dropout.p for model in models] == [0.0, rate]
 
 
-@pytest.mark.parametrize(("stem", "pixels"), [("CIFAR", 9), ("CIFAR", 33), ("ImageNet", 65), ("ImageNet", 224)])
-def test_images_of_any_size_fit(stem: str, pixels: int) -> None:
-    assert small("nfn", stem=stem, pixels=pixels)(images_for("nfn", 1, pixels).float()).shape == (1, 5)
+def test_images_of_any_size_fit() -> None:
+    for stem, pixels in (("CIFAR", 9), ("CIFAR", 33), ("ImageNet", 65), ("ImageNet", 224)):
+        assert small("nfn", stem=stem, pixels=pixels)(images_for("nfn", 1, pixels).float()).shape == (1, 5)
 
 
-def test_an_untrained_network_is_its_shortcuts() -> None:
+def test_the_blocks_are_initially_their_shortcuts() -> None:
     model: Any = small("nfn").double()
     block = model.body[2]  # no change of width or size
     inputs: Tensor = torch.randn(2, 16, 4, 4, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Each layer of ours beside its formula."""
+"""Each layer compared with its formula."""
 
 import pytest
 import torch
@@ -18,16 +18,16 @@ IMAGES = inputs(4, 3, 16)
 
 
 @pytest.mark.parametrize("name", ["circular", "reflect", "replicate"])
-def test_paddings_are_their_own(name: str) -> None:
+def test_convolutions_pad_by_their_mode(name: str) -> None:
     layer = convolution_named(name)(3, 4, 3, padding=1).double()
     padded = F.pad(IMAGES, (1, 1, 1, 1), mode=name)
     torch.testing.assert_close(layer(IMAGES), F.conv2d(padded, layer.weight, layer.bias))
 
 
-@pytest.mark.parametrize("shifts", [(1, 0), (0, 5), (7, 3)])
-def test_circular_convolutions_commute_with_shifts(shifts: tuple[int, int]) -> None:
+def test_circular_convolutions_commute_with_shifts() -> None:
     layer = convolution_named("Circular")(3, 4, 3, padding=1).double()
-    torch.testing.assert_close(layer(IMAGES.roll(shifts, (2, 3))), layer(IMAGES).roll(shifts, (2, 3)))
+    for shifts in ((1, 0), (0, 5), (7, 3)):
+        torch.testing.assert_close(layer(IMAGES.roll(shifts, (2, 3))), layer(IMAGES).roll(shifts, (2, 3)))
 
 
 def test_standardized_filters_ignore_their_mean_and_scale() -> None:
@@ -35,7 +35,7 @@ def test_standardized_filters_ignore_their_mean_and_scale() -> None:
     before = layer(IMAGES)
     with torch.no_grad():
         layer.weight.mul_(torch.tensor([1.0, 20.0, 30.0, 40.0]).view(4, 1, 1, 1)).add_(5.0)
-    torch.testing.assert_close(layer(IMAGES), before, rtol=2e-3, atol=1e-3)  # up to the 1e-5 beside the variance
+    torch.testing.assert_close(layer(IMAGES), before, rtol=2e-3, atol=1e-3)  # up to the 1e-5 added to the variance
 
 
 def test_standardized_filters_have_mean_0_and_variance_1() -> None:
@@ -47,7 +47,7 @@ def test_standardized_filters_have_mean_0_and_variance_1() -> None:
     assert layer.state_dict().keys() == nn.Conv2d(3, 4, 3).state_dict().keys()
 
 
-def test_ghost_norm_is_batch_norm_of_64_samples_in_turn() -> None:
+def test_ghost_norm_is_batch_norm_of_consecutive_64_samples() -> None:
     ghost, plain = SequentialGhostNorm(3).double(), nn.BatchNorm2d(3).double()
     many = inputs(150, 3, 5)
     chunks = many.split(64)
@@ -59,15 +59,13 @@ def test_ghost_norm_is_batch_norm_of_64_samples_in_turn() -> None:
     torch.testing.assert_close(ghost.eval()(many), plain.eval()(many))
 
 
-@pytest.mark.parametrize(
-    ("name", "groups"), [("groupnorm1", 1), ("groupnorm8", 8), ("groupnorm32", 24), ("groupnorm4th", 6)]
-)
-def test_group_norms_have_their_groups(name: str, groups: int) -> None:
-    assert normalization_named(name)(24).num_groups == groups
+def test_numbers_of_groups_of_group_norms() -> None:
+    for name, groups in {"groupnorm1": 1, "groupnorm8": 8, "groupnorm32": 24, "groupnorm4th": 6}.items():
+        assert normalization_named(name)(24).num_groups == groups
 
 
 @pytest.mark.parametrize("pixels", [7, 8])
-def test_pooling_by_the_stride_takes_what_is_there_at_the_rim(pixels: int) -> None:
+def test_pooling_by_the_stride_averages_the_pixels_inside_the_image(pixels: int) -> None:
     images = inputs(2, 3, pixels)
     rows = [images[:, :, i : i + 2] for i in range(0, pixels, 2)]
     expected = [torch.stack([row[..., j : j + 2].mean(dim=(2, 3)) for j in range(0, pixels, 2)], 2) for row in rows]

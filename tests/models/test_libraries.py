@@ -1,4 +1,4 @@
-"""Models of torchvision, of timm and of the user."""
+"""Models of torchvision, of timm, and of the user."""
 
 import logging
 import sys
@@ -30,14 +30,14 @@ def torchvision_model(name: str, channels: int = 3, classes: int = 10, pixels: i
         pytest.param("inception_v3", 3, 80, marks=pytest.mark.slow),
     ],
 )
-def test_a_classifier_of_torchvision_takes_the_images(name: str, channels: int, pixels: int) -> None:
+def test_a_classifier_of_torchvision_accepts_the_images(name: str, channels: int, pixels: int) -> None:
     model = torchvision_model(name, channels, 7, pixels).train()
     outputs = model(torch.randn(2, channels, pixels, pixels))
     assert outputs.shape == (2, 7)
     assert torch.autograd.grad(outputs.sum(), list(model.parameters()))[-1].any()
 
 
-def test_the_weights_are_torchvisions_own() -> None:
+def test_the_weights_are_those_of_torchvision() -> None:
     from torchvision.models import shufflenet_v2_x0_5
 
     torch.manual_seed(0)
@@ -61,20 +61,20 @@ def test_other_channels_keep_the_size_of_what_follows() -> None:
     ("name", "pixels", "warns"),
     [("shufflenet_v2_x0_5", 32, True), ("shufflenet_v2_x0_5", 224, False), ("vgg11", 32, False)],
 )
-def test_a_stem_for_large_images_is_pointed_out(
+def test_a_stem_for_large_images_is_warned_about(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, pixels: int, warns: bool
 ) -> None:
-    monkeypatch.setattr(libraries, "check_outputs", lambda *_: None)
+    monkeypatch.setattr(libraries, "check_compatible", lambda *_: None)
     with caplog.at_level(logging.WARNING, "fullbatch"), torch.device("meta"):
         torchvision_model(name, pixels=pixels)
-    said = [record.getMessage() for record in caplog.records]
-    expected = "model.name=shufflenet_v2_x0_5: its stem, a 3x3 convolution with stride 2, is made for large images"
-    assert len(said) == warns
-    assert all(line.startswith(expected) for line in said)
+    messages = [record.getMessage() for record in caplog.records]
+    expected = "model.name=shufflenet_v2_x0_5: its stem, a 3x3 convolution with stride 2, is designed for large images"
+    assert len(messages) == warns
+    assert all(line.startswith(expected) for line in messages)
 
 
 def stand_in_timm(accepted: dict[str, bool]) -> Any:
-    """A module with what is used of timm: two models, one of which needs to know the size of the images."""
+    """A module with the used functions of timm and two models, one of which needs the size of the images."""
     timm: Any = types.ModuleType("timm")
 
     def create_model(name: str, *, pretrained: bool, num_classes: int, in_chans: int, **options: int) -> nn.Module:
@@ -94,7 +94,7 @@ def stand_in_timm(accepted: dict[str, bool]) -> Any:
     return timm
 
 
-def test_a_classifier_of_timm_takes_the_images(
+def test_a_classifier_of_timm_accepts_the_images(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "timm", stand_in_timm({"plain": False, "strided": True}))
@@ -102,7 +102,7 @@ def test_a_classifier_of_timm_takes_the_images(
     for name in ("Plain", "strided"):
         assert build_model("timm", name=name, **given)(torch.zeros(3, 2, 16, 16)).shape == (3, 7)
     assert ["strided" in record.getMessage() for record in caplog.records] == [True]
-    with pytest.raises(ValueError, match="name=plane: no classifier of timm; near are plain"):
+    with pytest.raises(ValueError, match="name=plane: not a classifier of timm; similar: plain"):
         build_model("timm", name="plane", **given)
 
 
@@ -137,12 +137,12 @@ class Net(nn.Module):
         super().__init__()
         self.conv, self.head = nn.Conv2d(channels, 4, 3), nn.Linear(4, classes)
     def forward(self, inputs):
-        noisy = self.conv(inputs).mean(dim=(2, 3)) * torch.rand(())  # draws in evaluation mode, too
+        noisy = self.conv(inputs).mean(dim=(2, 3)) * torch.rand(())  # random in evaluation mode, too
         return self.head(noisy)
 """
 
 
-def test_a_module_of_the_users_own_is_found_in_the_launch_folder(user_module: Callable[[str], None]) -> None:
+def test_a_module_of_the_user_is_imported_from_the_launch_folder(user_module: Callable[[str], None]) -> None:
     user_module(NETWORK)
     path, state = list(sys.path), torch.get_rng_state()
     torch.manual_seed(0)
@@ -151,7 +151,7 @@ def test_a_module_of_the_users_own_is_found_in_the_launch_folder(user_module: Ca
     after = torch.get_rng_state()
     torch.manual_seed(0)
     again: Any = sys.modules["mine"].Net(2, 3)
-    assert torch.equal(torch.get_rng_state(), after)  # trying it out drew nothing
+    assert torch.equal(torch.get_rng_state(), after)  # checking it drew no random numbers
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
     assert sys.path == path
     torch.set_rng_state(state)
@@ -162,15 +162,15 @@ MISTAKES = [
     ("mine:", "", r"target=mine:: should be package\.module:callable"),
     ("nowhere.at.all:Net", "", r"target=nowhere\.at\.all:Net: cannot be imported \(No module named 'nowhere'"),
     ("mine:Nut", NETWORK, "target=mine:Nut: mine has no Nut"),
-    ("mine:size", "size = 3", "target=mine:size: is no callable but int"),
+    ("mine:size", "size = 3", "target=mine:size: not a callable but int"),
     ("mine:build", "def build(): pass", r"target=mine:build: fails \(build\(\) got an unexpected keyword argument"),
-    ("mine:build", "def build(channels, classes): return 3", "returned int in the place of a torch.nn.Module"),
+    ("mine:build", "def build(channels, classes): return 3", "returned int instead of a torch.nn.Module"),
     (
         "mine:build",
         "def build(channels, classes): return nn.Conv2d(5, 3, 1)",
         r"fails on images \[1, 2, 8, 8\] \(Given",
     ),
-    ("mine:build", "def build(channels, classes): return nn.Flatten()", r"to \[1, 128\] in the place of \[1, 3\]"),
+    ("mine:build", "def build(channels, classes): return nn.Flatten()", r"to \[1, 128\] instead of \[1, 3\]"),
     ("mine:build", "import nothing_of_the_kind", "cannot be imported .*nothing_of_the_kind"),
 ]
 
@@ -186,8 +186,8 @@ def test_a_mistake_is_named(user_module: Callable[[str], None], target: str, bod
 @pytest.mark.parametrize(
     ("name", "pixels", "message"),
     [
-        ("resnet19", 32, "name=resnet19: no classifier of torchvision; near are resnet18"),
-        ("fasterrcnn_resnet50_fpn", 32, "no classifier of torchvision"),
+        ("resnet19", 32, "name=resnet19: not a classifier of torchvision; similar: resnet18"),
+        ("fasterrcnn_resnet50_fpn", 32, "not a classifier of torchvision"),
         ("vit_b_32", 40, r"name=vit_b_32: fails \(Input shape indivisible by patch size!"),
         ("alexnet", 16, r"name=alexnet: fails on images \[1, 3, 16, 16\]"),
     ],

@@ -1,4 +1,4 @@
-"""The entry points of torch.hub, offline, and what they need."""
+"""The entry points of torch.hub, offline, and their requirements."""
 
 import shutil
 import subprocess
@@ -30,8 +30,8 @@ def entry(name: str, **options: Any) -> torch.nn.Module:
     return model
 
 
-def filled(path: Path, depth: int = 18) -> torch.nn.Module:
-    model = build_model(f"resnet{depth}", channels=3, classes=10, pixels=32)
+def filled(path: Path) -> torch.nn.Module:
+    model = build_model("resnet18", channels=3, classes=10, pixels=32)
     fill_(model)
     write_list(path, model, torch.optim.SGD(model.parameters(), lr=0.1), 3000)
     return model.eval()
@@ -39,16 +39,15 @@ def filled(path: Path, depth: int = 18) -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ResNet-18 in a file of the paper's kind."""
+    """A ResNet-18 in the format of the paper's files."""
     path = tmp_path_factory.mktemp("original") / "x.pth"
     filled(path)
     return path
 
 
-def test_the_entries_are_those_of_the_contract() -> None:
+def test_the_entries_are_those_of_the_paper() -> None:
     hubconf = vars(torch.hub._import_module("hubconf", str(ROOT / "hubconf.py")))
-    # what torch.hub.list shows
-    entries = {name: value for name, value in hubconf.items() if callable(value) and not name.startswith("_")}
+    entries = {name: value for name, value in hubconf.items() if callable(value) and name[0] != "_"}  # see hub.list
     assert entries.keys() == ENTRIES.keys()
     assert all("ResNet" in value.__doc__ for value in entries.values())
     assert hubconf["dependencies"] == ["torch"]
@@ -56,7 +55,7 @@ def test_the_entries_are_those_of_the_contract() -> None:
 
 @pytest.mark.slow
 def test_a_named_file_is_loaded_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_: pytest.fail("asked the network"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_: pytest.fail("used the network"))
     expected = filled(tmp_path / "x.pth")
     model = entry("resnet18_fbaug_highreg", pretrained=True, file=tmp_path / "x.pth")
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in expected.state_dict().items())
@@ -69,52 +68,58 @@ def test_a_named_file_is_loaded_offline(monkeypatch: pytest.MonkeyPatch, tmp_pat
         entry("resnet18_fbaug_highreg", pretrained=True, file=tmp_path / "y.pth")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if "152" in name else ()) for name in ENTRIES]
-)
-def test_released_files_are_downloaded_once(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, original: Path, name: str
-) -> None:
-    asked = []
+def test_released_files_are_downloaded_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tiny = build_model("resnet20", width=4, channels=3, classes=10, pixels=32)
+    depths: list[str] = []
+    downloads: list[tuple[str, str | None, bool]] = []
 
     def download(address: str, path: str, checksum: str | None, progress: bool) -> None:
-        asked.append((address, checksum, progress))
-        if "152" in name:
-            filled(Path(path), 152)
-        else:
-            shutil.copy(original, path)
+        downloads.append((address, checksum, progress))
+        write_list(Path(path), tiny, torch.optim.SGD(tiny.parameters(), lr=0.1), 3000)
 
+    def build(name: str, **_: Any) -> torch.nn.Module:
+        depths.append(name)
+        return build_model("resnet20", width=4, channels=3, classes=10, pixels=32)
+
+    monkeypatch.setattr(released, "build_model", build)
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    for _ in range(1 if "152" in name else 2):
-        entry(name, pretrained=True, progress=False)
-    assert asked == [(ADDRESS + ENTRIES[name], None, False)]
-    assert (tmp_path / "checkpoints" / ENTRIES[name]).exists()
+    for name in ENTRIES:
+        for _ in range(2):
+            entry(name, pretrained=True, progress=False)
+    assert downloads == [(ADDRESS + file, None, False) for file in ENTRIES.values()]
+    assert depths == ["resnet18"] * 8 + ["resnet152"] * 2
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {*ENTRIES.values()}
 
 
-def test_without_a_network_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_network_the_error_suggests_a_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(*_: Any) -> None:
         raise OSError("no route to host")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(
-        OSError, match=r"resnet18\.pth: cannot be downloaded \(no route to host\); name a copy of it as f"
+        OSError, match=r"resnet18\.pth: cannot be downloaded \(no route to host\); pass a copy of it as f"
     ):
         entry("resnet18_fbaug_clip", pretrained=True)
 
 
-def test_a_known_checksum_is_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, original: Path) -> None:
-    found: list[str | None] = []
+def test_a_checksum_is_verified(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, original: Path) -> None:
+    checksums: list[str | None] = []
     monkeypatch.setitem(released.CHECKSUMS, ENTRIES["resnet18_fbaug_clip"], "abc")
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a: (found.append(a[2]), shutil.copy(original, a[1])))
+
+    def download(_: str, path: str, checksum: str | None, __: bool) -> None:
+        checksums.append(checksum)
+        shutil.copy(original, path)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     entry("resnet18_fbaug_clip", pretrained=True)
-    assert found == ["abc"]
+    assert checksums == ["abc"]
 
 
 @pytest.mark.slow
-def test_torch_is_all_that_is_needed(original: Path) -> None:
+def test_only_torch_is_needed(original: Path) -> None:
     code = f"""
 import sys
 for name in ("hydra", "omegaconf", "pydantic", "torchvision", "sklearn", "rich", "filelock", "PIL", "matplotlib"):
