@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from cases import build, cut, samples
-from fixed_blocks import Fixed, fixed_step
+from fixed_blocks import FixedBlocks, fixed_step
 from references import vector
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -120,7 +120,7 @@ def step_on(model: nn.Module, name: str, constant: bool = True) -> Step:
 def test_a_step_has_one_row_about_its_start(name: str, stochastic: bool) -> None:
     model = build("batchnorm")
     step = step_on(model, name)
-    expected = float(step.objective.over(Fixed.all()).loss().loss)
+    expected = float(step.objective.over(FixedBlocks.all()).loss().loss)
     norm = float(vector(list(model.parameters())).square().sum())
     row = step(0, stochastic=stochastic)
     assert row["param_norm"] == pytest.approx(norm)
@@ -153,8 +153,8 @@ def test_a_model_that_draws_or_counts_is_evaluated_anew(name: str) -> None:
     for number in range(3):
         assert step(number, stochastic=False)["evaluations"] >= 2
         assert step.state.cached is None
-    assert not step.objective.over(Fixed.all()).ignores_keys()
-    assert step.objective.over(Fixed.all()).model is model
+    assert not step.objective.over(FixedBlocks.all()).ignores_keys()
+    assert step.objective.over(FixedBlocks.all()).model is model
 
 
 def test_a_shuffled_or_stochastic_step_is_evaluated_anew() -> None:
@@ -191,7 +191,7 @@ def test_nothing_is_known_after_a_stochastic_step_or_where_somebody_moved_the_pa
         else:
             with torch.no_grad():
                 model[1].bias.add_(1e-3)
-        expected = step.objective.over(Fixed.all()).loss().loss
+        expected = step.objective.over(FixedBlocks.all()).loss().loss
         assert step(2, stochastic=False)["train_loss"] == float(expected)
 
 
@@ -210,7 +210,7 @@ def test_the_row_of_a_known_start_is_that_of_an_evaluation() -> None:
     model = build("tanh")
     step = step_on(model, "lbfgs")
     step(0, stochastic=False)
-    found = step.objective.over(Fixed.all()).evaluate()
+    found = step.objective.over(FixedBlocks.all()).evaluate()
     row = step(1, stochastic=False)
     assert row["train_loss"] == float(found.loss)
     assert row["full_grad_norm"] == pytest.approx(float(vector(found.gradient).norm()), rel=1e-12)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from composing import composed
 from filling import fill_, inputs
+from fixed_blocks import FixedBlocks
 from torch import Tensor
 
 from fullbatch.build import trainer as build
@@ -22,7 +23,6 @@ from fullbatch.training.state import TrainState
 from fullbatch.training.step import Step
 from fullbatch.training.trainer import Trainer, TrainingPlan
 from fullbatch.training.validation import validate
-from fullbatch.typing import Block
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "trajectories.json").read_text(encoding="utf-8"))
 RUNS = ["gd", "fbclip", "gradreg", "gradreg_autograd", "smooth", "adam", "fista", "sam", "sgd"]
@@ -37,34 +37,13 @@ ROWS = {"sam": slice(None, None, 2)}
 """The original had a row for each evaluation; those at the starting points are ours."""
 
 
-class GoldenBlocks(list[Block]):
-    """64 images in four blocks of 16, always in the same order."""
-
-    constant = True
-
-    def __init__(self, blocks: list[Block]) -> None:
-        super().__init__(blocks)
-        self.sizes = [len(block.labels) for block in blocks]
-
-    @classmethod
-    def all(cls) -> "GoldenBlocks":
-        labels = torch.arange(64) * 7 % 10
-        pairs = zip(inputs(64, 3, 8).split(16), labels.split(16), strict=True)
-        return cls([Block(x, y, key) for key, (x, y) in enumerate(pairs)])
-
-    def blocks(self, step: int, **_: bool) -> "GoldenBlocks":
-        return self
-
-    def __getitem__(self, part: slice) -> "GoldenBlocks":  # type: ignore[override]
-        return GoldenBlocks(list.__getitem__(self, part))
-
-
 def train(overrides: list[str], steps: int | None = None) -> Trainer:
     """Take the first ``steps`` steps (None: all) of the run of a command line."""
     run = parse(composed(*overrides, "hyp.optim.lr=0.005", "impl.dtype=double", "data.batch_size=16"))
     model = build_model("resnet18", channels=3, classes=10, pixels=8).double()
     fill_(model)
-    data, state = GoldenBlocks.all(), TrainState(model, build_optimizer(run.hyp, model))
+    data = FixedBlocks.cut(inputs(64, 3, 8), torch.arange(64) * 7 % 10, [16] * 4)
+    state = TrainState(model, build_optimizer(run.hyp, model))
     objective = build_objective(run, model, state.optimizer, data)
     step = Step(state, objective, data, transforms=build.build_transforms(run.hyp))
     plan = TrainingPlan(

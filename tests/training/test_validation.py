@@ -3,21 +3,16 @@
 import pytest
 import torch
 from cases import build, samples
+from fixed_blocks import FixedBlocks
 from references import assert_no_trace, trace_of
 from torch import nn
 from torch.nn import functional as F
 
 from fullbatch.training.validation import FlipAveraged, recalibrated_batchnorm, validate
-from fullbatch.typing import Block
 
 
-class Blocks(list[Block]):
-    sizes = (20, 13)
-
-
-def blocks(seed: int = 1) -> Blocks:
-    inputs, labels = samples(seed=seed)
-    return Blocks([Block(inputs[:20], labels[:20], 0), Block(inputs[20:], labels[20:], 1)])
+def blocks(seed: int = 1) -> FixedBlocks:
+    return FixedBlocks.cut(*samples(seed=seed), [20, 13])
 
 
 def test_it_evaluates_in_evaluation_mode_and_leaves_no_trace() -> None:
