@@ -99,8 +99,8 @@ def estimate(planned: PlannedStep, rounds: int = 1) -> Cost:
         validations=num_due(hyp.steps, planned.run.impl.validate_every_nth_step),
         validation_samples=len(planned.problem.data.valid) * (2 if hyp.test_time_flips else 1),
         flops=flops_of(objective, blocks),
-        seconds_a_sample=seconds / sum(blocks[:_PROBED].sizes),
-        seconds_a_loss=seconds_of_loss / sum(blocks[:1].sizes),
+        seconds_per_sample=seconds / sum(blocks[:_PROBED].sizes),
+        seconds_per_loss=seconds_of_loss / sum(blocks[:1].sizes),
     )
 
 
@@ -110,7 +110,7 @@ def _work(planned: PlannedStep, cost: Cost, rounds: int) -> Iterator[tuple[str, 
     updates = math.ceil(rounds * len(sizes) / hyp.blocks_per_update) if planned.stochastic else 1
     mode = "stochastic" if planned.stochastic else "full batch"
     losses = f", {cost.loss_evaluations:g} losses" if cost.loss_evaluations else ""
-    step, total = cost.flops_of_a_step, f"{cost.steps * cost.evaluations:,.10g}"
+    step, total = cost.flops_per_step, f"{cost.steps * cost.evaluations:,.10g}"
     yield "samples", f"{cost.samples:,} in {rounds * len(sizes):,} blocks, {passes:,} sub-batches"
     yield "one step", f"{mode}: {updates:,} updates, {cost.evaluations:g} gradient evaluations{losses}"
     yield "the run", f"{cost.steps:,} steps, {total} evaluations, {cost.validations:,} validations"
@@ -134,11 +134,11 @@ def _memory(planned: PlannedStep, rounds: int) -> Iterator[tuple[str, str]]:
 
 def _time(planned: PlannedStep, cost: Cost) -> Iterator[tuple[str, str]]:
     peak = matmul_peak(planned.problem.device, planned.problem.arithmetic.matmul_dtype)
-    rate = cost.evaluations / cost.seconds_a_sample
+    rate = cost.evaluations / cost.seconds_per_sample
     yield "speed", f"{rate:,.0f} gradients of samples per second; {cost.rate / peak:.0%} of {_tera(peak)} TFLOP/s"
     yield (
         "one step takes",
-        f"{_duration(cost.seconds_of_a_step)}, one validation {_duration(cost.seconds_of_a_validation)}",
+        f"{_duration(cost.seconds_per_step)}, one validation {_duration(cost.seconds_per_validation)}",
     )
     yield "the run takes", _duration(cost.seconds)
 

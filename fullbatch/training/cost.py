@@ -14,63 +14,63 @@ from fullbatch.runtime.peak import matmul_peak
 from fullbatch.tensors import device_of
 from fullbatch.training.step import BlockSequence, Step
 
-_WORTH_COUNTING = 10.0  # seconds of training; counting operations takes two, mostly to load PyTorch's counter
+_MIN_SECONDS = 10.0  # of training; counting operations takes two seconds, mostly to import PyTorch's counter
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a run costs; seconds come from a probe, all else is counted."""
+    """The cost of a run; seconds are estimated from a few blocks, all other values are counted."""
 
     samples: int
-    """Of the training set, with all its rounds."""
+    """The number of samples of the training set, with all its rounds."""
     steps: int
     evaluations: float
-    """Gradient evaluations of all the samples in a step."""
+    """Gradient evaluations of all the samples per step."""
     loss_evaluations: float
-    """Losses of all the samples by forward passes, in a step."""
+    """Losses of all the samples by forward passes, per step."""
     validations: int
     validation_samples: int
-    """Forward passes of single images in a validation."""
+    """Forward passes of single images per validation."""
     flops: Flops
-    seconds_a_sample: float
+    seconds_per_sample: float
     """Of a step."""
-    seconds_a_loss: float
+    seconds_per_loss: float
     """Of an image in validation."""
 
     @property
-    def flops_of_a_step(self) -> float:
-        """Operations of a step."""
+    def flops_per_step(self) -> float:
+        """Floating-point operations per step."""
         return self.samples * (self.evaluations * self.flops.gradient + self.loss_evaluations * self.flops.loss)
 
     @property
-    def seconds_of_a_step(self) -> float:
-        """Seconds of a step."""
-        return self.samples * self.seconds_a_sample
+    def seconds_per_step(self) -> float:
+        """Seconds per step."""
+        return self.samples * self.seconds_per_sample
 
     @property
-    def seconds_of_a_validation(self) -> float:
-        """Seconds of a validation."""
-        return self.validation_samples * self.seconds_a_loss
+    def seconds_per_validation(self) -> float:
+        """Seconds per validation."""
+        return self.validation_samples * self.seconds_per_loss
 
     @property
     def seconds(self) -> float:
         """Seconds of the run."""
-        return self.steps * self.seconds_of_a_step + self.validations * self.seconds_of_a_validation
+        return self.steps * self.seconds_per_step + self.validations * self.seconds_per_validation
 
     @property
     def rate(self) -> float:
-        """Operations a second in a step."""
-        return self.flops_of_a_step / self.seconds_of_a_step
+        """Floating-point operations per second of a step."""
+        return self.flops_per_step / self.seconds_per_step
 
 
 def speed(
-    step: Step, precision: torch.dtype, *, processes: int = 1, worth_counting: float = _WORTH_COUNTING
+    step: Step, precision: torch.dtype, *, processes: int = 1, min_seconds: float = _MIN_SECONDS
 ) -> dict[str, float]:
-    """Return the speed that a run has had, where its steps were timed.
+    """Return the measured speed of a run; empty if no step was timed.
 
     ``samples_per_second``: samples times gradient evaluations, a loss counting a third, by the time in training.
     ``peak_share``: its operations a second as a share of what the device reaches in matrix products of ``precision``
-    now, times the ``processes``; left out of runs shorter than ``worth_counting`` seconds.
+    now, times the ``processes``; left out of runs shorter than ``min_seconds``.
     """
     rows = [row for row in step.state.rows if "train_time" in row]
     seconds = sum(row["train_time"] for row in rows)
@@ -78,12 +78,12 @@ def speed(
         return {}
     blocks = step.data.blocks(0)[: step.sampling.max_blocks]
     gradients, losses = (sum(row.get(name, 0.0) for row in rows) for name in ("evaluations", "loss_evaluations"))
-    found = {"samples_per_second": sum(blocks.sizes) * (gradients + losses / 3) / seconds}
-    if seconds >= worth_counting:
+    measured = {"samples_per_second": sum(blocks.sizes) * (gradients + losses / 3) / seconds}
+    if seconds >= min_seconds:
         flops = flops_of(step.objective, blocks)
         rate = sum(blocks.sizes) * (gradients * flops.gradient + losses * flops.loss) / seconds
-        found["peak_share"] = rate / (processes * matmul_peak(device_of(step.state.model), precision))
-    return found
+        measured["peak_share"] = rate / (processes * matmul_peak(device_of(step.state.model), precision))
+    return measured
 
 
 def flops_of(objective: FullBatchObjective, blocks: BlockSequence) -> Flops:
@@ -94,7 +94,7 @@ def flops_of(objective: FullBatchObjective, blocks: BlockSequence) -> Flops:
 
 
 def num_due(steps: int, every: int) -> int:
-    """Return how many of the steps 1, 1+n, 1+2n, ... and the last there are."""
+    """Return the number of steps among 1, 1+n, 1+2n, ... and the last."""
     return (steps - 1) // every + 1 + ((steps - 1) % every != 0)
 
 
@@ -107,7 +107,7 @@ def num_bytes(tree: Any) -> int:
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """Return the most that this process has held so far: on CUDA of the device's memory; None where unknown."""
+    """Return the peak memory of this process: on CUDA that of the device; None where it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":

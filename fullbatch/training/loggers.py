@@ -20,11 +20,11 @@ PROJECT = "fullbatch"
 
 @dataclass(frozen=True)
 class Described:
-    """What a logger is told of a run.
+    """The description of a run for a logger.
 
     Args:
         name: of the run.
-        identifier: equal for runs that are the same job, which have the same numbers.
+        identifier: the hash of the job; equal for runs with the same numbers.
         folder: of the run.
         configuration: dotted key -> value.
     """
@@ -36,20 +36,20 @@ class Described:
 
 
 class Sink(Protocol):
-    """Where rows go."""
+    """Receives rows: one logger's library."""
 
     first: int
-    """The first step that is not there yet."""
+    """The first step that the logger does not have yet."""
 
     def write(self, row: Row) -> None:
-        """Keep what was measured in a step."""
+        """Log the row of a step."""
 
     def close(self) -> None:
-        """Let nothing be lost."""
+        """Flush and close."""
 
 
 class TensorBoard:
-    """Event files in ``tensorboard/`` of the run folder; what an earlier run has left there is superseded."""
+    """Event files in ``tensorboard/`` of the run folder; events of an earlier run there are replaced."""
 
     first = 1
 
@@ -58,18 +58,21 @@ class TensorBoard:
         from torch.utils.tensorboard.summary import hparams  # noqa: PLC0415
 
         self._writer = SummaryWriter(str(what.folder / "tensorboard"), purge_step=self.first)
-        values = {key: _scalar(value) for key, value in what.configuration.items()}
+        values = {
+            key: value if isinstance(value, bool | int | float | str) else str(value)
+            for key, value in what.configuration.items()
+        }
         for summary in hparams(values, {"train_loss": None, "valid_acc": None}):
             self._writer._get_file_writer().add_summary(summary)  # add_hparams would write into another file
 
     def write(self, row: Row) -> None:
-        """Write a scalar a measured value, at the row's step."""
+        """Write one scalar per measured value, at the row's step."""
         for name, value in row.items():
             if name != "step":
                 self._writer.add_scalar(name, value, int(row["step"]))
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush and close the writer."""
         self._writer.close()
 
 
@@ -94,7 +97,7 @@ class Hosted:
 
 
 def wandb(what: Described) -> Hosted:
-    """Start, or go on with, the W&B run of this job; WANDB_MODE (offline) and the other variables of W&B count."""
+    """Start or resume the W&B run of this job; W&B reads its environment variables, such as WANDB_MODE=offline."""
     import wandb as library  # noqa: PLC0415
 
     run = library.init(
@@ -109,7 +112,7 @@ def wandb(what: Described) -> Hosted:
 
 
 def trackio(what: Described) -> Hosted:
-    """Start a trackio run, kept on this machine unless TRACKIO_SPACE_ID names another place."""
+    """Start a trackio run, stored on this machine unless TRACKIO_SPACE_ID names another place."""
     import trackio as library  # noqa: PLC0415
 
     run = library.init(
@@ -123,11 +126,11 @@ LOGGERS: dict[str, tuple[Callable[[Described], Sink], str, str]] = {
     "wandb": (wandb, "wandb", "wandb"),
     "trackio": (trackio, "trackio", "trackio"),
 }
-"""Name -> what opens the sink, the module that it needs, the extra that installs that."""
+"""Name -> the function that opens the sink, the module that it needs, the extra that installs the module."""
 
 
 def require_loggers(names: Sequence[str]) -> None:
-    """Raise ``ValueError`` where the library of a logger is missing."""
+    """Raise ``ValueError`` if the library of a logger is missing."""
     for name in names:
         _, module, extra = LOGGERS[name]
         try:
@@ -140,12 +143,12 @@ def require_loggers(names: Sequence[str]) -> None:
 
 @contextmanager
 def recording(names: Sequence[str], what: Described, rows: Sequence[Row]) -> Iterator[list[Observer]]:
-    """Open loggers, hand them the rows so far, yield them as observers and close them.
+    """Open loggers, log the rows so far, yield the loggers as observers and close them.
 
-    A resumed run so has all of its steps in each logger, and none twice.
+    So a resumed run has every step in each logger, and none twice.
 
     Raises:
-        ValueError: when a library is missing, or refuses to start.
+        ValueError: when a library is missing or cannot start.
     """
     require_loggers(names)
     with ExitStack() as stack:
@@ -158,7 +161,7 @@ def recording(names: Sequence[str], what: Described, rows: Sequence[Row]) -> Ite
 
 
 class _Logger:
-    """Hands rows on; where the library fails in the middle of a run, it says so and the run goes on without it."""
+    """Passes rows to a sink. If its library fails, a warning is logged and the run continues without it."""
 
     def __init__(self, name: str, what: Described) -> None:
         self._name = name
@@ -169,20 +172,16 @@ class _Logger:
 
     def __call__(self, row: Row) -> None:
         if self._sink is not None and row["step"] >= self._sink.first:
-            self._guarded(lambda sink: sink.write(row))
+            self._attempt(lambda sink: sink.write(row))
 
     def close(self) -> None:
-        self._guarded(lambda sink: sink.close())
+        self._attempt(lambda sink: sink.close())
 
-    def _guarded(self, action: Callable[[Sink], None]) -> None:
+    def _attempt(self, action: Callable[[Sink], None]) -> None:
         if self._sink is None:
             return
         try:
             action(self._sink)
         except Exception as error:  # as above
             self._sink = None
-            log.warning("impl.logger=%s: %s; the rest of the run is in its table alone", self._name, error)
-
-
-def _scalar(value: Any) -> bool | int | float | str:
-    return value if isinstance(value, bool | int | float | str) else str(value)
+            log.warning("impl.logger=%s: %s; the remaining steps are only in the table", self._name, error)

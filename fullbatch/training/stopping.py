@@ -19,7 +19,7 @@ def full_accuracy(num_steps: int) -> StopRule:
 
 
 def evaluations_spent(row: Row) -> float:
-    """Return what a step cost in gradient evaluations of its data: a loss, forward passes alone, counts a third."""
+    """Return the cost of a step in gradient evaluations of its data; a loss by forward passes counts as a third."""
     return row.get("evaluations", 0.0) + row.get("loss_evaluations", 0.0) / 3
 
 

@@ -1,19 +1,20 @@
-"""What a run comes down to: the row of the table of runs."""
+"""The summary of a run for the table of runs."""
 
 from collections.abc import Sequence
 
 from fullbatch.training.state import Row
 
 CLOSING = ("valid_acc", "train_acc", "valid_loss", "train_loss", "full_loss", "grad_norm", "param_norm")
-"""Values of the last step, where it was measured."""
+"""Values of the last step."""
 
 
 def summarize(rows: Sequence[Row], *, warmup: int, window: int) -> dict[str, float]:
-    """Return the closing values of a run and the accuracies that the table of runs asks for; few without a step."""
+    """Return the last values of a run, its accuracies, times and counts; fewer if no step was taken."""
     last, validated = rows[-1] if rows else {}, [row for row in rows if "valid_acc" in row]
     closing: dict[str, float] = {name: last[name] for name in CLOSING if name in last}
     timed = [row["train_time"] for row in rows if "train_time" in row]  # steps of another program have no times
     train_time = sum(timed)
+    failures = [row["search_failed"] for row in rows if "search_failed" in row]
     return {
         **closing,
         "valid_acc_at_min_loss": accuracy_at_minimal_loss(rows, warmup=warmup, window=window),
@@ -23,13 +24,8 @@ def summarize(rows: Sequence[Row], *, warmup: int, window: int) -> dict[str, flo
         "evaluations": sum(row.get("evaluations", 0.0) for row in rows),
         "loss_evaluations": sum(row.get("loss_evaluations", 0.0) for row in rows),
         "steps_taken": len(rows),
-        **_failures(rows),
+        **({"searches_failed": sum(failures)} if failures else {}),
     }
-
-
-def _failures(rows: Sequence[Row]) -> dict[str, float]:
-    searched = [row["search_failed"] for row in rows if "search_failed" in row]
-    return {"searches_failed": sum(searched)} if searched else {}
 
 
 def accuracy_at_minimal_loss(rows: Sequence[Row], *, warmup: int, window: int) -> float:

@@ -1,4 +1,4 @@
-"""Tables: a row a step in the run folder, a row a run in a table that all runs share."""
+"""Tables: one row per step in the run folder, and one row per run in a table that all runs share."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ STEP_COLUMNS = (
 
 
 class ConvergenceTable:
-    """A tab-separated file with a row a step; a value that was not measured is an empty cell."""
+    """A tab-separated file with one row per step; a value that was not measured is an empty cell."""
 
     def __init__(self, path: Path, rows: Iterable[Row] = ()) -> None:
         self.path = path
@@ -27,7 +27,7 @@ class ConvergenceTable:
         self._rewrite()
 
     def append(self, row: Row) -> None:
-        """Add the row of one step, and a column where it brings a new one."""
+        """Add the row of one step, with new columns where it has them."""
         self._rows.append(row)
         if row.keys() - set(self._columns):
             self._rewrite()
@@ -42,9 +42,9 @@ class ConvergenceTable:
 
 
 def add_run(path: Path, row: Mapping[str, Any], *, unless: Sequence[str] = ()) -> None:
-    """Add one row to the table of runs, under a lock and atomically; columns are those of all rows together.
+    """Add one row to the table of runs, under a lock and atomically; the columns are the union of those of all rows.
 
-    With ``unless``, a row that equals one of the table in these columns, as far as that has them, is not added.
+    With ``unless``, the row is not added if the table has a row with the same values in these columns.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):

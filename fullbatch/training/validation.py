@@ -25,17 +25,17 @@ def validate(
     arithmetic: Arithmetic | None = None,
     all_reduce: Callable[[Tensors], None] | None = None,
 ) -> LossEvaluation:
-    """Evaluate ``model`` in evaluation mode and leave it as it was.
+    """Evaluate ``model`` in evaluation mode; its modes and buffers are restored afterwards.
 
     Args:
         model: the module.
         loss_fn: (outputs, labels) -> mean loss.
         blocks: the data.
-        flips: average the probabilities of each image and its mirror image; the loss should then be cross-entropy,
-            which makes it their negative log-likelihood.
-        recalibration: training data; batch-norm statistics are re-estimated on it for this validation.
+        flips: average the probabilities of each image and its mirror image. With cross-entropy the loss is then their
+            negative log-likelihood.
+        recalibration: training data, on which batch-norm statistics are re-estimated for this validation.
         arithmetic: as in ``FullBatchObjective``.
-        all_reduce: adds tensors up over processes, where each has its own part of ``blocks`` and ``recalibration``.
+        all_reduce: adds tensors up over processes, each with its own part of ``blocks`` and ``recalibration``.
     """
     recalibrated = nullcontext() if recalibration is None else recalibrated_batchnorm(model, recalibration, all_reduce)
     with recalibrated, mode(model, training=False):
@@ -63,9 +63,9 @@ class FlipAveraged(nn.Module):
 def recalibrated_batchnorm(
     model: nn.Module, blocks: Iterable[Block], all_reduce: Callable[[Tensors], None] | None = None
 ) -> Iterator[None]:
-    """Inside, running statistics are the means over ``blocks`` of the blocks' own, weighted by size.
+    """Inside, running statistics are the means of the statistics of ``blocks``, weighted by size.
 
-    ``all_reduce`` adds tensors up over processes, where each has blocks of its own.
+    ``all_reduce`` adds tensors up over processes, each with its own blocks.
     """
     norms = [module for module in model.modules() if isinstance(module, _NormBase) and module.track_running_stats]
     momenta = [norm.momentum for norm in norms]
@@ -73,24 +73,26 @@ def recalibrated_batchnorm(
         with mode(model, training=False), torch.no_grad():
             for norm in norms:
                 norm.train()
-            seen = 0
+            num_samples = 0
             for inputs, labels, _ in blocks:
-                seen += len(labels)
+                num_samples += len(labels)
                 for norm in norms:
-                    norm.momentum = len(labels) / seen  # the first block replaces what was there
+                    norm.momentum = len(labels) / num_samples  # the first block replaces the old statistics
                 model(inputs)
             if all_reduce is not None and norms:
-                _average(norms, seen, all_reduce)
+                _average(norms, num_samples, all_reduce)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         yield
 
 
-def _average(norms: Sequence[_NormBase], seen: int, all_reduce: Callable[[Tensors], None]) -> None:
-    """Average running statistics over processes, weighted by the ``seen`` samples of each, perhaps none."""
+def _average(norms: Sequence[_NormBase], num_samples: int, all_reduce: Callable[[Tensors], None]) -> None:
+    """Average running statistics over processes, weighted by the number of samples of each, which may be 0."""
     statistics = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
-    sums = [(statistic * seen if seen else torch.zeros_like(statistic)).double() for statistic in statistics]
-    total = torch.full((), seen, dtype=torch.float64, device=statistics[0].device)
+    sums = [
+        (statistic * num_samples if num_samples else torch.zeros_like(statistic)).double() for statistic in statistics
+    ]
+    total = torch.full((), num_samples, dtype=torch.float64, device=statistics[0].device)
     all_reduce([*sums, total])
     copy_(statistics, [entry / total for entry in sums])
 

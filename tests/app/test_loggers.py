@@ -174,7 +174,7 @@ def test_a_logger_that_fails_does_not_end_the_run(
             observe({"step": step, "train_loss": 1 / step})
     assert [row["step"] for row in fake.rows] == [1]
     assert [record.getMessage() for record in caplog.records] == [
-        "impl.logger=trackio: the server is gone; the rest of the run is in its table alone"
+        "impl.logger=trackio: the server is gone; the remaining steps are only in the table"
     ]
 
 

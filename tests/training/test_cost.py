@@ -20,17 +20,17 @@ COST = Cost(
     validations=4,
     validation_samples=50,
     flops=Flops(gradient=30.0, loss=10.0),
-    seconds_a_sample=0.002,
-    seconds_a_loss=0.01,
+    seconds_per_sample=0.002,
+    seconds_per_loss=0.01,
 )
 
 
 def test_the_sums() -> None:
-    assert COST.flops_of_a_step == 1000 * (2 * 30 + 3 * 10)
-    assert (COST.seconds_of_a_step, COST.seconds_of_a_validation) == (2.0, 0.5)
+    assert COST.flops_per_step == 1000 * (2 * 30 + 3 * 10)
+    assert (COST.seconds_per_step, COST.seconds_per_validation) == (2.0, 0.5)
     assert COST.seconds == 10 * 2.0 + 4 * 0.5
     assert COST.rate == 90_000 / 2.0
-    assert replace(COST, samples=3000).seconds_of_a_step == pytest.approx(6.0)
+    assert replace(COST, samples=3000).seconds_per_step == pytest.approx(6.0)
 
 
 @given(steps=st.integers(1, 60), every=st.integers(1, 70))
@@ -52,6 +52,6 @@ def test_the_speed_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
         {"step": 3, "train_time": 5.0, "evaluations": 2.0, "loss_evaluations": 0.0},
     ]
     assert speed(run.step, torch.float64) == {"samples_per_second": 50 * (4 + 1) / 8}
-    found = speed(run.step, torch.float64, worth_counting=8.0)
+    found = speed(run.step, torch.float64, min_seconds=8.0)
     flops = cost.flops_of(run.step.objective, run.step.data.blocks(0))
     assert found["peak_share"] == pytest.approx(50 * (4 * flops.gradient + 3 * flops.loss) / 8 / 1e9)
