@@ -51,8 +51,8 @@ def dying(
 
 def is_checkpoint(descriptor: int) -> bool:
     """Folders and tables are synchronized, too; of them all, checkpoints are the large ones."""
-    found = os.fstat(descriptor)
-    return stat.S_ISREG(found.st_mode) and found.st_size > 50_000
+    status = os.fstat(descriptor)
+    return stat.S_ISREG(status.st_mode) and status.st_size > 50_000
 
 
 def tear(descriptor: int) -> None:

@@ -67,11 +67,11 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file, delimiter="\t"))
 
 
-def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """Start the script in a new process."""
+def start(folder: Path, *arguments: str, program: tuple[str, ...] = (str(SCRIPT),)) -> "subprocess.Popen[str]":
+    """Start the script, or another program of Python, in a new process."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *arguments],
+        [sys.executable, *program, *arguments],
         cwd=folder,
         env=environment,
         text=True,

@@ -54,7 +54,7 @@ def trained(tree: Tree, group: Group) -> Result:
 
 
 def interrupted(tree: Tree, group: Group, rank: int, block: int, folder: Path) -> None:
-    """Run until a process of a certain rank is told to stop, and leave a checkpoint in the folder."""
+    """Run until a process of a certain rank receives a signal, and save a checkpoint in the folder."""
     trainer = built(tree, group)
     caught = SignalAt(block if group.rank == rank else 10**9)
     requests = StopRequests(caught, group)
@@ -77,15 +77,15 @@ def continued(tree: Tree, group: Group, folder: Path) -> Result:
 
 def all_equal(group: Group, result: Result) -> bool:
     """Whether all processes have the same bits."""
-    found = group.gather([tensor.numpy().tobytes() for tensor in result["tensors"].values()] + [str(result["rows"])])
-    return found is None or all(other == found[0] for other in found)
+    gathered = group.gather([tensor.numpy().tobytes() for tensor in result["tensors"].values()] + [str(result["rows"])])
+    return gathered is None or all(other == gathered[0] for other in gathered)
 
 
 Task = Callable[[Group], Any]
 
 
 STOPS = {"early": (0, 2), "by the last rank": (-1, 9), "in the second step": (0, 15)}
-"""rank, and the block that it visits when it is told to stop; a regularized step of 14 blocks has 28 with gbar."""
+"""rank, and the block that it visits when the signal arrives; a regularized step of 14 blocks has 28 with gbar."""
 
 
 def tasks(size: int, trees: dict[str, Tree], folder: Path, before: Path | None) -> dict[str, Task]:
@@ -131,7 +131,7 @@ def _follow(port: int, rank: int, size: int, make_tasks: Callable[..., dict[str,
 
 @contextmanager
 def together(size: int, make_tasks: Callable[..., dict[str, Task]], *arguments: Any) -> Iterator[dict[str, Any]]:
-    """Let ``size`` processes perform the tasks one after the other; yield what the first process found."""
+    """Let ``size`` processes perform the tasks one after the other; yield the results of the first process."""
     store = open_store("127.0.0.1", 0, serve=True)
     context = multiprocessing.get_context("spawn")
     others = [

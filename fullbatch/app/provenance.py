@@ -12,20 +12,17 @@ from fullbatch.app.argv import command_line
 
 
 def provenance() -> dict[str, Any]:
-    """Return the content of ``run.json``."""
+    """Return the content of ``run.json``; outside of a git checkout ``git_revision`` is None."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        revision = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        revision = None
     return {
         "command": command_line(),
-        "git_revision": _git_revision(),
+        "git_revision": revision,
         "fullbatch": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "machine": platform.platform(),
     }
-
-
-def _git_revision() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None  # not a git checkout, or no git

@@ -189,8 +189,9 @@ def join_group(
         timeout=START_TIMEOUT.total_seconds(),
         check=check,
     )
-    if address in LOCAL:
-        _use_loopback()
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    if address in LOCAL and loopback is not None:  # gloo resolves the host name, which may be that of another device
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
     backends, ended = "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo", 1
     try:
         dist.init_process_group(backends, store=store, rank=ranks.rank, world_size=ranks.size, timeout=NO_TIMEOUT)
@@ -214,13 +215,6 @@ def open_store(address: str, port: int, *, serve: bool) -> "TCPStore":
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise PeerLostError(f"impl.setup.url: cannot reach the main process at {address}:{port} ({reason})") from None
-
-
-def _use_loopback() -> None:
-    """Make gloo use the loopback device: on many machines the host name resolves to another address, or to none."""
-    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
-    if loopback is not None:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
 
 
 def _buckets(tensors: Tensors) -> Iterator[list[Tensor]]:

@@ -1,4 +1,4 @@
-"""The analysis of a run, typed as users type it."""
+"""The analysis of a run, on the command line."""
 
 import csv
 import json
@@ -27,8 +27,8 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int
 
 
 def folder(tmp_path: Path) -> Path:
-    (found,) = tmp_path.glob("outputs/*/*")
-    return found
+    (run_folder,) = tmp_path.glob("outputs/*/*")
+    return run_folder
 
 
 def table(tmp_path: Path) -> list[dict[str, str]]:
@@ -52,7 +52,7 @@ def test_the_defaults_are_those_that_are_promised(name: str) -> None:
     assert analysis.sharpness.every == (50 if name == "edge_of_stability" else None)
 
 
-def test_full_has_a_row_of_statistics_a_step(script: Callable[..., int], tmp_path: Path) -> None:
+def test_full_has_statistics_for_every_step(script: Callable[..., int], tmp_path: Path) -> None:
     assert script("analysis=full") == 0
     rows = table(tmp_path)
     for column in ("param_norm_after", "full_grad_norm_after", "momentum_alignment", "sub_batch_grad_norm_max"):
@@ -68,7 +68,7 @@ def test_final_is_about_the_last_step(script: Callable[..., int], tmp_path: Path
     assert [bool(row["full_grad_norm_after"]) for row in table(tmp_path)] == [False, False, False, True]
 
 
-def test_the_edge_of_stability_leaves_a_image(script: Callable[..., int], tmp_path: Path) -> None:
+def test_the_edge_of_stability_is_drawn(script: Callable[..., int], tmp_path: Path) -> None:
     assert script("analysis=edge_of_stability", "analysis.sharpness.every=2", "analysis.sharpness.max_matvecs=8") == 0
     rows = table(tmp_path)
     assert [bool(row["sharpness"]) for row in rows] == [False, True, False, True]

@@ -67,7 +67,7 @@ def put_on_path(folder: Path, **scripts: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_a_preempted_job_is_put_back_and_ends_in_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_preempted_job_is_requeued_and_ends_in_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     sweep = ["-m", *MANY, "hyp=fb1"]
     process = begin([sys.executable, str(SCRIPT), *sweep, "hydra/launcher=submitit_local"], tmp_path)
@@ -86,18 +86,19 @@ def test_a_preempted_job_is_put_back_and_ends_in_the_same_bits(tmp_path: Path, m
     log = (first.folder / "log.txt").read_text()
     assert re.search(r"SIGUSR2: .*saving", log)
     assert re.search(r"continuing (after|inside) step .* from", log)
-    straight = tmp_path / "straight"
-    straight.mkdir()
-    assert run_in_process(monkeypatch, straight, *sweep) == 0
-    (expected,) = rows_of(straight / TABLE)
+    uninterrupted = tmp_path / "uninterrupted"
+    uninterrupted.mkdir()
+    assert run_in_process(monkeypatch, uninterrupted, *sweep) == 0
+    (expected,) = rows_of(uninterrupted / TABLE)
     assert {key: row[key] for key in ("valid_loss", "train_loss", "configuration")} == {
         key: expected[key] for key in ("valid_loss", "train_loss", "configuration")
     }
-    found, other = (
-        load_checkpoint(one[-1].folder / "checkpoint.pth")["state"] for one in (attempts(tmp_path), attempts(straight))
+    resumed, expected_state = (
+        load_checkpoint(one[-1].folder / "checkpoint.pth")["state"]
+        for one in (attempts(tmp_path), attempts(uninterrupted))
     )
-    assert_equal_states(found["model"], other["model"])
-    assert_equal_states(found["rows"], other["rows"])
+    assert_equal_states(resumed["model"], expected_state["model"])
+    assert_equal_states(resumed["rows"], expected_state["rows"])
 
 
 SBATCH = """
@@ -139,7 +140,7 @@ def slurm_sweep(tmp_path: Path, path: str) -> tuple[int, str]:
 
 
 @pytest.mark.slow
-def test_what_a_sweep_asks_slurm_for(tmp_path: Path) -> None:
+def test_the_options_of_a_sweep_for_slurm(tmp_path: Path) -> None:
     refusing = 'cp "$1" "$SLURM_IMITATION/submitted.sh"; echo "no such account" >&2; exit 1\n'
     status, shown = slurm_sweep(tmp_path, put_on_path(tmp_path, sbatch=refusing, srun=SRUN, sacct=SACCT))
     assert status == 1
@@ -176,7 +177,7 @@ def test_the_presets_compose(name: str, gpus: int | None) -> None:
         ("loblib", False, r"Could not find 'hydra/launcher/loblib'"),
     ],
 )
-def test_a_launcher_that_is_not_there_is_named(
+def test_a_missing_launcher_is_named(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -205,7 +206,7 @@ def test_the_script_for_sbatch_asks_for_what_it_needs() -> None:
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_the_script_for_sbatch_puts_itself_back_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_script_for_sbatch_requeues_itself_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = put_on_path(tmp_path, scontrol='echo "$@" >> "$SLURM_SUBMIT_DIR/requeued"\n')
     command = ["bash", str(ROOT / "train.sbatch"), "fbaug_1", *MANY]
     cluster = {"PATH": path, "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path), "FULLBATCH": str(ROOT)}
@@ -222,9 +223,9 @@ def test_the_script_for_sbatch_puts_itself_back_and_continues(tmp_path: Path, mo
     assert "continuing " in shown
     assert (tmp_path / "requeued").read_text() == "requeue 7\n"  # not again
     (row,) = rows_of(tmp_path / TABLE)
-    straight = tmp_path / "straight"
-    straight.mkdir()
-    assert run_in_process(monkeypatch, straight, "name=fbaug_1", "hyp=fb1", *MANY) == 0
-    (expected,) = rows_of(straight / TABLE)
+    uninterrupted = tmp_path / "uninterrupted"
+    uninterrupted.mkdir()
+    assert run_in_process(monkeypatch, uninterrupted, "name=fbaug_1", "hyp=fb1", *MANY) == 0
+    (expected,) = rows_of(uninterrupted / TABLE)
     assert row["valid_loss"] == expected["valid_loss"]
     assert row["configuration"] == expected["configuration"]

@@ -22,8 +22,8 @@ def experiments() -> list[str]:
 def commands() -> list[str]:
     pages = [ROOT / "Makefile", ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages).replace("\\\n", " ")
-    found = re.findall(rf"^\s*(?:\$\(BIN\)/)?python (?:{SCRIPTS})\.py(.*)$", text, flags=re.MULTILINE)
-    return [command.split("  #")[0].strip() for command in found]
+    matches = re.findall(rf"^\s*(?:\$\(BIN\)/)?python (?:{SCRIPTS})\.py(.*)$", text, flags=re.MULTILINE)
+    return [command.split("  #")[0].strip() for command in matches]
 
 
 def submitted() -> list[str]:
@@ -32,9 +32,9 @@ def submitted() -> list[str]:
     script = (ROOT / "train.sbatch").read_text(encoding="utf-8")
     assert '"$program/train.sh" "$name" "impl.checkpoint.name=$name" "${@:2}"' in script
     lines = subprocess.run(["bash", str(ROOT / "train.sh"), "list"], capture_output=True, text=True, check=True).stdout
-    known = dict(line.split(maxsplit=1) for line in lines.splitlines())
-    found = re.findall(r"^sbatch (?:--\S+ )*train\.sbatch (\S+)(.*?)(?: +#.*)?$", text, flags=re.MULTILINE)
-    return [f"name={name} {known[name]} impl.checkpoint.name={name}{more}" for name, more in found]
+    experiment = dict(line.split(maxsplit=1) for line in lines.splitlines())
+    matches = re.findall(r"^sbatch (?:--\S+ )*train\.sbatch (\S+)(.*?)(?: +#.*)?$", text, flags=re.MULTILINE)
+    return [f"name={name} {experiment[name]} impl.checkpoint.name={name}{more}" for name, more in matches]
 
 
 CONTRACTED = [

@@ -1,10 +1,10 @@
 """The identity of a run: its hashes in ledgers and tables of earlier versions stay valid."""
 
 import pytest
-from composing import composed
+from composing import tree_for
 
 from fullbatch.app.identity import RunIdentity
-from fullbatch.settings.parse import parse, plain
+from fullbatch.settings.parse import settings_of
 
 HASHES = {
     "": ("5391ecf35494", "1817b77c30b5"),
@@ -22,15 +22,15 @@ HASHES = {
 
 
 def identity(*overrides: str) -> RunIdentity:
-    cfg = composed(*overrides)
-    return RunIdentity.of(parse(cfg), plain(cfg))
+    tree = tree_for(*overrides)
+    return RunIdentity.of(settings_of(tree), tree)
 
 
 def test_hashes_never_change() -> None:
     """Else sweeps would run again what is finished."""
     for command, expected in HASHES.items():
-        found = identity(*command.split())
-        assert (found.configuration, found.job) == expected, command
+        result = identity(*command.split())
+        assert (result.configuration, result.job) == expected, command
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,22 @@ def test_a_checkpoint_is_that_of_the_run_unless_its_numbers_differ(
     other = identity("hyp=fb1", *stored)
     checkpoint = {"config": other.config, "seed": other.seed}
     assert identity("hyp=fb1", *given).mismatches(checkpoint) == mismatches
+
+
+def test_what_makes_another_job() -> None:
+    job = ("data=digits", "data.size=60", "model=linear", "hyp=fb1", "hyp.steps=4", "hyp.optim.lr=0.1", "seed=1")
+    same = (
+        *("", "impl.threads=2", "impl.memory=channels_last", "impl.checkpoint.name=x", "data.download=False"),
+        *("base_dir=elsewhere", "hyp.optim.lr=1e-1"),
+    )
+    others = (
+        *("impl.dtype=double", "impl.mixed_precision=True", "impl.mixed_precision=float16", "name=another", "seed=2"),
+        *("seed=", "hyp.steps=5", "hyp.optim.lr=0.2", "data.size=50", "model=resnet20"),
+    )
+    hashes = {change: identity(*job, *([change] if change else [])).job for change in (*same, *others)}
+    assert len({hashes[change] for change in same}) == 1
+    assert len(set(hashes.values())) == 1 + len(others)
+    scaled = {
+        identity(*job, "impl.mixed_precision=float16", f"impl.grad_scaling={on}").job for on in ("False", "True", 8)
+    }
+    assert len(scaled) == 3

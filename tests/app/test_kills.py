@@ -1,4 +1,4 @@
-"""``kill -9``: whatever the moment, the run continues and ends in the bits of one that was never killed."""
+"""``kill -9`` at any moment: the run continues, and its bits are those of a run that was never killed."""
 
 import os
 import random
@@ -27,7 +27,7 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int
 
 
 def killed(folder: Path, moment: str, count: int, *arguments: str) -> int:
-    """Run until the kill; return how it ended."""
+    """Run until the kill; return the exit status."""
     killing = Path(__file__).parent.parent / "killing.py"
     command = [sys.executable, str(killing), moment, str(count), str(SCRIPT), *SMALL, *EVERYTHING, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -35,13 +35,13 @@ def killed(folder: Path, moment: str, count: int, *arguments: str) -> int:
 
 
 def assert_as_never_killed(script: Callable[..., int], folder: Path, steps: str) -> None:
-    """Finish the named run, run another one straight, and compare everything but the times."""
+    """Finish the named run, run another one without kills, and compare everything but the times."""
     assert script(NAMED, steps) == 0
-    assert script("impl.checkpoint.name=straight", steps) == 0
-    found, expected = (
-        load_checkpoint(folder / "checkpoints" / f"{name}.pth")["state"] for name in ("mine", "straight")
+    assert script("impl.checkpoint.name=uninterrupted", steps) == 0
+    resumed, expected = (
+        load_checkpoint(folder / "checkpoints" / f"{name}.pth")["state"] for name in ("mine", "uninterrupted")
     )
-    assert_equal_states(found, expected)
+    assert_equal_states(resumed, expected)
     assert len(read_table(folder / "tables" / "table_fb_digits_runs.csv")) == 2
     last_life = sorted((folder / "outputs").glob("*/*"))[-2]
     (table,) = last_life.glob("table_*_results.csv")
@@ -94,6 +94,8 @@ def test_a_torn_checkpoint_is_named_and_the_one_before_continues(
     before.replace(newest)
     assert len(load_checkpoint(newest)["state"]["rows"]) == 4
     assert script(NAMED, "hyp.steps=5", "hyp.scheduler=") == 0
-    assert script("impl.checkpoint.name=straight", "hyp.steps=5", "hyp.scheduler=") == 0
-    found, expected = (load_checkpoint(newest.with_name(f"{name}.pth"))["state"] for name in ("mine", "straight"))
-    assert_equal_states(found, expected)
+    assert script("impl.checkpoint.name=uninterrupted", "hyp.steps=5", "hyp.scheduler=") == 0
+    resumed, expected = (
+        load_checkpoint(newest.with_name(f"{name}.pth"))["state"] for name in ("mine", "uninterrupted")
+    )
+    assert_equal_states(resumed, expected)

@@ -1,4 +1,4 @@
-"""Loss landscapes of checkpoints as a user computes them: what is computed, kept, drawn, continued and refused."""
+"""Loss landscapes of checkpoints as users compute them."""
 
 import csv
 import ctypes
@@ -15,7 +15,7 @@ from pathlib import Path
 import lmdb
 import pytest
 import torch
-from composing import ROOT, composed
+from composing import ROOT, composed, settings_for
 from running import SMALL, run_in_process
 
 from fullbatch.build.data import build_data, build_loader
@@ -78,10 +78,10 @@ def expected(folder: Path, name: str = "mine") -> dict[str, float]:
     optimizer, loss_fn = build_optimizer(run.hyp, model), loss_function(None, 0.1)
     regularizer = GradRegularizer(model, optimizer, loss_fn, block_strength=0.5)
     blocks = build_loader(run, data, data.train, 1, device).blocks(0)
-    found = FullBatchObjective(model, loss_fn, blocks, sub_batch=128, regularizer=regularizer).value()
-    full_loss = found.loss + found.penalty + decay_penalty(optimizer)
-    assert found.penalty > 0
-    return {"loss": float(found.loss), "accuracy": float(found.accuracy), "full_loss": float(full_loss)}
+    evaluation = FullBatchObjective(model, loss_fn, blocks, sub_batch=128, regularizer=regularizer).value()
+    full_loss = evaluation.loss + evaluation.penalty + decay_penalty(optimizer)
+    assert evaluation.penalty > 0
+    return {"loss": float(evaluation.loss), "accuracy": float(evaluation.accuracy), "full_loss": float(full_loss)}
 
 
 def test_a_line_has_the_objective_at_its_centre(
@@ -208,7 +208,7 @@ def with_surface(content: bytes | None) -> Callable[[Path], None]:
 
 @dataclass(frozen=True)
 class Case:
-    typed: str
+    command: str
     message: str
     prepare: Callable[[Path], object] = field(default=lambda folder: None)
 
@@ -218,18 +218,11 @@ CASES = [
     Case("", r"^impl\.checkpoint\.name: blank; give the name of the checkpoint to evaluate"),
     Case("impl.checkpoint.name=yours", r"^impl\.checkpoint\.name=yours: there is no file checkpoints/yours\.pth"),
     Case(f"{NAMED} viz=none", r"^viz=none: there is nothing to compute; accepted: 1d, 2d"),
-    Case(f"{NAMED} viz.type=3d", r"^viz\.type: .*'1d', '2d' or 'none'"),
     Case(f"{NAMED} viz.type=2d", r"^viz\.type=2d: a plane, so .* should be 2 or more"),
     Case(
         f"{NAMED} viz.coordinates.y.num=3 viz.coordinates.y.max=1", r"^viz\.type=1d: a line, so .*y\.num=3 should be 1"
     ),
-    Case(f"{NAMED} viz.coordinates.x.num=0", r"^viz\.coordinates\.x\.num: .*greater than or equal to 1"),
     Case(f"{NAMED} viz.coordinates.x.min=2", r"^viz\.coordinates\.x: min=2 is larger than max=1"),
-    Case(f"{NAMED} viz.coordinates.x.max=inf", r"^viz\.coordinates\.x\.max: .*finite"),
-    Case(f"{NAMED} viz.norm=filtre", r"^viz\.norm: .*'filter', 'layer'"),
-    Case(f"{NAMED} viz.ignore_layers=bn", r"^viz\.ignore_layers: .*'biasbn'"),
-    Case(f"{NAMED} viz.formats=[png,gif]", r"^viz\.formats\.1: .*'png', 'html', 'vtk' or 'csv' \(got 'gif'\)"),
-    Case(f"{NAMED} viz.directions=downhill", r"^viz\.directions: .*'random', 'between' or 'pca'"),
     Case(f"{NAMED} viz.checkpoints=apart", r"^viz\.checkpoints: only with viz\.directions=between or"),
     Case(BETWEEN, r"^viz\.checkpoints: blank; viz\.directions=between needs some"),
     Case(
@@ -245,24 +238,39 @@ CASES = [
     ),
     Case(f"{NAMED} viz.recalibrate=True viz.model_eval=False", r"^viz\.recalibrate=True: .*does not use"),
     Case(f"{NAMED} viz.map_size=2e6 viz.coordinates.x.num=9999", r"^viz\.map_size=2,000,000: .*give at least so much"),
-    Case(f"{NAMED} viz.map_size=1", r"^viz\.map_size: .*greater than or equal to 1048576"),
-    Case(f"{NAMED} viz.database_name=../x", r"^viz\.database_name: should be .* below checkpoints/"),
     Case(f"{NAMED} model.width=8", r"^mine: the weights are those of another model"),
     Case(NAMED, r"^checkpoints/mine\.landscape: not an intact database .*no LMDB file", with_surface(b"a letter" * 9)),
     Case(NAMED, r"^checkpoints/mine\.landscape: not an intact database .*no manifest", with_surface(None)),
     Case(NAMED, r"^checkpoints/mine\.landscape: file exists", lambda f: (f / "checkpoints" / "mine.landscape").touch()),
     Case(NAMED, r"mine\.pth: not a checkpoint", lambda f: (f / "checkpoints/mine.pth").write_bytes(b"")),
 ]
+REFUSED = [
+    ("viz.type=3d", r"^viz\.type: .*'1d', '2d' or 'none'"),
+    ("viz.coordinates.x.num=0", r"^viz\.coordinates\.x\.num: .*greater than or equal to 1"),
+    ("viz.coordinates.x.max=inf", r"^viz\.coordinates\.x\.max: .*finite"),
+    ("viz.norm=filtre", r"^viz\.norm: .*'filter', 'layer'"),
+    ("viz.ignore_layers=bn", r"^viz\.ignore_layers: .*'biasbn'"),
+    ("viz.formats=[png,gif]", r"^viz\.formats\.1: .*'png', 'html', 'vtk' or 'csv' \(got 'gif'\)"),
+    ("viz.directions=downhill", r"^viz\.directions: .*'random', 'between' or 'pca'"),
+    ("viz.map_size=1", r"^viz\.map_size: .*greater than or equal to 1048576"),
+    ("viz.database_name=../x", r"^viz\.database_name: should be .* below checkpoints/"),
+]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.typed[-30:]}:{case.message[-20:]}")
+def test_wrong_settings_are_named() -> None:
+    for override, message in REFUSED:
+        with pytest.raises(ValueError, match=message):
+            settings_for(NAMED, override)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.command[-30:]}:{case.message[-20:]}")
 def test_it_is_refused_and_nothing_is_damaged(
     case: Case, crunch: Script, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     case.prepare(folder)
     before = {path: path.read_bytes() for path in (folder / "checkpoints").rglob("[!l]*") if path.is_file()}
     capsys.readouterr()
-    assert crunch(*case.typed.split()) == 2
+    assert crunch(*case.command.split()) == 2
     shown = capsys.readouterr()
     assert re.search(case.message, shown.err), shown.err
     assert len(shown.err.splitlines()) == 1
@@ -295,7 +303,7 @@ def test_a_folder_that_cannot_be_written_is_named(folder: Path) -> None:
     assert ended.stderr.strip() == "checkpoints/mine.landscape: permission denied"
 
 
-def test_a_model_that_overflows_is_told(crunch: Script, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_overflows_is_reported(crunch: Script, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     far = ["viz.coordinates.x.max=1e30", "viz.coordinates.x.min=-1e30"]
     assert crunch(NAMED, *far) == 0
     assert "2 of 3 values are not finite: the model overflows there" in capsys.readouterr().err

@@ -107,7 +107,7 @@ def test_a_reader_that_the_system_kills_ends_the_run_with_a_message(
     assert "Traceback" not in shown.err + shown.out
 
 
-TYPED = [
+TRANSFORMS = [
     "{RandAugment: null}",
     "{RandAugment: {num_ops: 3, magnitude: 5}}",
     "{AutoAugment: cifar10}",
@@ -123,24 +123,28 @@ TYPED = [
 ]
 
 
-@pytest.mark.parametrize("typed", TYPED)
+@pytest.mark.parametrize("transforms", TRANSFORMS)
 @pytest.mark.parametrize("resized", ["True", "False"])
 def test_any_transform_is_typed_by_name_and_repeats_itself(
-    script: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, typed: str, resized: str
+    script: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, transforms: str, resized: str
 ) -> None:
     """Whatever the block size, the order and the caching, and with whole images, too, where a crop is among them."""
     monkeypatch.chdir(tmp_path)
-    if resized == "False" and "Crop" not in typed:
-        typed = typed[:-1] + ", RandomCrop: 16}"
+    if resized == "False" and "Crop" not in transforms:
+        transforms = transforms[:-1] + ", RandomCrop: 16}"
 
     def samples(size: int, caching: str, shuffle: bool = False) -> torch.Tensor:
         options = [*HYP, *FOLDER[:-2], "data.mean=[0,0,0]", "data.std=[1,1,1]", f"data.batch_size={size}"]
-        options += [f"data.augmentations_train={typed}", f"data.caching={caching}", f"data.resize_on_read={resized}"]
+        options += [
+            f"data.augmentations_train={transforms}",
+            f"data.caching={caching}",
+            f"data.resize_on_read={resized}",
+        ]
         run = parse(composed(*options))
         data = build_data(run, seed=3)
         blocks = build_loader(run, data, data.train, 3, torch.device("cpu")).blocks(1, shuffle=shuffle)
-        found = torch.cat([block.inputs for block in blocks])
-        return found[torch.argsort(torch.cat([ids for _, ids in blocks.numbered_ids]))]
+        inputs = torch.cat([block.inputs for block in blocks])
+        return inputs[torch.argsort(torch.cat([ids for _, ids in blocks.numbered_ids]))]
 
     first = samples(10, "False")
     assert first.shape == (24, 3, 16, 16)

@@ -26,7 +26,7 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
 
 
 class Fake:
-    """Stands for wandb and trackio: remembers what it was told."""
+    """Stands for wandb and trackio: records its calls."""
 
     def __init__(self, step: int = 0, fails_at: int = -1) -> None:
         self.step, self.fails_at = step, fails_at
@@ -67,8 +67,8 @@ def numbers(folder: Path) -> list[dict[str, float]]:
 def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    found = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    return {tag: [(one.step, one.value) for one in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    accumulator = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(one.step, one.value) for one in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
 
 
 def of_table(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -80,7 +80,7 @@ def of_table(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 @pytest.mark.parametrize(
-    ("typed", "names"),
+    ("value", "names"),
     {
         "": (),
         "none": (),
@@ -88,8 +88,8 @@ def of_table(folder: Path) -> dict[str, list[tuple[int, float]]]:
         "[wandb,trackio,WandB]": ("wandb", "trackio"),
     }.items(),
 )
-def test_loggers_are_a_blank_a_name_or_several(typed: str, names: tuple[str, ...]) -> None:
-    assert parse(composed("hyp=fb1", f"impl.logger={typed}")).impl.logger == names
+def test_loggers_are_a_blank_a_name_or_several(value: str, names: tuple[str, ...]) -> None:
+    assert parse(composed("hyp=fb1", f"impl.logger={value}")).impl.logger == names
 
 
 @pytest.mark.slow
@@ -97,9 +97,9 @@ def test_events_are_the_table_and_the_run_is_the_same(script: Run, tmp_path: Pat
     assert script("impl.logger=tensorboard", "impl.validate_every_nth_step=2") == 0
     assert script("impl.validate_every_nth_step=2") == 0
     logged, plain = folders(tmp_path)
-    found = events(logged)
-    assert found == of_table(logged)
-    assert [step for step, _ in found["valid_acc"]] == [1, 3, 4]
+    scalars = events(logged)
+    assert scalars == of_table(logged)
+    assert [step for step, _ in scalars["valid_acc"]] == [1, 3, 4]
     assert not (plain / "tensorboard").exists()
     for one, other in zip(numbers(logged), numbers(plain), strict=True):
         assert all(one[key] == other[key] for key in one if key not in TIMES)
@@ -124,10 +124,10 @@ def test_the_configuration_goes_along(script: Run, tmp_path: Path) -> None:
     assert script("impl.logger=tensorboard") == 0
     (folder,) = folders(tmp_path)
     metadata = EventAccumulator(str(folder / "tensorboard")).Reload().summary_metadata["_hparams_/session_start_info"]
-    told = HParamsPluginData.FromString(metadata.plugin_data.content).session_start_info.hparams
-    assert told["hyp.optim.lr"].number_value == 0.1
-    assert told["seed"].number_value == 1
-    assert told["data.name"].string_value == "digits"
+    hparams = HParamsPluginData.FromString(metadata.plugin_data.content).session_start_info.hparams
+    assert hparams["hyp.optim.lr"].number_value == 0.1
+    assert hparams["seed"].number_value == 1
+    assert hparams["data.name"].string_value == "digits"
 
 
 @pytest.mark.slow
@@ -200,7 +200,7 @@ def test_a_missing_library_is_named_before_the_run(
     assert shown.err.strip() == f"impl.logger={name}: {name} is not installed (pip install 'fullbatch[{extra}]')"
 
 
-def test_a_logger_that_cannot_start_is_told(
+def test_a_logger_that_cannot_start_is_named(
     script: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(**_: object) -> None:

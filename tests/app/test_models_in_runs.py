@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from composing import settings_for
 from running import SMALL, Script, rows_of, run_in_process
 
+from fullbatch.build.problem import build_problem
 from fullbatch.training.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -58,8 +60,10 @@ def test_a_list_of_five_is_resumed_with_a_note(
     (tmp_path / "checkpoints" / "theirs.pth").write_bytes(original)
     assert script("impl.checkpoint.name=theirs", "hyp.scheduler=") == 0
     assert script("impl.checkpoint.name=ours", "hyp.scheduler=") == 0
-    resumed, straight = (load_checkpoint(tmp_path / "checkpoints" / f"{n}.pth")["state"] for n in ("theirs", "ours"))
-    assert all(torch.equal(resumed["model"][key], value) for key, value in straight["model"].items())
+    resumed, uninterrupted = (
+        load_checkpoint(tmp_path / "checkpoints" / f"{n}.pth")["state"] for n in ("theirs", "ours")
+    )
+    assert all(torch.equal(resumed["model"][key], value) for key, value in uninterrupted["model"].items())
     assert script("impl.checkpoint.name=theirs", "hyp.scheduler=", "hyp.steps=5") == 0  # now a checkpoint of ours
 
 
@@ -134,14 +138,11 @@ def test_code_in_the_place_of_a_checkpoint_is_refused(
         ("model=import model.target=no.such:thing", "model: target=no.such:thing: cannot be imported"),
     ],
 )
-def test_a_mistake_with_a_model_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: str, message: str
-) -> None:
+def test_a_mistake_with_a_model_is_one_line(arguments: str, message: str) -> None:
     others = [argument for argument in SMALL if not argument.startswith("model")]
-    assert run_in_process(monkeypatch, tmp_path, *others, *arguments.split()) == 2
-    shown = capsys.readouterr().err
-    assert re.search(message, shown)
-    assert len(shown.strip().splitlines()) == 1
+    with pytest.raises(ValueError, match=message) as refused:
+        build_problem(settings_for(*others, *arguments.split()), seed=0)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -33,11 +33,11 @@ def reason(optim: str, search: str, wrapper: str) -> str | None:
 @pytest.mark.slow
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize(("optim", "search"), CHOICES)
-def test_every_combination_trains_or_says_why_not(optim: str, search: str, wrapper: str) -> None:
+def test_every_combination_trains_or_is_refused_with_a_reason(optim: str, search: str, wrapper: str) -> None:
     overrides = [f"hyp/optim={optim}", f"hyp/optim_modification={wrapper}", "hyp=fb1"]
     cfg = composed(*overrides, *([f"hyp.optim.line_search={search}"] if search else []))
-    if (said := reason(optim, search, wrapper)) is not None:
-        with pytest.raises(ValueError, match=said):
+    if (message := reason(optim, search, wrapper)) is not None:
+        with pytest.raises(ValueError, match=message):
             parse(cfg)
         return
     model = build("tanh")
@@ -117,9 +117,9 @@ def test_agc_exempts_parameters_whose_name_starts_with_linear(only_linear_layers
     optimizer = build_optimizer(parse(cfg).hyp, model)
     assert isinstance(optimizer, AdaptivelyClippedDescent)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    found = {names[p]: (g["clipping"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    settings = {names[p]: (g["clipping"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     bias_decay = 0.0 if only_linear_layers else 2e-5
-    assert found == {
+    assert settings == {
         "conv.weight": (0.01, 2e-5),
         "conv.bias": (0.01, bias_decay),
         "linear.weight": (None, 2e-5),

@@ -1,4 +1,4 @@
-"""`plan=True` says what a run would cost, and leaves nothing."""
+"""`plan=True` prints the cost of a run and writes nothing."""
 
 import re
 from pathlib import Path
@@ -24,10 +24,10 @@ def test_the_plan_of_a_regularized_run(script: Script, tmp_path: Path, capsys: p
     assert script("name=mine", "impl.checkpoint.name=mine", "impl.validate_every_nth_step=2") == 0
     shown = capsys.readouterr().out
     assert "plan of mine: nothing is trained" in shown
-    found = lines(shown)
-    assert found["samples"] == "60 in 3 blocks, 3 sub-batches"
-    assert found["one step"] == "full batch: 1 updates, 2 gradient evaluations"
-    assert found["the run"] == "4 steps, 8 evaluations, 3 validations"
+    plan_lines = lines(shown)
+    assert plan_lines["samples"] == "60 in 3 blocks, 3 sub-batches"
+    assert plan_lines["one step"] == "full batch: 1 updates, 2 gradient evaluations"
+    assert plan_lines["the run"] == "4 steps, 8 evaluations, 3 validations"
     assert {
         "operations",
         "model",
@@ -36,7 +36,7 @@ def test_the_plan_of_a_regularized_run(script: Script, tmp_path: Path, capsys: p
         "speed",
         "one step takes",
         "the run takes",
-    } <= found.keys()
+    } <= plan_lines.keys()
     assert not (tmp_path / "checkpoints").exists()
     assert not (tmp_path / "tables").exists()
 
@@ -68,7 +68,7 @@ def test_the_rounds_of_a_data_base_are_counted_and_none_is_built(
     assert not (tmp_path / "frozen").exists()
 
 
-def test_mistakes_are_told_before_the_run_is_paid(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_reported(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
     assert script("data.size=6000") == 2
     assert "data.size=6000" in capsys.readouterr().err
 

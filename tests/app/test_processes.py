@@ -1,4 +1,4 @@
-"""Runs of several processes, started as users start them, and what becomes of them when some are killed."""
+"""Runs of several processes, started as users start them; some processes are killed."""
 
 import os
 import random
@@ -29,14 +29,14 @@ SOON = 30.0
 
 
 def others_of(process: "subprocess.Popen[str]") -> list[int]:
-    """The processes that the first one of a run has started."""
+    """Return the processes that the main process of a run has started."""
     tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
     children = [int(child) for path in tasks for child in path.read_text().split()]
     return [child for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
 
 
 def lives(process: int) -> bool:
-    """Whether a process is there, and not only waits for somebody to ask how it ended."""
+    """Return whether a process is alive, and no zombie."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -74,7 +74,7 @@ def run_folders(folder: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_two_processes_leave_what_one_does(script: Callable[..., int], tmp_path: Path) -> None:
+def test_two_processes_write_the_files_of_one(script: Callable[..., int], tmp_path: Path) -> None:
     """Without a seed on the command line: it is drawn once."""
     exact = ["impl.dtype=double", "impl.accumulation_dtype=double", "hyp.evaluate_ema=True", "hyp.steps=3"]
     assert script("impl.checkpoint.name=two", *TWO, *exact, "seed=") == 0
@@ -94,12 +94,12 @@ def test_two_processes_leave_what_one_does(script: Callable[..., int], tmp_path:
 
 @pytest.mark.slow
 def test_torchrun(tmp_path: Path) -> None:
-    """A sweep, whose other processes follow from job to job; and the setup that is missing is named."""
+    """A sweep, whose workers go on from job to job; a missing setup is named."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        words = [*command, "--standalone", str(SCRIPT), *SMALL, *arguments]
+    def run(*arguments: str, program: tuple[str, ...] = (str(SCRIPT),)) -> "subprocess.CompletedProcess[str]":
+        words = [*command, "--standalone", *program, *SMALL, *arguments]
         return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
     ended = run("-m", "impl/setup=distributed", "impl.setup.url=env://", "hyp.steps=1,2")
@@ -108,7 +108,7 @@ def test_torchrun(tmp_path: Path) -> None:
     assert ended.stdout.count("done: all") == 2
     assert len(read_table(tmp_path / "tables" / "table_fb_digits_runs.csv")) == 2
     assert len(list(run_folders(tmp_path))) == 1
-    ended = run("hyp.steps=1")
+    ended = run("hyp.steps=1", program=("-m", "fullbatch", "train"))
     assert ended.returncode != 0
     assert ended.stderr.count("impl/setup=single: torchrun started 2 processes; they need impl/setup=distributed") == 1
 
@@ -129,7 +129,7 @@ def test_a_process_of_many_needs_the_setup(monkeypatch: pytest.MonkeyPatch) -> N
         (["data=imagefolder", "data.path=nowhere"], r"data\.path=.*nowhere: no such folder"),
     ],
 )
-def test_a_mistake_is_said_once(
+def test_a_mistake_is_reported_once(
     script: Callable[..., int], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert script(*TWO, *arguments) == 2
@@ -164,14 +164,14 @@ def test_a_save_on_request_does_not_stop_the_run(tmp_path: Path) -> None:
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.02)
-    os.kill(others_of(process)[0], signal.SIGTERM)  # whoever is told
+    os.kill(others_of(process)[0], signal.SIGTERM)  # in any process
     shown = process.communicate(timeout=600)[0]
     assert process.returncode == 128 + signal.SIGTERM
     assert "paused " in shown
 
 
 @pytest.mark.slow
-def test_a_save_every_so_often(tmp_path: Path) -> None:
+def test_saves_by_the_clock(tmp_path: Path) -> None:
     often = ["impl.checkpoint.save_every_nth_step=100000", "impl.checkpoint.max_minutes=0.001"]
     process = started(tmp_path, "hyp.steps=100000", *often, *TWO)
     for _ in range(3):
@@ -185,7 +185,7 @@ def test_a_save_every_so_often(tmp_path: Path) -> None:
 
 
 def survive(folder: Path, processes: list[int], events: list[signal.Signals], seed: int) -> str:
-    """Live through the events, with as many processes in each life as ``processes`` says, again and again."""
+    """Start a run again after each event, with the next one of the numbers ``processes``."""
     chance = random.Random(seed)
     steps = f"hyp.steps={6 * len(events)}"
     numbers = [processes[life % len(processes)] for life in range(len(events) + 1)]
@@ -224,25 +224,25 @@ def assert_one_row_each(folder: Path) -> None:
     last_life = sorted((folder / "outputs").glob("*/*"))[-2]
     (table,) = last_life.glob("table_*_results.csv")
     assert [row["step"] for row in read_table(table)] == [
-        str(row["step"]) for row in state_of(folder, "straight")["rows"]
+        str(row["step"]) for row in state_of(folder, "uninterrupted")["rows"]
     ]
 
 
 def compare_with_two(folder: Path, steps: str) -> None:
-    process = start(folder, *SMALL, "impl.checkpoint.name=straight", steps, *EXACT, *TWO)
+    process = start(folder, *SMALL, "impl.checkpoint.name=uninterrupted", steps, *EXACT, *TWO)
     process.communicate(timeout=600)
     assert process.returncode == 0
-    found, expected = (state_of(folder, name) for name in ("mine", "straight"))
-    for state in (found, expected):
+    resumed, expected = (state_of(folder, name) for name in ("mine", "uninterrupted"))
+    for state in (resumed, expected):
         del state["rng"]  # of the process, which begins with another one each time; a run does not draw from it
-    assert_equal_states(found, expected)
+    assert_equal_states(resumed, expected)
     assert_one_row_each(folder)
 
 
 def compare_with_one(script: Callable[..., int], folder: Path, steps: str) -> None:
-    assert script("impl.checkpoint.name=straight", steps, *EXACT) == 0
+    assert script("impl.checkpoint.name=uninterrupted", steps, *EXACT) == 0
     for part in ("model", "ema"):
-        assert distance(state_of(folder, "mine")[part], state_of(folder, "straight")[part]) < 1e-9
+        assert distance(state_of(folder, "mine")[part], state_of(folder, "uninterrupted")[part]) < 1e-9
     assert_one_row_each(folder)
 
 

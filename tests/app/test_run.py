@@ -85,9 +85,9 @@ def test_more_steps_continue_a_named_checkpoint(script: Script, tmp_path: Path) 
     assert script(*constant, "hyp.steps=6") == 0
     assert script("hyp.scheduler=", "hyp.steps=6") == 0
     continued = load_checkpoint(tmp_path / "checkpoints" / "mine.pth")["state"]
-    straight = load_checkpoint(run_folders(tmp_path)[-1] / "checkpoint.pth")["state"]
-    assert all(torch.equal(continued["model"][key], value) for key, value in straight["model"].items())
-    assert [row["train_loss"] for row in continued["rows"]] == [row["train_loss"] for row in straight["rows"]]
+    uninterrupted = load_checkpoint(run_folders(tmp_path)[-1] / "checkpoint.pth")["state"]
+    assert all(torch.equal(continued["model"][key], value) for key, value in uninterrupted["model"].items())
+    assert [row["train_loss"] for row in continued["rows"]] == [row["train_loss"] for row in uninterrupted["rows"]]
     assert [row["step"] for row in rows_of(sorted((tmp_path / "outputs").rglob("table_*.csv"))[1])] == list("123456")
 
 
@@ -212,8 +212,8 @@ def test_a_signal_saves_and_the_run_continues_bitwise(script: Script, tmp_path: 
     assert script(*arguments[len(SMALL) :]) == 0
     assert script("hyp.steps=30") == 0
     continued = load_checkpoint(path)["state"]["model"]
-    straight = load_checkpoint(run_folders(tmp_path)[-1] / "checkpoint.pth")["state"]["model"]
-    assert all(torch.equal(continued[key], value) for key, value in straight.items())
+    uninterrupted = load_checkpoint(run_folders(tmp_path)[-1] / "checkpoint.pth")["state"]["model"]
+    assert all(torch.equal(continued[key], value) for key, value in uninterrupted.items())
 
 
 @pytest.mark.soak
@@ -228,5 +228,5 @@ def test_a_killed_run_loses_at_most_the_steps_since_the_last_save(script: Script
     assert script("hyp.steps=200", "impl.checkpoint.name=mine") == 0
     assert script("hyp.steps=200") == 0
     continued = load_checkpoint(path)["state"]["model"]
-    straight = load_checkpoint(run_folders(tmp_path)[-1] / "checkpoint.pth")["state"]["model"]
-    assert all(torch.equal(continued[key], value) for key, value in straight.items())
+    uninterrupted = load_checkpoint(run_folders(tmp_path)[-1] / "checkpoint.pth")["state"]["model"]
+    assert all(torch.equal(continued[key], value) for key, value in uninterrupted.items())

@@ -11,7 +11,7 @@ import torch
 from composing import ROOT, composed
 from running import SMALL, run_in_process
 
-from fullbatch.app import gradient_error as floating_point
+from fullbatch.app import gradient_error
 from fullbatch.app.gradient_error import VARIANTS, Variant, measure, relative_errors
 from fullbatch.settings.parse import plain
 from fullbatch.training.checkpoint import load_checkpoint
@@ -95,8 +95,8 @@ def test_a_checkpoint_must_be_there(
 
 def test_relative_errors_are_those_of_vectors() -> None:
     exact = [torch.tensor([3.0, 4.0]), torch.tensor([[0.0]])]
-    found = [torch.tensor([3.0, 4.5]), torch.tensor([[-0.5]])]
-    assert relative_errors(found, exact) == pytest.approx((1 / 7, 0.5**0.5 / 5, 0.5 / 4))
+    gradient = [torch.tensor([3.0, 4.5]), torch.tensor([[-0.5]])]
+    assert relative_errors(gradient, exact) == pytest.approx((1 / 7, 0.5**0.5 / 5, 0.5 / 4))
 
 
 def test_the_error_of_the_gradient_is_that_of_its_numbers() -> None:
@@ -107,18 +107,18 @@ def test_the_error_of_the_gradient_is_that_of_its_numbers() -> None:
     assert rows["float32, sums in float64"]["l2"] < 1e-4
     assert 1e-3 < rows["bfloat16 autocast"]["l2"] < 0.5
     assert 1e-4 < rows["float16 autocast, scaled losses"]["l2"] < 0.7 * rows["bfloat16 autocast"]["l2"]
-    exact = Variant("float64", floating_point.FLOAT64)
+    exact = Variant("float64", gradient_error.FLOAT64)
     assert [row["l2"] for row in measure(plain(composed(*DATA)), variants=[exact])] == [0.0]
 
 
 def test_the_checkpoint_s_weights_are_measured(script: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
     def loss_gradient(*arguments: str) -> float:
         gradients = []
-        monkeypatch.setattr(floating_point, "relative_errors", lambda found, _: gradients.append(found) or errors)
+        monkeypatch.setattr(gradient_error, "relative_errors", lambda gradient, _: gradients.append(gradient) or errors)
         list(measure(plain(composed(*DATA, *arguments)), variants=[Variant("any")]))
         return float(gradients[0][0].norm())
 
-    errors = floating_point.Errors(0.0, 0.0, 0.0)
+    errors = gradient_error.Errors(0.0, 0.0, 0.0)
     assert script("train_with_gradient_descent", *SMALL, NAMED) == 0
     assert loss_gradient(NAMED) != loss_gradient()
 

@@ -1,4 +1,4 @@
-"""Sweeps issued again: what is finished is skipped, what was interrupted goes on, bitwise; nothing runs twice."""
+"""Sweeps that are started again: finished jobs are skipped, interrupted ones continue bitwise; none runs twice."""
 
 import json
 import re
@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from composing import ROOT, composed
+from composing import ROOT
 from running import SCRIPT, Script, rows_of, run_in_process, start
 from states import assert_equal_states
 
 from fullbatch.app.argv import jobs_of
-from fullbatch.app.identity import RunIdentity
 from fullbatch.app.ledger_entry import LedgerEntry
 from fullbatch.cli.status import main as status
 from fullbatch.results.ledger import Attempt, Description, Ledger, Place, State
-from fullbatch.settings.parse import parse, plain
 from fullbatch.training.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -62,14 +60,14 @@ def results(folder: Path) -> list[dict[str, str]]:
 
 
 def weights(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """The final state of each finished job, by what was typed for it and its seed."""
-    found = {}
+    """The final state of each finished job, by its overrides and seed."""
+    states_of_jobs = {}
     for attempt in ledger(folder):
         if attempt.state is State.FINISHED:
             checkpoint = load_checkpoint(attempt.folder / "checkpoint.pth")
             state = {key: value for key, value in checkpoint["state"].items() if key != "rng"}  # which nothing uses
-            found[str(attempt.overrides), checkpoint["seed"]] = state
-    return found
+            states_of_jobs[str(attempt.overrides), checkpoint["seed"]] = state
+    return states_of_jobs
 
 
 def killed(folder: Path, count: int, *arguments: str) -> None:
@@ -132,7 +130,7 @@ def test_two_sweeps_at_once_share_the_jobs(tmp_path: Path) -> None:
 def test_jobs_in_processes_of_joblib(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hyp.optim.lr=0.1,1e30", "seed=1,2"]
-    process = start(tmp_path, "-m", *TINY, *parallel)
+    process = start(tmp_path, "-m", *TINY, *parallel, program=("-m", "fullbatch", "train"))
     shown = process.communicate(timeout=600)[0]
     assert process.returncode == 3, shown
     assert "Traceback" not in shown
@@ -192,14 +190,14 @@ import fcntl, os, sys, time; from pathlib import Path
 from fullbatch.results.ledger import *
 ledger, folder = Path(sys.argv[1]), Path(sys.argv[2])
 Ledger(ledger).begin(Description("j", "k", "mine", "digits", (), 4, "c"), folder)
-told, tell = os.pipe()
+reader, writer = os.pipe()
 if os.fork() == 0:  # a child that has the lock of its parent, as long as it lives
     file = lease_of(folder).open("w")
     fcntl.flock(file, fcntl.LOCK_EX)
-    os.write(tell, b"now")
+    os.write(writer, b"now")
     time.sleep(3)
 else:
-    os.read(told, 3)
+    os.read(reader, 3)
     os.kill(os.getpid(), 9)
 """
 
@@ -247,41 +245,6 @@ def test_forgotten_jobs_run_again(script: Script, tmp_path: Path, capsys: pytest
     assert f"--forget {first}: there is no such job; known: " in capsys.readouterr().err
     assert script(*sweep) == 0
     assert [attempt.job == first for attempt in ledger(tmp_path)] == [False, True]
-
-
-@pytest.mark.parametrize(
-    ("change", "same"),
-    [
-        ("", True),
-        ("impl.threads=2", True),
-        ("impl.memory=channels_last", True),
-        ("impl.checkpoint.name=mine", True),
-        ("data.download=False", True),
-        ("base_dir=elsewhere", True),
-        ("hyp.optim.lr=1e-1", True),
-        ("impl.dtype=double", False),
-        ("impl.mixed_precision=True", False),
-        ("impl.mixed_precision=float16", False),
-        ("name=another", False),
-        ("seed=2", False),
-        ("seed=", False),
-        ("hyp.steps=5", False),
-        ("hyp.optim.lr=0.2", False),
-        ("data.size=50", False),
-        ("model=resnet20", False),
-    ],
-)
-def test_what_makes_another_job(change: str, same: bool) -> None:
-    def job(*overrides: str) -> str:
-        cfg = composed(*TINY, "seed=1", "hyp.optim.lr=0.1", *overrides)
-        return RunIdentity.of(parse(cfg), plain(cfg)).job
-
-    assert (job(*([change] if change else [])) == job()) is same
-
-
-def test_scaled_losses_make_another_job() -> None:
-    cfgs = [composed(*TINY, "impl.mixed_precision=float16", f"impl.grad_scaling={on}") for on in (True, False, 8)]
-    assert len({RunIdentity.of(parse(cfg), plain(cfg)).job for cfg in cfgs}) == 3
 
 
 def test_the_jobs_of_a_command_line() -> None:
