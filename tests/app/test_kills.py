@@ -89,7 +89,7 @@ def test_a_torn_checkpoint_is_named_and_the_one_before_continues(
     torn = newest.read_bytes()
     capsys.readouterr()
     assert script(NAMED, "hyp.steps=5", "hyp.scheduler=") == 2
-    assert f"The checkpoint before it is {before.relative_to(tmp_path)}" in capsys.readouterr().err
+    assert f"The previous checkpoint is {before.relative_to(tmp_path)}" in capsys.readouterr().err
     assert newest.read_bytes() == torn
     before.replace(newest)
     assert len(load_checkpoint(newest)["state"]["rows"]) == 4
