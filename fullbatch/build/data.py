@@ -1,4 +1,4 @@
-"""From settings to objects, as far as samples and their labels go: data, noise in labels, blocks, the loss."""
+"""From settings to objects: images, label noise, blocks and the training loss."""
 
 import logging
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Stream(IntEnum):
-    """What the seed of a run is for; each use has random numbers of its own."""
+    """The uses of a run's seed; each has random numbers of its own."""
 
     WEIGHTS = 0
     BLOCKS = 1
@@ -42,7 +42,7 @@ class Stream(IntEnum):
 
 @contextmanager
 def about(key: str) -> Iterator[None]:
-    """Say which key a ``ValueError`` is about."""
+    """Prefix the message of a ``ValueError`` with the key it is about."""
     try:
         yield
     except ValueError as error:
@@ -50,16 +50,16 @@ def about(key: str) -> Iterator[None]:
 
 
 def build_data(run: Run, seed: int) -> ImageData:
-    """Load the images, put noise into the training labels and copies from a database in their place if asked for."""
-    data = _loaded(run.data)
-    noisy = _noisy(run.hyp, data, seed) if run.hyp.label_noise else data
+    """Return the images; with label noise and frozen copies from a database where the settings request them."""
+    data = _load(run.data)
+    noisy = _add_label_noise(run.hyp, data, seed) if run.hyp.label_noise else data
     if not isinstance(run.data.db, LMDB):
         return noisy
-    # Noise is this run's own: the database holds the labels as they are, and all copies of a sample get the same one.
+    # The database holds the labels without noise, and all copies of a sample get the same noisy label.
     return build_frozen(run, run.data.db, data, noisy.train.labels)
 
 
-def _loaded(settings: Data) -> ImageData:
+def _load(settings: Data) -> ImageData:
     values = {field.name: getattr(settings, field.name) for field in fields(ImageRequest)}
     data = load_images(settings.name, ImageRequest(**{**values, "mirrors": settings.mirrors or ()}))
     shape = f"{data.channels}x{data.pixels}x{data.pixels}"
@@ -68,7 +68,7 @@ def _loaded(settings: Data) -> ImageData:
     return data
 
 
-def _noisy(hyp: Hyp, data: ImageData, seed: int) -> ImageData:
+def _add_label_noise(hyp: Hyp, data: ImageData, seed: int) -> ImageData:
     noisy = with_label_noise(data, hyp.label_noise, Stream.LABELS.seed(seed))
     replaced = int((noisy.train.labels != data.train.labels).sum())
     log.info(
@@ -78,14 +78,14 @@ def _noisy(hyp: Hyp, data: ImageData, seed: int) -> ImageData:
 
 
 def build_loader(run: Run, data: ImageData, part: ImageSet, seed: int, device: torch.device) -> BlockLoader:
-    """Build what yields blocks of the training or the validation set."""
+    """Build the loader of the training or the validation set, ``part`` of ``data``."""
     training = part is data.train
     key = "augmentations_train" if training else "augmentations_val"
     transforms = getattr(run.data, key)
     augmentation = Augmentation(transforms, Stream.AUGMENTATION.seed(seed), f"data.{key}") if transforms else None
     copies = build_loss(run.hyp).copies if training else 1
     if copies > 1 and augmentation is None:
-        log.warning("hyp.loss_modification=maxup-%d: without data.%s all copies of a sample are the same", copies, key)
+        log.warning("hyp.loss_modification=maxup-%d: without data.%s all copies of a sample are equal", copies, key)
     return BlockLoader(
         part,
         batch_size=run.data.batch_size,
@@ -113,7 +113,7 @@ def build_loader(run: Run, data: ImageData, part: ImageSet, seed: int, device: t
 
 
 def rounds_of_a_step(run: Run) -> int:
-    """Return how many parts the training set has that steps take turns with: the rounds, in semi-stochastic mode."""
+    """Return how many parts of the training set steps take turns with: the rounds in semi-stochastic mode, else 1."""
     return run.data.db.rounds if run.hyp.train_semi_stochastic and isinstance(run.data.db, LMDB) else 1
 
 

@@ -1,8 +1,8 @@
-"""Augmentation as a pure function: (seed, step, sample id) decide every draw.
+"""Augmentation as a pure function of (seed, step, sample id).
 
-So the augmented sample does not depend on block size, order, workers or ranks, nor on how often a step is evaluated.
-Crops, flips and erasing act on whole batches on the device; every other torchvision v2 transform works by name, image
-by image, on generators seeded by the same counters.
+The augmented sample does not depend on block size, order, workers or ranks, nor on how often a step is evaluated.
+Crops, flips and erasing act on whole batches on the device. Every other torchvision v2 transform is called by name,
+image by image, with generators seeded by the same counters.
 """
 
 import difflib
@@ -18,34 +18,34 @@ from torch import Tensor, nn
 from fullbatch.data import batched
 from fullbatch.randomness import derive_seed, preserved_rng, random_bits
 
-_STREAM = 0x4175_676D_656E_7400  # sets these draws apart from all others of the same seed
+_STREAM = 0x4175_676D_656E_7400  # separates these draws from all others of the same seed
 AUGMENTATION = 2  # the stream of a run's seed
 _NEED_LABELS = ("CutMix", "MixUp")
 
 Draw: TypeAlias = Callable[[int], Tensor]
-"""Stream number k -> 63 random bits for each image, int64 [n] on the images' device."""
+"""Maps a stream number to 63 random bits per image: int64 [n] on the images' device."""
 BatchTransform: TypeAlias = Callable[[Tensor, Draw], Tensor]
 
 
 def augmentation_seed(run_seed: int) -> int:
-    """Return the seed of the augmentation in a run with the seed ``run_seed``."""
+    """Return the seed of the augmentation in a run with seed ``run_seed``."""
     return derive_seed(run_seed, AUGMENTATION)
 
 
 class Augmentation:
-    """Transforms applied one after the other, configured as torchvision's name -> arguments.
+    """A sequence of torchvision transforms, given as name -> arguments.
 
-    ``{"RandomCrop": [32, 4], "RandomHorizontalFlip": 0.5}``: a list holds positional arguments, a mapping keyword
-    arguments, None is no argument, anything else is the only argument. Images are uint8 before and after; so the
-    ``value`` of RandomErasing and every ``fill`` count from 0 to 255.
+    In ``{"RandomCrop": [32, 4], "RandomHorizontalFlip": 0.5}``, a list holds positional arguments and a mapping keyword
+    arguments; None is no argument and anything else a single one. Images stay uint8, so ``fill`` and the ``value`` of
+    RandomErasing are in the range 0 to 255.
 
     Args:
         transforms: names (in any case) and arguments, in the order of application.
-        seed: seed of all draws.
-        key: the setting that holds ``transforms``, for the messages.
+        seed: of all draws.
+        key: the setting that holds ``transforms``, for messages.
 
     Raises:
-        ValueError: an unknown name or wrong arguments; the message names ``<key>.<name>``.
+        ValueError: a name is unknown or arguments are wrong; the message names ``<key>.<name>``.
     """
 
     def __init__(self, transforms: Mapping[str, Any], seed: int, key: str = "data.augmentations_train") -> None:
@@ -58,8 +58,8 @@ class Augmentation:
     def __call__(self, images: Tensor, ids: Tensor, step: int, copy: int = 0) -> Tensor:
         """Augment ``images`` (uint8 [n, C, H, W]) of the samples ``ids`` (int64 [n], same device) at ``step``.
 
-        Copies of a sample, counted by ``copy``, have draws of their own; copy 0 has those of the sample alone.
-        The transforms that are not batched copy ``ids`` to the CPU, which waits for the device; the others do not.
+        Each ``copy`` of a sample has draws of its own; copy 0 has those of the sample without copies. Transforms that
+        are not batched copy ``ids`` to the CPU, which waits for the device.
 
         Raises:
             ValueError: a transform does not fit the images.
@@ -73,19 +73,16 @@ class Augmentation:
         return images
 
     def split(self) -> "tuple[Augmentation, Augmentation] | None":
-        """Cut behind the first transform that gives images of any size one size; None where there is none.
+        """Split after the first transform whose results have one size; return None where there is none.
 
-        The second part after the first is the whole: the draws of a transform stay those of its place.
+        Applying the two parts in turn equals applying the whole: each transform keeps its draws.
         """
-        for place, transform in enumerate(self._transforms, 1):
+        for end, transform in enumerate(self._transforms, 1):
             if transform.fixes_size:
-                return self._part(slice(place)), self._part(slice(place, None))
+                parts = Augmentation({}, self.seed), Augmentation({}, self.seed)
+                parts[0]._transforms, parts[1]._transforms = self._transforms[:end], self._transforms[end:]
+                return parts
         return None
-
-    def _part(self, places: slice) -> "Augmentation":
-        part = Augmentation({}, self.seed)
-        part._transforms = self._transforms[places]
-        return part
 
 
 class _Transform(NamedTuple):
@@ -110,13 +107,13 @@ class _RandomCrop:
         return cls(height, width, padding, pad)
 
     def __call__(self, images: Tensor, draw: Draw) -> Tensor:
-        given = tuple(images.shape[-2:])
+        height, width = images.shape[-2:]
         if any(self.padding):
-            images = _fitted(self.pad, images)
+            images = _call(self.pad, images)
         rows, columns = images.shape[-2] - self.height + 1, images.shape[-1] - self.width + 1
         if rows < 1 or columns < 1:
             raise ValueError(
-                f"images of {given[0]}x{given[1]} pixels, padded by {self.padding} (left, top, right, bottom), are "
+                f"images of {height}x{width} pixels, padded by {self.padding} (left, top, right, bottom), are "
                 f"smaller than the crop of {self.height}x{self.width}"
             )
         top, left = _two_integers(draw(0), rows, columns)
@@ -134,10 +131,10 @@ class _RandomFlip:
 class _RandomErasing:
     def __init__(self, reference: Any) -> None:
         if reference.value is None or not all(v == int(v) and 0 <= v <= 255 for v in reference.value):
-            raise ValueError("value must be a whole number from 0 to 255 or a list of one a channel")
+            raise ValueError("value must be an integer from 0 to 255 or a list of one per channel")
         self.p, self.scale, self.ratio = reference.p, tuple(reference.scale), tuple(reference.ratio)
         self.value = [int(v) for v in reference.value]
-        self._on_device: dict[tuple[torch.device, int, int], tuple[Tensor, Tensor | int]] = {}
+        self._cached: dict[tuple[torch.device, int, int], tuple[Tensor, Tensor | int]] = {}
 
     def __call__(self, images: Tensor, draw: Draw) -> Tensor:
         table, value = self._constants(images)
@@ -147,7 +144,7 @@ class _RandomErasing:
 
     def _constants(self, images: Tensor) -> tuple[Tensor, Tensor | int]:
         channels, height, width = images.shape[1:]
-        if (images.device, height, width) not in self._on_device:
+        if (images.device, height, width) not in self._cached:
             if len(self.value) not in (1, channels):
                 raise ValueError(f"value has {len(self.value)} entries, but the images have {channels} channels")
             table = batched.rectangles(height, width, self.scale, self.ratio)
@@ -156,22 +153,22 @@ class _RandomErasing:
             value: Tensor | int = self.value[0]
             if len(self.value) > 1:
                 value = torch.tensor(self.value, dtype=torch.uint8, device=images.device).view(-1, 1, 1)
-            self._on_device[images.device, height, width] = table.to(images.device), value
-        return self._on_device[images.device, height, width]
+            self._cached[images.device, height, width] = table.to(images.device), value
+        return self._cached[images.device, height, width]
 
 
-class _Unrandom:
-    """A transform without draws, which treats each image of a batch alike."""
+class _Deterministic:
+    """A transform without draws, applied to the whole batch."""
 
     def __init__(self, reference: Any) -> None:
         self.reference = reference
 
     def __call__(self, images: Tensor, draw: Draw) -> Tensor:
-        return _fitted(self.reference, images)
+        return _call(self.reference, images)
 
 
 class _ImageByImage:
-    """Any v2 transform, called once an image after seeding the global generators with the image's own draw."""
+    """Any v2 transform, called once per image with the global generators seeded by the image's own draw."""
 
     def __init__(self, reference: Any) -> None:
         self.reference = reference
@@ -181,21 +178,21 @@ class _ImageByImage:
         with preserved_rng(images.device):
             for image, seed in zip(images, draw(0).tolist(), strict=True):
                 torch.manual_seed(seed)
-                results.append(self._one(image))
+                results.append(self._transform(image))
         if len({result.shape for result in results}) > 1:
-            raise ValueError("gives images of different sizes; add a crop or use a transform with one size")
+            raise ValueError("returns images of different sizes; add a crop or use a transform with a fixed size")
         return torch.stack(results)
 
-    def _one(self, image: Tensor) -> Tensor:
-        result = _fitted(self.reference, image)
+    def _transform(self, image: Tensor) -> Tensor:
+        result = _call(self.reference, image)
         if not isinstance(result, Tensor) or result.dtype != torch.uint8 or result.dim() != 3:
             what = f"{result.dtype} {list(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
-            raise ValueError(f"makes {what} of an image; images stay torch.uint8 [C, H, W] (see data.normalize)")
+            raise ValueError(f"returns {what}; images must stay torch.uint8 [C, H, W] (data.normalize converts them)")
         return result
 
 
-def _fitted(transform: Callable[[Tensor], Any], images: Tensor) -> Any:
-    """Call the transform, whose RuntimeErrors say that it does not fit the images (unless the device failed)."""
+def _call(transform: Callable[[Tensor], Any], images: Tensor) -> Any:
+    """Return ``transform(images)``; a RuntimeError means that the images do not fit, unless the device failed."""
     try:
         return transform(images)
     except (torch.OutOfMemoryError, torch.AcceleratorError):
@@ -209,23 +206,23 @@ _BATCHED: Mapping[str, Callable[[Any], BatchTransform]] = {
     "RandomHorizontalFlip": lambda reference: _RandomFlip(reference.p, dim=-1),
     "RandomVerticalFlip": lambda reference: _RandomFlip(reference.p, dim=-2),
     "RandomErasing": _RandomErasing,
-    "CenterCrop": _Unrandom,
-    "Pad": _Unrandom,
+    "CenterCrop": _Deterministic,
+    "Pad": _Deterministic,
 }
 
 
 def _chance(bits: Tensor, p: float) -> Tensor:
-    """True with probability p (to 2^-24), an integer comparison."""
+    """Return True with probability p (to 2^-24), by a comparison of integers."""
     return (bits >> 39) < round(p * 2**24)
 
 
 def _two_integers(bits: Tensor, first: Tensor | int, second: Tensor | int) -> tuple[Tensor, Tensor]:
-    """Numbers in [0, first) and [0, second) from the upper 31 and the lower 32 bits of one draw."""
+    """Return integers in [0, first) and [0, second) from the upper 31 and the lower 32 bits of one draw."""
     return (bits >> 32).remainder(first), (bits & 0xFFFF_FFFF).remainder(second)
 
 
 def _build(key: str, name: str, arguments: Any) -> tuple[BatchTransform, bool]:
-    """Return the transform, and whether images of any size come out in one size."""
+    """Return the transform, and whether its results have one size."""
     match name.lower(), arguments:  # the usual crop and flip need no torchvision, whose import takes seconds
         case "randomcrop", [int(size), int(padding)] if size > 0 and padding >= 0:
             return _RandomCrop(size, size, [padding] * 4, partial(nn.functional.pad, pad=[padding] * 4)), True
@@ -238,9 +235,9 @@ def _build(key: str, name: str, arguments: Any) -> tuple[BatchTransform, bool]:
             reference = _construct(transform, arguments)
             batched_form = None if getattr(reference, "pad_if_needed", False) else _BATCHED.get(transform.__name__)
             return (batched_form or _ImageByImage)(reference), _fixes_size(reference)
-    except Exception as error:  # whatever torchvision's checks lead to
+    except Exception as error:  # torchvision's checks raise many kinds
         accepted = ", ".join(inspect.signature(transform).parameters) or "no arguments"
-        raise ValueError(f"{key}.{name}: wrong arguments {arguments!r} ({error}); it takes {accepted}") from error
+        raise ValueError(f"{key}.{name}: wrong arguments {arguments!r} ({error}); accepted: {accepted}") from error
 
 
 def _fixes_size(reference: Any) -> bool:
@@ -253,18 +250,18 @@ def _fixes_size(reference: Any) -> bool:
 def _find(key: str, name: str) -> type:
     from torchvision.transforms import v2  # noqa: PLC0415 (seconds to import)
 
-    known = {
-        known.lower(): transform
-        for known, transform in vars(v2).items()
+    transforms = {
+        name.lower(): transform
+        for name, transform in vars(v2).items()
         if isinstance(transform, type) and issubclass(transform, v2.Transform) and transform is not v2.Transform
     }
-    if name.lower() not in known:
-        near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
-        names = [known[match].__name__ for match in near] or sorted(_BATCHED)
-        raise ValueError(f"{key}.{name}: no torchvision v2 transform of that name; near are {', '.join(names)}")
-    transform = known[name.lower()]
+    if name.lower() not in transforms:
+        matches = difflib.get_close_matches(name.lower(), transforms, n=3, cutoff=0.5)
+        names = [transforms[match].__name__ for match in matches] or sorted(_BATCHED)
+        raise ValueError(f"{key}.{name}: not a torchvision v2 transform; similar names: {', '.join(names)}")
+    transform = transforms[name.lower()]
     if transform.__name__ in _NEED_LABELS:
-        raise ValueError(f"{key}.{name}: mixes labels, which a transform of single images cannot do")
+        raise ValueError(f"{key}.{name}: mixes labels; only transforms of single images are supported")
     return transform
 
 
@@ -282,7 +279,7 @@ def _construct(transform: type, arguments: Any) -> Any:
 
 
 def _as_enum(name: str, value: Any) -> Any:
-    """Turn the names of torchvision's enumerations into their members."""
+    """Return the member of a torchvision enumeration for its name, and other values unchanged."""
     from torchvision.transforms import v2  # noqa: PLC0415
 
     kinds = {"interpolation": v2.InterpolationMode, "policy": v2.AutoAugmentPolicy}

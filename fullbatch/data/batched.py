@@ -1,6 +1,6 @@
-"""Image transforms for a whole batch at once, exact in integers and so the same on every device.
+"""Image transforms of a whole batch, in integer arithmetic and so the same on every device.
 
-Each works on uint8 [n, C, H, W] and leaves the random choices to its caller: one entry of a tensor an image.
+Each takes images uint8 [n, C, H, W] and the random choices as tensors with one entry per image.
 """
 
 import math
@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-_LEVELS = 256  # areas and ratios of a rectangle to choose from, each
+_LEVELS = 256  # number of areas and of ratios of a rectangle to choose from
 
 
 def crop(images: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
@@ -23,7 +23,7 @@ def crop(images: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> 
 
 
 def flip(images: Tensor, chosen: Tensor, dim: int) -> Tensor:
-    """Mirror the images where ``chosen`` (bool [n]) along ``dim``: -1 swaps left and right, -2 top and bottom."""
+    """Mirror the ``chosen`` images (bool [n]) along ``dim``: -1 swaps left and right, -2 top and bottom."""
     n = len(images)
     both = torch.cat([images, images.flip(dim)])
     rows = torch.arange(n, device=images.device) + n * chosen
@@ -33,7 +33,7 @@ def flip(images: Tensor, chosen: Tensor, dim: int) -> Tensor:
 def erase(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, value: Tensor | int) -> Tensor:
     """Fill the rectangle (``top``, ``left``, ``height``, ``width``; int64 [n] each) of each image with ``value``.
 
-    ``value`` is a number 0..255 or one a channel, uint8 [C, 1, 1]. A rectangle of height 0 leaves its image alone.
+    ``value`` is a number 0..255 or one per channel, uint8 [C, 1, 1]. A rectangle of height 0 erases nothing.
     """
     inside = _between(images.shape[-2], top, height)[:, None, :, None]
     inside = inside & _between(images.shape[-1], left, width)[:, None, None, :]
@@ -46,12 +46,12 @@ def _between(length: int, start: Tensor, extent: Tensor) -> Tensor:
 
 
 def rectangles(height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
-    """List the rectangles that random erasing draws from, each as likely as any other: int64 [K, 2], (height, width).
+    """Return the equally likely rectangles that random erasing draws from: int64 [K, 2], (height, width).
 
-    Areas are equally spaced in ``scale`` (fractions of the image) and ratios height/width in the logarithm of
-    ``ratio``, at the midpoints of 256 intervals each, and sides are rounded to pixels; rectangles as high or as wide as
-    the image are left out, as torchvision rejects them. A table made once, rather than square roots of each draw,
-    because roundings of those differ between devices.
+    Areas are equally spaced in ``scale`` (fractions of the image), and ratios height/width equally spaced in
+    log(``ratio``), at the midpoints of 256 intervals each. Sides are rounded to pixels. Rectangles as high or as wide
+    as the image are left out, as torchvision rejects them. A table is used because square roots are rounded differently
+    on different devices.
     """
     levels = (torch.arange(_LEVELS, dtype=torch.float64) + 0.5) / _LEVELS
     area = (height * width * (scale[0] + (scale[1] - scale[0]) * levels))[:, None]

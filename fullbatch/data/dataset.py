@@ -37,5 +37,5 @@ def load_images(name: str, request: ImageRequest | None = None) -> ImageData:
     """
     loaders = {key.lower(): loader for key, loader in SOURCES.items()}
     if name.lower() not in loaders:
-        raise ValueError(f"data.name={name}: unknown data source; choose from {', '.join(SOURCES)}")
+        raise ValueError(f"data.name={name}: unknown; known: {', '.join(SOURCES)}")
     return loaders[name.lower()](request or ImageRequest())

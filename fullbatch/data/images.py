@@ -1,6 +1,6 @@
-"""Sets of labelled images: what every source of data returns, and the arithmetic all sources share.
+"""Sets of labeled images, which all data sources return, and the computations that all sources share.
 
-Images are uint8 [n, C, H, W] until a block of them lies on the device; the id of a sample is its position in its set.
+Images are uint8 [n, C, H, W] until a block is normalized on the device. The id of a sample is its position in its set.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from torch import Tensor
 from fullbatch.randomness import random_bits
 from fullbatch.runtime.stop_requests import stop_if_interrupted
 
-_WITHIN, _ACROSS, _MIXED = (0x5375_6273_6574_0000 + n for n in (1, 2, 3))  # streams of the subset's seed
+_WITHIN, _ACROSS, _ORDER = (0x5375_6273_6574_0000 + n for n in (1, 2, 3))  # streams of the subset's seed
 _CHUNK = 1024  # images read at once for statistics
 
 
@@ -29,20 +29,20 @@ class Images(Protocol):
         ...
 
     def checksum(self) -> str:
-        """Return what is equal for equal images in the same order, and only then."""
+        """Return a string that is equal only for equal images in the same order."""
         ...
 
 
 @runtime_checkable
 class WholeImages(Images, Protocol):
-    """Images of various sizes; ``fetch`` gives their middle parts, resized to one size."""
+    """Images of various sizes; ``fetch`` returns them resized and cropped at the center to one size."""
 
     def whole(self, index: int) -> Tensor:
-        """Return one image as large as it is, uint8 [C, H, W] on the CPU."""
+        """Return one image in its own size, uint8 [C, H, W] on the CPU."""
         ...
 
     def where(self, index: int) -> object:
-        """Return what names an image in messages."""
+        """Return the name of an image for messages."""
         ...
 
 
@@ -68,7 +68,7 @@ class TensorImages:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images: ``labels`` int64 [N] on the CPU count from 0 into ``classes``."""
+    """Labeled images; ``labels`` (int64 [N] on the CPU) are indices into ``classes``."""
 
     images: Images
     labels: Tensor
@@ -82,7 +82,7 @@ class ImageSet:
         return len(self.labels)
 
     def checksum(self) -> str:
-        """Return what is equal for equal images with equal labels in the same order, and only then."""
+        """Return a string that is equal only for equal images and labels in the same order."""
         state = hashlib.blake2b(self.images.checksum().encode(), digest_size=16)
         state.update(self.labels.contiguous().numpy())
         return state.hexdigest()
@@ -92,7 +92,7 @@ class ImageSet:
 class ImageData:
     """A training and a validation set of square images, ``channels`` x ``pixels`` x ``pixels``.
 
-    ``mean`` and ``std`` have one entry a channel, in units of the full range: 0 is black, 1 is 255.
+    ``mean`` and ``std`` have one entry per channel, of image/255.
     """
 
     train: ImageSet
@@ -143,20 +143,20 @@ class ImageRequest:
     resize_on_read: bool | None = None
 
 
-def check_found(key: str, given: int | None, found: int, name: str) -> None:
-    """Raise ValueError when the setting ``data.<key>`` contradicts what the data set ``name`` really has."""
-    if given is not None and given != found:
-        raise ValueError(f"data.{key}={given}: {name} has {key}={found}; leave data.{key} blank or give {found}")
+def check_setting(key: str, given: int | None, actual: int, name: str) -> None:
+    """Raise ``ValueError`` where the setting ``data.<key>`` contradicts the data set ``name``."""
+    if given is not None and given != actual:
+        raise ValueError(f"data.{key}={given}: {name} has {key}={actual}; leave data.{key} blank or set it to {actual}")
 
 
 def choose_samples(labels: Tensor, size: int | None, key: str, seed: int | None) -> Tensor:
-    """Return the ascending ids (int64) of the ``size`` samples to use; None means all of them.
+    """Return the ascending ids (int64) of the samples to use.
 
     Args:
         labels: int64 [N], the labels of the whole set.
-        size: how many to use.
-        key: the setting that gave ``size``, ``size`` or ``valid_size``, for the messages.
-        seed: None for the first samples, otherwise the seed of a class-balanced choice.
+        size: number of samples to use; None means all.
+        key: ``size`` or ``valid_size``, the setting that holds ``size``.
+        seed: of a class-balanced choice; None takes the first samples.
 
     Raises:
         ValueError: the set is smaller than ``size``, or ``size`` is below 1.
@@ -166,15 +166,15 @@ def choose_samples(labels: Tensor, size: int | None, key: str, seed: int | None)
         return torch.arange(total)
     if not 1 <= size <= total:
         noun = "validation" if key == "valid_size" else "training"
-        raise ValueError(f"data.{key}={size}: the {noun} set has {total} images; give a number from 1 to {total}")
+        raise ValueError(f"data.{key}={size}: the {noun} set has {total} images; choose a number from 1 to {total}")
     return torch.arange(size) if seed is None else balanced_subset(labels, size, seed)
 
 
 def balanced_subset(labels: Tensor, size: int, seed: int) -> Tensor:
-    """Draw ``size`` samples, as many of each class as of any other; ascending int64 ids.
+    """Return the ascending ids (int64) of ``size`` samples, equally many of each class.
 
-    The classes take turns, each giving its next sample in an order drawn with ``seed``, until ``size`` samples are
-    there. So counts differ by at most 1 unless a class runs out, and a smaller subset is part of a larger one.
+    The classes take turns, each with its next sample in an order drawn with ``seed``, until there are ``size`` samples.
+    So counts differ by at most 1 unless a class runs out, and a smaller subset is part of a larger one.
     """
     total = len(labels)
     ids = torch.arange(total)
@@ -183,24 +183,24 @@ def balanced_subset(labels: Tensor, size: int, seed: int) -> Tensor:
     counts = torch.bincount(labels)
     starts = torch.cumsum(counts, 0) - counts
     turn = ids - starts[labels[order]]
-    who_goes_first = torch.argsort(torch.argsort(random_bits(torch.arange(len(counts)), seed, _ACROSS)))
-    priority = turn * len(counts) + who_goes_first[labels[order]]
+    first_class = torch.argsort(torch.argsort(random_bits(torch.arange(len(counts)), seed, _ACROSS)))
+    priority = turn * len(counts) + first_class[labels[order]]
     return order[torch.argsort(priority)[:size]].sort().values
 
 
-def mixed(ids: Tensor, seed: int) -> Tensor:
+def shuffle_ids(ids: Tensor, seed: int) -> Tensor:
     """Return the ids (int64) in an order drawn with ``seed``."""
-    return ids[torch.argsort(random_bits(ids, seed, _MIXED), stable=True)]
+    return ids[torch.argsort(random_bits(ids, seed, _ORDER), stable=True)]
 
 
 def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and population standard deviation of each channel of value/255, exact up to the last rounding.
+    """Return mean and population standard deviation of each channel of image/255, exact up to the last rounding.
 
-    Computed from one histogram a channel in integers, so neither order nor precision matters.
+    They are computed from one integer histogram per channel, so they do not depend on the order of summation.
     """
     histograms = torch.zeros(0, 256, dtype=torch.int64)
     for ids in torch.arange(len(images)).split(_CHUNK):
-        stop_if_interrupted("stopped while reading the images for their mean and std")
+        stop_if_interrupted("stopped while computing the mean and std of the images")
         values = images.fetch(ids).transpose(0, 1).flatten(1)
         counts = torch.stack([torch.bincount(channel, minlength=256) for channel in values])
         histograms = counts if len(histograms) == 0 else histograms + counts
@@ -215,38 +215,36 @@ def _moments(histogram: list[int]) -> tuple[float, float]:
     return first / (255 * count), math.sqrt((count * second - first * first) / (255 * count) ** 2)
 
 
-def normalisation(
-    request: ImageRequest, found: tuple[tuple[float, ...], tuple[float, ...]] | None, channels: int
+def normalization(
+    request: ImageRequest, computed: tuple[tuple[float, ...], tuple[float, ...]] | None, channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and std to use: those requested, and where blank those ``found`` in the training images.
+    """Return the mean and std to use: those requested, otherwise those ``computed`` from the training images.
 
     A blank ``data.mean`` makes both blank, since a std belongs to its mean.
 
     Raises:
-        ValueError: a number of values that is not ``channels``, or a std that is not positive.
+        ValueError: the number of values is not ``channels``, or a std is not positive.
     """
     mean, std = request.mean, request.std
-    if found is not None:
-        mean, std = found if mean is None else (mean, found[1] if std is None else std)
+    if computed is not None:
+        mean, std = computed if mean is None else (mean, computed[1] if std is None else std)
     assert mean is not None
     assert std is not None
     for key, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
             raise ValueError(f"data.{key}: {len(values)} values, but the images have {channels} channels")
     if min(std) <= 0:
-        raise ValueError(
-            f"data.std={list(std)}: must be positive (a channel of one colour needs a data.std of its own)"
-        )
+        raise ValueError(f"data.std={list(std)}: must be positive (a constant channel needs an explicit data.std)")
     return tuple(map(float, mean)), tuple(map(float, std))
 
 
 def needs_statistics(request: ImageRequest) -> bool:
-    """Say whether mean or std must be computed from the training images."""
+    """Return whether mean or std must be computed from the training images."""
     return request.mean is None or request.std is None
 
 
 def image_data(train: ImageSet, valid: ImageSet, request: ImageRequest, channels: int, pixels: int) -> ImageData:
-    """Put the two sets together, with the mean and std requested or found."""
-    found = channel_statistics(train.images) if needs_statistics(request) else None
-    mean, std = normalisation(request, found, channels)
+    """Return the two sets with the mean and std requested or computed."""
+    computed = channel_statistics(train.images) if needs_statistics(request) else None
+    mean, std = normalization(request, computed, channels)
     return ImageData(train, valid, mean, std, channels, pixels)

@@ -1,4 +1,4 @@
-"""The next block on its way to a CUDA device, and augmented there, while the present one is computed with."""
+"""Prefetching on a CUDA device: the next block is copied and augmented while the current one is computed with."""
 
 from collections.abc import Iterator
 
@@ -8,27 +8,27 @@ from fullbatch.typing import Block
 
 
 def one_ahead(blocks: Iterator[Block], device: torch.device) -> Iterator[Block]:
-    """Yield the blocks, on a CUDA device each made on a stream of its own, one ahead of who computes with them.
+    """Yield ``blocks``; on a CUDA device, make each one on a separate stream, one ahead of its use.
 
-    Values and order are those of ``blocks``. Elsewhere, where nothing runs beside the Python program, they pass as they
-    come. At most one block more than without lies on the device.
+    At most one additional block lies on the device. On other devices, where nothing runs in parallel to Python, the
+    blocks are yielded as they come.
     """
     if device.type != "cuda":
         yield from blocks
         return
     stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))  # what blocks are made of may still be on its way
+    stream.wait_stream(torch.cuda.current_stream(device))  # the images may still be in transit
 
-    def made() -> Block | None:
+    def make_next() -> Block | None:
         with torch.cuda.stream(stream):
             return next(blocks, None)
 
-    block = made()
+    block = make_next()
     while block is not None:
-        present = torch.cuda.current_stream(device)
-        present.wait_stream(stream)
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(stream)
         for tensor in (block.inputs, block.labels):
-            tensor.record_stream(present)  # its memory is not given away before this stream is done with it
-        following = made()
+            tensor.record_stream(current)  # keeps its memory until this stream is done with it
+        following = make_next()
         yield block
         block = following

@@ -1,4 +1,4 @@
-"""Files that a crash cannot tear."""
+"""Files that stay intact in a crash, and messages about files."""
 
 import errno
 import os
@@ -10,10 +10,10 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes | memoryview, *, keep: int = 0) -> None:
-    """Write a file so that at every moment ``path`` is the old file or the new one, whole.
+    """Write a file atomically: at every moment ``path`` is the old or the new file, complete.
 
-    The new file is written beside it, synchronized to the disk and renamed. The ``keep`` files before it stay as
-    ``previous_paths``. Raises ``OSError`` as the file system does, with nothing damaged.
+    The new file is written beside it, synchronized to the disk and renamed. The last ``keep`` versions stay as
+    ``previous_paths``. An ``OSError`` of the file system leaves the old file intact.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.writing")
@@ -31,7 +31,7 @@ def write_atomically(path: Path, content: bytes | memoryview, *, keep: int = 0) 
 
 
 def move(path: Path, target: Path) -> None:
-    """Move a file, also to another file system, so that at every moment it is whole at one of the two places."""
+    """Move a file, also to another file system; at every moment one of the two paths is the complete file."""
     try:
         path.replace(target)
     except OSError as error:
@@ -43,7 +43,7 @@ def move(path: Path, target: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an ``OSError`` that names no file, as those of full disks do, name ``path``."""
+    """Add ``path`` to an ``OSError`` that names no file, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -53,7 +53,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def require_writable(path: Path) -> None:
-    """Raise ``OSError`` where ``path`` could not be written, before hours of work are spent on what goes there."""
+    """Raise ``OSError`` where ``path`` cannot be written, before hours are spent on its content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -74,7 +74,7 @@ def format_bytes(number: float) -> str:
 
 
 def previous_paths(path: Path, keep: int) -> list[Path]:
-    """Return where the ``keep`` files before ``path`` are kept, the newest first."""
+    """Return the paths of the ``keep`` previous versions of ``path``, the newest first."""
     return [path.with_name(f"{path.stem}.previous{number or ''}{path.suffix}") for number in range(keep)]
 
 
@@ -87,7 +87,7 @@ def _keep_previous(path: Path, keep: int) -> None:
             newer.replace(older)
     kept[0].unlink(missing_ok=True)
     try:
-        os.link(path, kept[0])  # both names at once: there is no moment without ``path``
+        os.link(path, kept[0])  # ``path`` exists at every moment
     except OSError:  # a file system without hard links
         shutil.copy2(path, kept[0])
 

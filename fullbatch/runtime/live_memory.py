@@ -1,4 +1,4 @@
-"""How many bytes of tensors a computation holds at once."""
+"""The peak memory of the tensors of a computation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def peak_of(run: Callable[[], object], device: torch.device) -> int:
-    """Return the most bytes that ``run`` holds at once in tensors that it makes.
+    """Return the peak number of bytes in tensors that ``run`` creates.
 
-    On CUDA as the allocator counts, workspaces included. Elsewhere tensors are followed from operator to operator,
-    which is slow, and exact but for what lives inside an operator alone.
+    On CUDA the allocator counts them, workspaces included. Elsewhere the results of every operator are tracked, which
+    is slow and leaves out memory that only lives inside an operator.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -25,7 +25,7 @@ def peak_of(run: Callable[[], object], device: torch.device) -> int:
 
 
 class _LiveTensors(TorchDispatchMode):
-    """Knows the storages that operators have made since it was entered, as long as somebody keeps them."""
+    """Tracks the storages that operators create, as long as they are referenced."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,15 +34,15 @@ class _LiveTensors(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
-        found = func(*args, **kwargs)
+        inputs = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+        result = func(*args, **kwargs)
         self._storages = {key: entry for key, entry in self._storages.items() if not entry[0].expired()}
-        for tensor in _tensors(found):
+        for tensor in _tensors(result):
             storage = tensor.untyped_storage()
-            if storage._cdata not in given:  # views and in-place operators return what they were given
+            if storage._cdata not in inputs:  # not views and in-place operators
                 self._storages.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
         self.peak = max(self.peak, sum(size for _, size in self._storages.values()))
-        return found
+        return result
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:

@@ -19,7 +19,7 @@ FOLDER = "data=imagefolder data.path=images data.size= data.valid_size="
 LMDB = "data/db=LMDB data.db.path=db"
 PADDED = "data.db.pixels=8 data.db.augmentations_train={Pad:1}"
 CROP = "data.augmentations_train={RandomResizedCrop:8}"
-CACHED = r"^data\.caching=ram: the transforms choose anew .*data\.resize_on_read=True"
+CACHED = r"^data\.caching=ram: images of various sizes .*data\.resize_on_read=True"
 HERE, TINY = "data.path=here data.download=False data.size= data.valid_size=", "here/tiny-imagenet-200.zip"
 
 MISTAKES = [
@@ -31,7 +31,7 @@ MISTAKES = [
     ("model.depth=19", r"^model: depth=19: unknown; known: 18, 20"),
     ("model.normalization=Batch", r"^model: normalization=Batch: unknown; known: BatchNorm2d"),
     ("model.nonlin_fn=Rectifier", r"^model: nonlin_fn=Rectifier: unknown; known: ReLU"),
-    ("data.name=mnist", r"^data\.name=mnist: unknown; known are CIFAR10"),
+    ("data.name=mnist", r"^data\.name=mnist: unknown; known: CIFAR10"),
     ("impl.device=tpu", r"^impl: device=tpu: cannot be used"),
     ("data.augmentations_train={RandomCorp:8}", r"^data\.augmentations_train\.RandomCorp: .*RandomCrop"),
     ("data.augmentations_train={RandomCrop:soft}", r"^data\.augmentations_train\.RandomCrop: wrong"),
@@ -42,7 +42,7 @@ MISTAKES = [
     ("data.valid_size=361", r"^data\.valid_size=361: the validation set has 360 images"),
     ("data.channels=3", r"^data\.channels=3: digits has channels=1"),
     ("data.mean=[0.5,0.5] data.std=[1,1]", r"^data\.mean: 2 values, but .* 1 channels"),
-    ("data.batch_size=100 data.drop_last=True", r"^data\.drop_last=True: leaves nothing"),
+    ("data.batch_size=100 data.drop_last=True", r"^data\.drop_last=True: 60 samples do not"),
     # analysis
     ("analysis.sample_gradient_norms=train", r"^analysis\.sample_gradient_norms: .*\(BatchNorm2d\) mixes"),
     ("analysis.compute_gradient_SNR=True data.batch_size=60", r"^analysis\.internal_batch.*one sub-batch"),
@@ -52,13 +52,13 @@ MISTAKES = [
     ),
     # files that are not there
     (FOLDER, r"^data\.path=.*images: no such folder; .*train/<class>/"),
-    (f"data=TinyImageNet {HERE}", r"^data\.path=here: TinyImageNet is not there .*put it into here and"),
-    (f"data=ImageNet {HERE}", r"^data\.path=here: ImageNet is not .*img_train\.tar.*image-net\.org"),
-    ("data=CIFAR10 data.path=no data.download=False data.size= data.valid_size=", r"put it into no and"),
+    (f"data=TinyImageNet {HERE}", r"^data\.path=here: TinyImageNet is missing .*into here and"),
+    (f"data=ImageNet {HERE}", r"^data\.path=here: ImageNet is missing.*img_train\.tar.*image-net\.org"),
+    ("data=CIFAR10 data.path=no data.download=False data.size= data.valid_size=", r"into no and"),
     # databases
     (f"{LMDB} data.db.mean=[0,0]", r"^data\.db\.mean: 2 values, but .*images of 1 channels"),
     (f"{LMDB} {PADDED}", r"^data\.db\.pixels=8: data\.db\.augmentations_train makes images of 10x10"),
-    (f"{LMDB} data.db.augmentations_train={{Flop:1}}", r"^data\.db\.augmentations_train\.Flop: no torch"),
+    (f"{LMDB} data.db.augmentations_train={{Flop:1}}", r"^data\.db\.augmentations_train\.Flop: not a torch"),
 ]
 
 
@@ -123,18 +123,18 @@ def with_archive() -> None:
 @pytest.mark.parametrize(
     ("prepare", "overrides", "message"),
     [
-        (lambda: folders("images"), FOLDER, r"^data\.path=.*images: holds no folder 'train'"),
-        (lambda: folders("images/train", "images/val"), FOLDER, r"train: holds no class folders"),
-        (lambda: folders("images/train/a", "images/val/a"), FOLDER, r"train/a: holds no images"),
+        (lambda: folders("images"), FOLDER, r"^data\.path=.*images: has no folder 'train'"),
+        (lambda: folders("images/train", "images/val"), FOLDER, r"train: has no class folders"),
+        (lambda: folders("images/train/a", "images/val/a"), FOLDER, r"train/a: contains no images"),
         (lambda: images("a"), FOLDER, r"train: only one class \(a\)"),
         (with_file("train/a/x.png", b""), FOLDER, r"a/x\.png: not a readable image \(the file is empty"),
         (with_file("train/a/0.png", b"\x89PNG\r\n\x1a\n"), FOLDER, r"train/a/0\.png: not a readable image"),
         (with_file("val/a/x.jpg", b"a letter"), FOLDER, r"val/a/x\.jpg: not a readable image"),
         (with_image("val/b/9.png", "L", (9, 8)), FOLDER, r"^data\.pixels: blank, but .* differ in size"),
         (with_image("train/b/9.tif", "F"), f"{FOLDER} data.pixels=8", r"9\.tif: .*no fixed range"),
-        (images, f"{FOLDER} data.channels=2", r"^data\.channels=2: give 1 \(gr[ea]y\), 3"),
+        (images, f"{FOLDER} data.channels=2", r"^data\.channels=2: choose 1 \(gray\), 3"),
         (images, f"{FOLDER} data.size=9", r"^data\.size=9: the training set has 8 images"),
-        (class_of_one_split, FOLDER, r"val: its classes are not those of .*missing: b; extra: c"),
+        (class_of_one_split, FOLDER, r"val: its classes differ from those of .*missing: b; extra: c"),
         (images, f"{FOLDER} data.caching=ram data.resize_on_read=False data.pixels=8 {CROP}", CACHED),
         (with_archive, f"data=TinyImageNet {HERE}", r"here/tiny-imagenet-200\.zip \(md5 "),
         (lambda: folders("here/tiny-imagenet-200"), f"data=TinyImageNet {HERE}", r"wnids\.txt: the file is missing"),

@@ -13,8 +13,8 @@ from fullbatch.data.images import (
     balanced_subset,
     channel_statistics,
     choose_samples,
-    mixed,
-    normalisation,
+    normalization,
+    shuffle_ids,
 )
 
 label_lists = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(torch.tensor)
@@ -55,13 +55,13 @@ def test_a_balanced_subset_depends_on_its_seed_only() -> None:
 
 def test_a_mixed_order_depends_on_its_seed_and_the_ids_only() -> None:
     ids = torch.arange(0, 600, 2)
-    first = mixed(ids, 0)
+    first = shuffle_ids(ids, 0)
     assert torch.equal(first.sort().values, ids)
     assert abs(float(torch.corrcoef(torch.stack([first, ids]))[0, 1])) < 0.2
     torch.manual_seed(1)
-    assert torch.equal(mixed(ids, 0), first)
-    assert not torch.equal(mixed(ids, 1), first)
-    assert torch.equal(mixed(ids[:100], 0), first[first < 200])  # others beside them change nothing
+    assert torch.equal(shuffle_ids(ids, 0), first)
+    assert not torch.equal(shuffle_ids(ids, 1), first)
+    assert torch.equal(shuffle_ids(ids[:100], 0), first[first < 200])  # others beside them change nothing
 
 
 def test_the_first_samples_or_all_or_a_message() -> None:
@@ -70,7 +70,7 @@ def test_the_first_samples_or_all_or_a_message() -> None:
     assert choose_samples(labels, 2, "size", None).tolist() == [0, 1]
     assert labels[choose_samples(labels, 2, "size", 3)].tolist() == [0, 1]
     for size in (0, -1, 6):
-        with pytest.raises(ValueError, match=f"data.valid_size={size}: the validation set has 5 images; give a num"):
+        with pytest.raises(ValueError, match=f"data.valid_size={size}: the validation set has 5 images; choose a num"):
             choose_samples(labels, size, "valid_size", None)
 
 
@@ -110,15 +110,15 @@ FOUND = ((0.5, 0.6), (0.1, 0.2))
 def test_blank_mean_or_std_are_filled_in(
     mean: list[float] | None, std: list[float] | None, expected: tuple[tuple[float, ...], tuple[float, ...]]
 ) -> None:
-    assert normalisation(ImageRequest(mean=mean, std=std), FOUND, channels=2) == expected
+    assert normalization(ImageRequest(mean=mean, std=std), FOUND, channels=2) == expected
 
 
-def test_a_channel_of_one_colour_needs_a_std() -> None:
+def test_a_constant_channel_needs_a_std() -> None:
     found = channel_statistics(TensorImages(torch.zeros(3, 1, 2, 2, dtype=torch.uint8)))
     assert found == ((0.0,), (0.0,))
-    with pytest.raises(ValueError, match=r"data.std=\[0.0\]: must be positive \(a channel of one colour needs"):
-        normalisation(ImageRequest(), found, channels=1)
-    assert normalisation(ImageRequest(mean=[0.0], std=[1.0]), found, channels=1) == ((0.0,), (1.0,))
+    with pytest.raises(ValueError, match=r"data.std=\[0.0\]: must be positive \(a constant channel needs"):
+        normalization(ImageRequest(), found, channels=1)
+    assert normalization(ImageRequest(mean=[0.0], std=[1.0]), found, channels=1) == ((0.0,), (1.0,))
 
 
 def test_fetched_images_are_copies() -> None:

@@ -1,4 +1,4 @@
-"""Official archives: found beside the data or at a mirror, or downloaded, and never opened without their checksum."""
+"""Official archives, from the data folder, a mirror or the internet; they are verified before they are opened."""
 
 import hashlib
 import http.client
@@ -27,7 +27,7 @@ _FAILURES = (
 
 @dataclass(frozen=True)
 class Archive:
-    """A file that a data set is given away as: the set's name, the file's name, address and MD5 (hexadecimal)."""
+    """The archive of a data set: the set's name, and the file's name, address and MD5 (hexadecimal)."""
 
     name: str
     filename: str
@@ -38,44 +38,44 @@ class Archive:
 def data_folder(name: str, request: ImageRequest) -> Path:
     """Return ``data.path`` as a path; ``ValueError`` where it is blank."""
     if request.path is None:
-        raise ValueError(f"data.path: blank; {name} needs the folder where its files lie or are to be put")
+        raise ValueError(f"data.path: blank; {name} needs the folder of its files")
     return Path(request.path).expanduser()
 
 
 def obtain(archive: Archive, root: Path, request: ImageRequest, unpack: Callable[[Path], None]) -> None:
-    """Call ``unpack`` with a verified copy of the archive, from the first place that has one.
+    """Call ``unpack`` with a verified archive from the first place that has one.
 
-    RunPaths are ``root``, then the mirrors on this machine; then, with ``data.download``, the official address and the
-    other mirrors, from where the archive is first put into ``root``.
+    Places are ``root``, the mirrors on this machine and, with ``data.download``, the official address and the other
+    mirrors. Downloads are stored in ``root``.
 
     Raises:
-        FileNotFoundError: no place has it; the message says which were tried and what to do.
-        OSError: ``root`` cannot be made.
+        FileNotFoundError: no place has it; the message lists those tried and says what to do.
+        OSError: ``root`` cannot be created.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"data.path={root}: the folder cannot be made ({error.strerror})") from error
+        raise OSError(f"data.path={root}: the folder cannot be created ({error.strerror})") from error
     attempts = []
     for place in _places(archive, root, request):
         try:
-            unpack(_fetched(archive, root, place))
+            unpack(_fetch(archive, root, place))
         except _FAILURES as error:
             attempts.append(f"{place} ({error})")
             _log.info("%s: %s", place, error)
         else:
             _log.info("unpacked %s into %s", place, root)
             return
-    forbidden = "" if request.download else " data.download=False, so nothing was downloaded."
+    not_downloaded = "" if request.download else " data.download=False, so nothing was downloaded."
     raise FileNotFoundError(
-        f"data.path={root}: {archive.name} is not there (or damaged) and could not be had from: "
-        f"{'; '.join(attempts)}.{forbidden} Get {archive.filename} (md5 {archive.md5}) from {archive.url}, put it "
-        f"into {root} and start again; or give its folder or address as data.mirrors."
+        f"data.path={root}: {archive.name} is missing or damaged, and its archive was not found: "
+        f"{'; '.join(attempts)}.{not_downloaded} Put {archive.filename} (md5 {archive.md5}) from {archive.url} "
+        f"into {root} and start again, or name its folder or address in data.mirrors."
     )
 
 
 def _places(archive: Archive, root: Path, request: ImageRequest) -> list[str]:
-    """Paths and addresses of the archive in the order to try them: what costs nothing comes first."""
+    """Return paths and addresses of the archive in the order to try them: local ones first."""
     local, remote = [str(root / archive.filename)], [archive.url]
     for mirror in request.mirrors:
         try:
@@ -91,7 +91,7 @@ def _places(archive: Archive, root: Path, request: ImageRequest) -> list[str]:
     return local + (remote if request.download else [])
 
 
-def _fetched(archive: Archive, root: Path, place: str) -> Path:
+def _fetch(archive: Archive, root: Path, place: str) -> Path:
     """Return the path of a verified archive, downloading it into ``root`` when ``place`` is an address."""
     if "://" not in place:
         _verify(Path(place), archive.md5)
@@ -101,10 +101,10 @@ def _fetched(archive: Archive, root: Path, place: str) -> Path:
         part = Path(folder) / archive.filename
         with urllib.request.urlopen(place, timeout=_TIMEOUT) as response, part.open("wb") as target:
             while piece := response.read(1 << 20):
-                stop_if_interrupted(f"stopped while downloading {place}; nothing of it stays")
+                stop_if_interrupted(f"stopped while downloading {place}; the incomplete file is removed")
                 target.write(piece)
         _verify(part, archive.md5)
-        return part.replace(root / archive.filename)  # atomic: other processes see all of it or nothing
+        return part.replace(root / archive.filename)  # atomic: other processes never see an incomplete file
 
 
 def _verify(path: Path, expected: str) -> None:
@@ -115,4 +115,4 @@ def _verify(path: Path, expected: str) -> None:
         while piece := file.read(1 << 20):
             digest.update(piece)
     if digest.hexdigest() != expected:
-        raise ValueError(f"md5 {digest.hexdigest()} instead of {expected}: incomplete or another file")
+        raise ValueError(f"md5 {digest.hexdigest()} instead of {expected}: incomplete or a different file")

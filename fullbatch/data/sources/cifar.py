@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: torchvision's files, checksums and readers, found or fetched."""
+"""CIFAR-10 and CIFAR-100, with torchvision's files, checksums and readers."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from fullbatch.data.images import (
     ImageRequest,
     ImageSet,
     TensorImages,
-    check_found,
+    check_setting,
     choose_samples,
     image_data,
 )
@@ -34,29 +34,27 @@ def load_cifar100(request: ImageRequest) -> ImageData:
 
 
 def load_cifar(name: str, classes: int, request: ImageRequest) -> ImageData:
-    """Return one of torchvision's CIFAR classes by name; ``size`` and ``valid_size`` take the first samples.
+    """Return the images of one of torchvision's CIFAR classes; ``size`` and ``valid_size`` take the first samples.
 
-    The files are used from ``data.path`` when they lie there; otherwise unpacked from an archive in ``data.path`` or
-    one that ``data.mirrors`` names; otherwise, with ``data.download``, from torchvision's address and then from the
-    mirrors. Whatever the place, only an archive with torchvision's checksum is opened, and torchvision checks every
-    file again before it unpickles it.
+    The files in ``data.path`` are used if they are there. Otherwise they are unpacked from an archive, see ``obtain``.
+    Only an archive with torchvision's checksum is opened, and torchvision verifies every file before it unpickles it.
 
     Raises:
-        ValueError: settings that contradict the data set, or no ``data.path``.
-        FileNotFoundError: the data are nowhere; the message says where they were looked for and what to do.
+        ValueError: settings contradict the data set, or ``data.path`` is blank.
+        FileNotFoundError: the data set was not found; the message lists the places tried and says what to do.
     """
     import torchvision.datasets  # noqa: PLC0415 (seconds to import)
 
-    for key, given, found in (
+    for key, given, actual in (
         ("channels", request.channels, 3),
         ("classes", request.classes, classes),
         ("pixels", request.pixels, 32),
     ):
-        check_found(key, given, found, name)
+        check_setting(key, given, actual, name)
     source, root = getattr(torchvision.datasets, name), data_folder(name, request)
     try:
         train = _read(source, root, True, request)
-    except RuntimeError:  # torchvision: not found or corrupted
+    except RuntimeError:  # of torchvision: missing or corrupted
         archive = Archive(name, source.filename, source.url, source.tgz_md5)
         obtain(archive, root, request, partial(_unpack, source, root))
         train = _read(source, root, True, request)
@@ -65,7 +63,7 @@ def load_cifar(name: str, classes: int, request: ImageRequest) -> ImageData:
 
 def _read(source: Any, root: Path, train: bool, request: ImageRequest) -> ImageSet:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # numpy dislikes the age of the pickles
+        warnings.simplefilter("ignore")  # numpy's, about old pickles
         data = source(root, train=train)
     labels = torch.tensor(data.targets, dtype=torch.int64)
     key, size = ("size", request.size) if train else ("valid_size", request.valid_size)

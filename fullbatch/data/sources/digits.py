@@ -1,4 +1,4 @@
-"""The handwritten digits that come with scikit-learn: 1,797 real 8 x 8 grey images, no download."""
+"""The handwritten digits of scikit-learn: 1,797 gray images of 8 x 8 pixels, without a download."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +12,7 @@ from fullbatch.data.images import (
     ImageSet,
     TensorImages,
     balanced_subset,
-    check_found,
+    check_setting,
     choose_samples,
     image_data,
 )
@@ -22,16 +22,16 @@ _SPLIT_SEED = 0  # part of the definition of the data set, so not a setting
 
 
 def load_digits(request: ImageRequest) -> ImageData:
-    """Return the digits, 1,437 for training and 360 for validation, the same split always.
+    """Return the digits: 1,437 for training and 360 for validation, always the same split.
 
-    The pen's 17 grey values 0..16 become round(255/16 value). Subsets are class-balanced, drawn with ``subset_seed``.
+    The gray values 0..16 become round(255/16 value). Subsets are class-balanced, drawn with ``subset_seed``.
     """
-    for key, given, found in (
+    for key, given, actual in (
         ("channels", request.channels, 1),
         ("classes", request.classes, 10),
         ("pixels", request.pixels, 8),
     ):
-        check_found(key, given, found, "digits")
+        check_setting(key, given, actual, "digits")
     values, targets = _values_and_targets()
     images = (torch.from_numpy(values).view(-1, 1, 8, 8) * (255 / 16)).round().to(torch.uint8)
     labels = torch.from_numpy(targets).to(torch.int64)
@@ -43,7 +43,7 @@ def load_digits(request: ImageRequest) -> ImageData:
 
 
 def _values_and_targets() -> tuple[np.ndarray, np.ndarray]:
-    """Return grey values [1797, 64] and labels from scikit-learn's table, where it lies where it has always lain."""
+    """Return gray values [1797, 64] and labels, read from scikit-learn's table without importing it where possible."""
     package = find_spec("sklearn")
     table = Path(package.origin).parent / "datasets/data/digits.csv.gz" if package and package.origin else None
     if table is not None and table.exists():

@@ -1,4 +1,4 @@
-"""What reading a folder of images found, remembered as JSON so that the next run need not read them again."""
+"""A cache of facts about folders of images, as JSON files, so that the next run need not read the images again."""
 
 import hashlib
 import json
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 _log = logging.getLogger(__name__)
-_VERSION = 1  # of the file's meaning; another number never meets an old file
+_VERSION = 1  # of the format; part of the file names
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Classes, counts of images (train, valid), shape, and mean and std of the training images if computed."""
+    """Classes, number of images (train, valid), shape, and mean and std of the training images if computed."""
 
     classes: tuple[str, ...]
     counts: tuple[int, int]
@@ -25,12 +25,12 @@ class Facts:
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None
 
     def with_statistics(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Facts":
-        """Return the same facts and the statistics."""
+        """Return the facts with statistics."""
         return replace(self, statistics=(mean, std))
 
 
 def fingerprint(*parts: Any) -> str:
-    """Return a name for nested sequences of strings and numbers: equal for equal parts, and only then."""
+    """Return a hash of nested sequences of strings and numbers."""
     return hashlib.sha256(json.dumps([_VERSION, parts]).encode()).hexdigest()[:32]
 
 
@@ -40,25 +40,25 @@ def cache_folder() -> Path:
 
 
 def read(name: str) -> Facts | None:
-    """Return what is remembered under ``name``; None when there is nothing, or nothing that makes sense."""
+    """Return the facts cached under ``name``; None where there are none or they are invalid."""
     path = Path(name)
     try:
         path = cache_folder() / f"{name}.json"
-        return _parsed(json.loads(path.read_text(encoding="utf-8")))
+        return _parse(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowError) as error:
-        _log.warning("%s: not usable, reading the images instead (%r)", path, error)
+        _log.warning("%s: invalid, reading the images instead (%r)", path, error)
         return None
 
 
-def _parsed(stored: Any) -> Facts:
+def _parse(stored: Any) -> Facts:
     classes, (train, valid) = tuple(map(str, stored["classes"])), map(int, stored["counts"])
     channels, pixels, statistics = int(stored["channels"]), int(stored["pixels"]), None
     if stored["statistics"] is not None:
         mean, std = (tuple(map(float, values)) for values in stored["statistics"])
         if not len(mean) == len(std) == channels or not all(map(math.isfinite, (*mean, *std))):
-            raise ValueError("statistics that do not fit the channels")
+            raise ValueError("the statistics do not fit the channels")
         statistics = mean, std
     if channels not in (1, 3) or pixels < 1:
         raise ValueError(f"images of {channels} channels and {pixels} pixels")
@@ -66,13 +66,13 @@ def _parsed(stored: Any) -> Facts:
 
 
 def write(name: str, facts: Facts) -> None:
-    """Remember ``facts`` under ``name``; a folder that cannot be written costs only time, so it is only logged."""
+    """Cache ``facts`` under ``name``; a folder that cannot be written is only logged."""
     path = Path(name)
     try:
         path = cache_folder() / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as part:
             json.dump(asdict(facts), part, indent=1)
-        os.replace(part.name, path)  # atomic: concurrent runs see all of it or nothing
+        os.replace(part.name, path)  # atomic: other processes never see an incomplete file
     except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
         _log.warning("%s: cannot be written, so the next run reads the images again (%s)", path, error)

@@ -1,4 +1,4 @@
-"""Images decoded from files when they are asked for: resized as they are read, or whole."""
+"""Images decoded from files on demand, resized or in their own size."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ from fullbatch.data.images import (
     ImageSet,
     channel_statistics,
     needs_statistics,
-    normalisation,
+    normalization,
 )
 from fullbatch.data.sources import folder_cache
 from fullbatch.data.sources.folder_cache import Facts
@@ -26,7 +26,7 @@ from fullbatch.data.sources.listings import Listing
 
 _log = logging.getLogger(__name__)
 _THREADS = min(8, os.cpu_count() or 1)
-_WORTH_A_THREAD = 8192  # bytes a file: below, Python's lock costs more than decoding (measured: 2x slower at 1 KB)
+_WORTH_A_THREAD = 8192  # bytes per file: for smaller ones Python's lock costs more than decoding (2x slower at 1 KB)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class FolderImages:
         return len(self.listing)
 
     def fetch(self, ids: Tensor) -> Tensor:
-        """Decode the images ``ids``; raise OSError naming the file that cannot be read."""
+        """Return the images ``ids``; ``OSError`` names a file that cannot be read."""
         chosen = ids.tolist()
         result = np.empty((len(chosen), self.channels, self.pixels, self.pixels), dtype=np.uint8)
 
@@ -58,7 +58,7 @@ class FolderImages:
         return torch.from_numpy(result)
 
     def checksum(self) -> str:
-        """Return a name for the files' names and sizes and the shape; reading them all could take hours."""
+        """Return a hash of the shape and the files' names and sizes; reading the files could take hours."""
         return self._checksum(self.pixels)
 
     def _checksum(self, shape: int | str) -> str:
@@ -67,10 +67,10 @@ class FolderImages:
 
 
 class WholeFolderImages(FolderImages):
-    """The same, for transforms that see the images as large as they are (see ``WholeImages``)."""
+    """``FolderImages`` that transforms may read in their own size, see ``WholeImages``."""
 
     def whole(self, index: int) -> Tensor:
-        """Decode one image, uint8 [C, H, W]; raise OSError naming the file that cannot be read."""
+        """Return one image in its own size, uint8 [C, H, W]; ``OSError`` names a file that cannot be read."""
         return torch.from_numpy(read_whole_image(self.where(index), self.channels))
 
     def where(self, index: int) -> Path:
@@ -78,29 +78,29 @@ class WholeFolderImages(FolderImages):
         return self.listing.path(index)
 
     def checksum(self) -> str:
-        """Return a name for the files' names and sizes."""
+        """Return a hash of the files' names and sizes."""
         return self._checksum(f"whole, or {self.pixels}")
 
 
-def decoded(
+def images_of(
     train: Listing, valid: Listing, request: ImageRequest, scan: Callable[[], Facts] | None = None
 ) -> ImageData:
-    """Return the listed images, decoded when they are asked for.
+    """Return the listed images, decoded on demand.
 
-    Where ``resize_on_read`` is False, transforms that choose the size see the images as large as they are.
+    With ``resize_on_read=False``, transforms that choose the size see the images in their own size.
 
     Args:
         train: files for training.
         valid: files for validation.
         request: the settings.
-        scan: finds channels and pixels in the files, where the request leaves them blank. What had to be read is
-            remembered in the user's cache folder until the files change.
+        scan: reads channels and pixels from the files, where the request leaves them blank. The results are kept in
+            the user's cache folder until the files change.
     """
     if request.channels is None or request.pixels is None or needs_statistics(request):
-        facts = _found(train, valid, request, scan)
+        facts = _read_facts(train, valid, request, scan)
     else:
-        facts = _given(train, valid, request)
-    mean, std = normalisation(request, facts.statistics, facts.channels)
+        facts = _requested_facts(train, valid, request)
+    mean, std = normalization(request, facts.statistics, facts.channels)
     kind = WholeFolderImages if request.resize_on_read is False else FolderImages
     images = [
         ImageSet(kind(split, facts.channels, facts.pixels), split.labels, split.classes) for split in (train, valid)
@@ -108,23 +108,23 @@ def decoded(
     return ImageData(images[0], images[1], mean, std, facts.channels, facts.pixels)
 
 
-def _found(train: Listing, valid: Listing, request: ImageRequest, scan: Callable[[], Facts] | None) -> Facts:
+def _read_facts(train: Listing, valid: Listing, request: ImageRequest, scan: Callable[[], Facts] | None) -> Facts:
     name = folder_cache.fingerprint(
         [(str(split.root), split.files, split.stamps.tolist()) for split in (train, valid)],
         request.channels,
         request.pixels,
     )
-    remembered = folder_cache.read(name)
-    facts = remembered or (scan() if scan else _given(train, valid, request))
+    cached = folder_cache.read(name)
+    facts = cached or (scan() if scan else _requested_facts(train, valid, request))
     if needs_statistics(request) and facts.statistics is None:
         _log.info("reading %d images below %s for their mean and std", len(train), train.root)
         facts = facts.with_statistics(*channel_statistics(FolderImages(train, facts.channels, facts.pixels)))
-    if facts != remembered:
+    if facts != cached:
         folder_cache.write(name, facts)
     return facts
 
 
-def _given(train: Listing, valid: Listing, request: ImageRequest) -> Facts:
+def _requested_facts(train: Listing, valid: Listing, request: ImageRequest) -> Facts:
     assert request.channels is not None
     assert request.pixels is not None
     return Facts(train.classes, (len(train), len(valid)), request.channels, request.pixels, None)

@@ -1,4 +1,4 @@
-"""Image files and arrays: what is in a file, converted to the channels and the size a model wants."""
+"""Decoding of image files into arrays of the requested channels and size."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _MODES = {1: "L", 3: "RGB"}
-_GREY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I;16L")
+_GRAY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I;16L")
 
 
 def read_image(path: Path, channels: int, pixels: int) -> np.ndarray:
     """Return an image file as uint8 [channels, pixels, pixels].
 
-    An image of another size is resized (shorter side, bilinear, antialiased) and cropped at its centre; grey, palette
+    An image of another size is resized (shorter side, bilinear, antialiased) and cropped at its center. Gray, palette
     and 16-bit images and those with an alpha channel are converted.
 
     Raises:
@@ -28,7 +28,7 @@ def read_image(path: Path, channels: int, pixels: int) -> np.ndarray:
 
 
 def read_whole_image(path: Path, channels: int) -> np.ndarray:
-    """Return an image file as large as it is, uint8 [channels, H, W]; otherwise as ``read_image``."""
+    """Return an image file in its own size, uint8 [channels, H, W]; otherwise as ``read_image``."""
     with _opened(path, channels) as image:
         return _as_array(image)
 
@@ -42,7 +42,7 @@ def _opened(path: Path, channels: int) -> "Iterator[Image.Image]":
             yield _converted(image, _MODES[channels])
     except MemoryError:
         raise
-    except Exception as error:  # decoders raise whatever a damaged file leads them to
+    except Exception as error:  # decoders raise many kinds for damaged files
         raise unreadable(path, str(error)) from error
 
 
@@ -62,7 +62,7 @@ def _converted(image: "Image.Image", mode: str) -> "Image.Image":
     if image.mode.startswith("I;16"):  # convert() would clip the 16 bits at 255
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert(mode)
     if image.mode in ("I", "F"):
-        raise ValueError(f"mode {image.mode} has no fixed range; save it with 8 or 16 bits a channel")
+        raise ValueError(f"mode {image.mode} has no fixed range; save it with 8 or 16 bits per channel")
     if "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert(mode)
@@ -75,7 +75,7 @@ def _resized(image: "Image.Image", pixels: int) -> "Image.Image":
 
 
 def scan_images(paths: Iterable[Path]) -> tuple[dict[tuple[int, int], Path], bool]:
-    """Read the heads of the files: an example of each size (width, height), and whether any has colours.
+    """Return an example of each size (width, height), and whether any image has colors; only headers are read.
 
     Raises:
         OSError: a file is damaged or not an image; the message names it.
@@ -83,12 +83,12 @@ def scan_images(paths: Iterable[Path]) -> tuple[dict[tuple[int, int], Path], boo
     from PIL import Image  # noqa: PLC0415
 
     sizes: dict[tuple[int, int], Path] = {}
-    colour = False
+    color = False
     for path in paths:
         try:
             with Image.open(path) as image:
                 sizes.setdefault(image.size, path)
-                colour = colour or image.mode not in _GREY_MODES
+                color = color or image.mode not in _GRAY_MODES
         except Exception as error:  # as in read_image
             raise unreadable(path, str(error)) from error
-    return sizes, colour
+    return sizes, color

@@ -192,7 +192,7 @@ def test_a_download_with_a_wrong_checksum_leaves_nothing(
 def test_a_download_that_breaks_off_leaves_nothing(fake10: Fake, served: str, tmp_path: Path) -> None:
     whole = fake10.archive.read_bytes()
     fake10.archive.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(FileNotFoundError, match="incomplete or another file"):
+    with pytest.raises(FileNotFoundError, match="incomplete or a different file"):
         fake10.load(tmp_path / "data", mirrors=[served])
     assert files_below(tmp_path / "data") == []
 
@@ -223,7 +223,7 @@ def test_a_foreign_pickle_is_never_opened(
     evil = tmp_path / "data" / "cifar-10-batches-py" / file
     evil.write_bytes(pickle.dumps(Evil(tmp_path / "opened")))
     before = evil.read_bytes()
-    with pytest.raises(FileNotFoundError, match=r"is not there \(or damaged\)"):
+    with pytest.raises(FileNotFoundError, match=r"is missing or damaged"):
         fake10.load(tmp_path / "data", download=False)
     assert not (tmp_path / "opened").exists()
     assert evil.read_bytes() == before
@@ -250,7 +250,7 @@ def test_a_failure_says_what_was_tried_and_what_to_do(fake10: Fake, served: str,
     message = str(caught.value)
     tried = (f"{root}/cifar-10-python.tar.gz (no such file)", f"{tmp_path}/usb/cifar-10-python.tar.gz (no such file)")
     places = (NOWHERE, f"{served}/missing/cifar-10-python.tar.gz (HTTP Error 404")
-    todo = (f"(md5 {fake10.md5})", f"data.path={root}", f"put it into {root}", "data.mirrors")
+    todo = (f"(md5 {fake10.md5})", f"data.path={root}", f"into {root} and start again", "data.mirrors")
     for part in (*tried, *places, *todo):
         assert part in message
     assert "data.download" not in message
@@ -258,7 +258,7 @@ def test_a_failure_says_what_was_tried_and_what_to_do(fake10: Fake, served: str,
 
 @pytest.mark.parametrize("mirror", ["htp://a.b/c", "http://", "http://127.0.0.1:x", "ftp://127.0.0.1:9/x.tgz"])
 def test_an_odd_mirror_is_one_more_failure(fake10: Fake, tmp_path: Path, mirror: str) -> None:
-    with pytest.raises(FileNotFoundError, match=f"{mirror}.* give its folder or address as data.mirrors"):
+    with pytest.raises(FileNotFoundError, match=f"{mirror}.* name its folder or address in data.mirrors"):
         fake10.load(tmp_path / "data", mirrors=[mirror])
 
 
@@ -288,5 +288,5 @@ def test_settings_that_contradict_the_set_are_named(
 
 def test_a_folder_that_cannot_be_made_is_named(fake10: Fake, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=f"data.path={tmp_path}/file/data: the folder cannot be made"):
+    with pytest.raises(OSError, match=f"data.path={tmp_path}/file/data: the folder cannot be created"):
         fake10.load(tmp_path / "file" / "data")

@@ -87,10 +87,10 @@ def test_subsets_are_balanced() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"channels": 3}, "data.channels=3: digits has channels=1; leave data.channels blank or give 1"),
+        ({"channels": 3}, "data.channels=3: digits has channels=1; leave data.channels blank or set it to 1"),
         ({"classes": 7}, "data.classes=7: digits has classes=10"),
         ({"pixels": 32}, "data.pixels=32: digits has pixels=8"),
-        ({"size": 1438}, "data.size=1438: the training set has 1437 images; give a number from 1 to 1437"),
+        ({"size": 1438}, "data.size=1438: the training set has 1437 images; choose a number from 1 to 1437"),
         ({"valid_size": 0}, "data.valid_size=0: the validation set has 360 images"),
         ({"mean": [0.1, 0.2], "std": [1.0]}, "data.mean: 2 values, but the images have 1 channels"),
         ({"mean": [0.1], "std": [0.0]}, r"data.std=\[0.0\]: must be positive"),
@@ -104,7 +104,7 @@ def test_settings_that_contradict_the_digits_are_named(settings: dict[str, Any],
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(
         ValueError,
-        match=r"data.name=MNIST: unknown; known are CIFAR10, CIFAR100, TinyImageNet, ImageNet, digits, imagefolder",
+        match=r"data.name=MNIST: unknown; known: CIFAR10, CIFAR100, TinyImageNet, ImageNet, digits, imagefolder",
     ):
         load_images("MNIST")
     assert len(load_images("DIGITS", ImageRequest(size=10)).train) == 10

@@ -142,7 +142,7 @@ def test_hidden_and_other_files_are_left_out(root: Path, caplog: pytest.LogCaptu
     (root / "train" / "readme.txt").touch()
     with caplog.at_level(logging.WARNING):
         assert torch.equal(everything(load(root).train), expected)
-    assert f"{root}/train/cat: left out 3 entries that are not images" in caplog.text
+    assert f"{root}/train/cat: ignored 3 entries that are not images" in caplog.text
 
 
 def test_names_may_be_capitals_and_folders_links(root: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_damaged_file_of_the_cache_is_replaced(
     sound = path.read_bytes()
     path.write_bytes(content)
     assert load(root).mean == first.mean
-    assert f"{path}: not usable, reading the images instead" in caplog.text
+    assert f"{path}: invalid, reading the images instead" in caplog.text
     assert path.read_bytes() == sound
 
 
@@ -413,7 +413,9 @@ def test_an_empty_file_is_noticed_without_reading(root: Path) -> None:
 def test_images_of_different_sizes_need_a_side(root: Path, shape: tuple[int, int, int]) -> None:
     other = save(root / "val" / "dog" / "x.png", np.full(shape, 3, dtype=np.uint8))
     size = f"{shape[1]}x{shape[0]}"
-    with pytest.raises(ValueError, match=rf"data.pixels: blank, but .* differ in size \(.*{other} is {size}\); give a"):
+    with pytest.raises(
+        ValueError, match=rf"data.pixels: blank, but .* differ in size \(.*{other} is {size}\); set the"
+    ):
         load(root)
     assert everything(load(root, pixels=4).valid).shape == (10, 3, 4, 4)
 
@@ -428,12 +430,12 @@ def test_images_that_are_not_square_need_a_side(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        (".", "data.path={root}: no such folder; the images are expected in train/<class>/"),
-        ("train", "data.path={root}: holds no folder 'train'"),
-        ("val", "data.path={root}: holds neither a folder 'val' nor 'test'"),
-        ("train/*", "{root}/train: holds no class folders; images are expected in {root}/train/<class>/"),
-        ("train/cat/*", r"{root}/train/cat: holds no images; names end in .bmp .gif"),
-        ("val/dog/*", r"{root}/val/dog: holds no images"),
+        (".", "data.path={root}: no such folder; images are expected in its subfolders train/<class>/"),
+        ("train", "data.path={root}: has no folder 'train'"),
+        ("val", "data.path={root}: has neither a folder 'val' nor 'test'"),
+        ("train/*", "{root}/train: has no class folders; images are expected in {root}/train/<class>/"),
+        ("train/cat/*", r"{root}/train/cat: contains no images; their suffixes are .bmp .gif"),
+        ("val/dog/*", r"{root}/val/dog: contains no images"),
     ],
 )
 def test_a_missing_folder_is_named(root: Path, missing: str, message: str) -> None:
@@ -448,7 +450,7 @@ def test_a_missing_folder_is_named(root: Path, missing: str, message: str) -> No
 
 def test_the_splits_need_the_same_classes(root: Path) -> None:
     (root / "val" / "dog").rename(root / "val" / "wolf")
-    message = rf"{root}/val: its classes are not those of {root}/train \(missing: dog; extra: wolf\)"
+    message = rf"{root}/val: its classes differ from those of {root}/train \(missing: dog; extra: wolf\)"
     with pytest.raises(ValueError, match=message):
         load(root)
 
@@ -464,8 +466,8 @@ def test_one_class_is_too_few(root: Path) -> None:
     ("given", "message"),
     [
         ({"path": None}, "data.path: blank; imagefolder needs a folder"),
-        ({"classes": 4}, "data.classes=4: .*train has classes=3; leave data.classes blank or give 3"),
-        ({"channels": 4}, "data.channels=4: give 1 .* 3 .* or leave it blank"),
+        ({"classes": 4}, "data.classes=4: .*train has classes=3; leave data.classes blank or set it to 3"),
+        ({"channels": 4}, "data.channels=4: choose 1 .* 3 .* or blank"),
         ({"size": 19}, "data.size=19: the training set has 18 images"),
         ({"valid_size": 10}, "data.valid_size=10: the validation set has 9 images"),
         ({"mean": [0.5], "std": [0.5]}, "data.mean: 1 values, but the images have 3 channels"),

@@ -157,18 +157,18 @@ def test_a_wrong_archive_is_refused(archives: Path) -> None:
 
 
 def test_what_is_missing_is_named_and_where_to_get_it(tmp_path: Path, archives: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"ImageNet is not there: .*folder train .*devkit_t12.*img_train\.tar"):
+    with pytest.raises(FileNotFoundError, match=r"ImageNet is missing: .*folder train .*devkit_t12.*img_train\.tar"):
         load(tmp_path / "nowhere")
     load(archives)
     (archives / "val").rename(archives / "elsewhere")
     (archives / "ILSVRC2012_img_val.tar").unlink()
-    with pytest.raises(FileNotFoundError, match=r"neither the folder val .* nor ILSVRC2012_img_val\.tar.*account"):
+    with pytest.raises(FileNotFoundError, match=r"neither a folder val .* nor ILSVRC2012_img_val\.tar.*account"):
         load(archives)
 
 
 def test_a_class_that_is_missing_in_a_split_is_named(root: Path) -> None:
     (root / "val" / CLASSES[1]).rename(root / "val" / "n03")
-    with pytest.raises(ValueError, match=rf"val: its classes are not .*missing: {CLASSES[1]}; extra: n03"):
+    with pytest.raises(ValueError, match=rf"val: its classes differ .*missing: {CLASSES[1]}; extra: n03"):
         load(root)
 
 

@@ -218,7 +218,7 @@ def test_a_damaged_archive_leaves_no_folder(
     content[place] ^= 1
     archive.write_bytes(content if damage == "bit" else content[:-200])
     believed(archive, monkeypatch)  # the checksum cannot tell
-    with pytest.raises(FileNotFoundError, match=r"could not be had from: .*(Bad CRC-32|not a zip file)"):
+    with pytest.raises(FileNotFoundError, match=r"its archive was not found: .*(Bad CRC-32|not a zip file)"):
         fake.load(tmp_path / "data", download=False)
     assert names_below(tmp_path / "data") == {archive.name}
     assert [path.name for path in (tmp_path / "data").iterdir()] == [archive.name]
@@ -253,18 +253,16 @@ ANNOTATIONS = files()["val/val_annotations.txt"]
 WRONG: dict[str, dict[str, bytes | None]] = {
     r"val/val_annotations\.txt: the file is missing": {"val/val_annotations.txt": None},
     r"val/val_annotations\.txt: it is not text": {"val/val_annotations.txt": b"\xff\xfe"},
-    r"line 2 gives 'val_5\.JPEG' the unknown class 'n9'": {
+    r"line 2 has the unknown class 'n9' for 'val_5\.JPEG'": {
         "val/val_annotations.txt": ANNOTATIONS.replace(b"val_5.JPEG\tn01443537", b"val_5.JPEG\tn9")
     },
-    r"line 8 gives 'val_99\.JPEG' the unknown class ''": {"val/val_annotations.txt": ANNOTATIONS + b"val_99.JPEG\n"},
+    r"line 8 has the unknown class '' for 'val_99\.JPEG'": {"val/val_annotations.txt": ANNOTATIONS + b"val_99.JPEG\n"},
     r"val_annotations\.txt: val_9\.JPEG is not in the folder images": {
         "val/val_annotations.txt": ANNOTATIONS + b"val_9.JPEG\tn01443537\n"
     },
-    r"val_annotations\.txt: val_8\.JPEG is not in it": {"val/images/val_8.JPEG": image(1)},
+    r"val_annotations\.txt: val_8\.JPEG is not listed": {"val/images/val_8.JPEG": image(1)},
     r"wnids\.txt: the file is missing": {"wnids.txt": None},
-    r"wnids\.txt: the classes in it are not the folders in train \(n02099601\)": {
-        "wnids.txt": b"n01443537\nn07920052\n"
-    },
+    r"wnids\.txt: its classes are not the folders in train \(n02099601\)": {"wnids.txt": b"n01443537\nn07920052\n"},
     r"wnids\.txt: .* \(n5\)": {"wnids.txt": files()["wnids.txt"] + b"n5\n"},
     r"n01443537_1\.JPEG: not a readable image \(the file is empty": {"train/n01443537/images/n01443537_1.JPEG": b""},
 }
@@ -284,9 +282,7 @@ def test_missing_folders_are_named(tmp_path: Path) -> None:
     root = unpacked(tmp_path) / FOLDER
     for name in ("val/images", "train/n02099601/images", "train"):
         os.rename(root / name, root / "moved")
-        with pytest.raises(
-            OSError, match=f"{name}: the folder is missing|wnids.txt: the classes in it are not .*train"
-        ):
+        with pytest.raises(OSError, match=f"{name}: the folder is missing|wnids.txt: its classes are not .*train"):
             load_images("TinyImageNet", ImageRequest(str(tmp_path), download=False))
         os.rename(root / "moved", root / name)
 
