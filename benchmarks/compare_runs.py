@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from fullbatch.results.experiments import spread
+from fullbatch.results.experiments import format_mean
 from fullbatch.training.tables import read_table
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")  # Okabe & Ito, 2008
@@ -49,8 +49,8 @@ def table_of(runs: dict[str, list[Run]]) -> Table:
             str(len(seeds)),
             "/".join(sorted({str(len(run)) for run in seeds})),
             f"{statistics.mean(sum(row['evaluations'] for row in run) for run in seeds):.0f}",
-            spread([row["valid_acc"] for row in validated], 100),
-            spread([run[-1]["train_acc"] for run in seeds], 100),
+            format_mean([row["valid_acc"] for row in validated], 100),
+            format_mean([run[-1]["train_acc"] for run in seeds], 100),
             f"{statistics.mean(sum(row['train_time'] for row in run) for run in seeds) / 60:.0f}",
         )
     return table

@@ -17,7 +17,7 @@ from fullbatch.app.exit_status import ExitStatus
 from fullbatch.app.identity import RunIdentity, content_hash
 from fullbatch.app.paths import CHECKPOINT, RunPaths
 from fullbatch.app.provenance import provenance
-from fullbatch.results.ledger import Attempt, Description, Ledger, Place, State, is_redundant, lease_of
+from fullbatch.results.ledger import Attempt, JobDescription, Ledger, State, SweepPosition, is_redundant, lease_of
 from fullbatch.runtime.files import format_error, move
 from fullbatch.runtime.locks import is_alive, lease
 from fullbatch.runtime.peer_monitor import PeerLostError
@@ -44,7 +44,9 @@ class LedgerEntry:
         place: of the job in its sweep; None for a single run.
     """
 
-    def __init__(self, ledger: Ledger | None, description: Description, folder: Path, place: Place | None) -> None:
+    def __init__(
+        self, ledger: Ledger | None, description: JobDescription, folder: Path, place: SweepPosition | None
+    ) -> None:
         self._ledger, self._description, self._folder, self._place = ledger, description, folder, place
         self._lease = ExitStack()
         self._attempt: Attempt | None = None
@@ -109,7 +111,7 @@ class LedgerEntry:
 def enter(run: Run, identity: RunIdentity, paths: RunPaths) -> LedgerEntry:
     """Return the entry of a run that Hydra has started; a dry run is not recorded."""
     hydra = HydraConfig.get()
-    description = Description(
+    description = JobDescription(
         job=identity.job,
         configuration=identity.configuration,
         name=run.name,
@@ -121,7 +123,7 @@ def enter(run: Run, identity: RunIdentity, paths: RunPaths) -> LedgerEntry:
     if run.dryrun or hydra.mode is not RunMode.MULTIRUN:
         return LedgerEntry(None if run.dryrun else Ledger(paths.ledger), description, paths.folder, None)
     sweep = Path(hydra.runtime.output_dir).absolute().parent
-    place = Place(sweep, int(hydra.job.num), jobs_of(command_line()[1:]))
+    place = SweepPosition(sweep, int(hydra.job.num), jobs_of(command_line()[1:]))
     return LedgerEntry(Ledger(paths.ledger), description, paths.folder, place)
 
 

@@ -1,1 +1,1 @@
-"""Commands that read what runs have written."""
+"""Commands that read results: ``python -m fullbatch report``, ``status``, ``page`` and ``inspect``."""

@@ -1,15 +1,12 @@
-"""Look at data: what a database or a data set holds, and a sheet of its images as a model sees them.
+"""Describe a database or a data set, and draw a sheet of its images as a model receives them.
 
-    python -m fullbatch.cli.inspect FOLDER_OF_A_DATA_BASE [--verify] [--sheet FILE.png]
-    python -m fullbatch.cli.inspect NAME_OF_A_DATA_SET [--path FOLDER] [--augmentations JSON] [--sheet FILE.png]
-
-A row of the sheet is a sample. Its columns are its copies in the first rounds or, of a data set, the sample as it is
-and then as it is augmented in the first steps of a run with ``--seed``.
+Each row of the sheet is a sample. Its columns are the copies in the first rounds of a database; for a data set, the
+original and then its augmentation in the first steps of a run with --seed.
 """
 
-import argparse
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,75 +17,87 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from fullbatch.cli.command import command_parser, run_command
 from fullbatch.data.augmentation import Augmentation, augmentation_seed
 from fullbatch.data.dataset import ImageRequest, load_images
 from fullbatch.data.frozen.records import IMAGES, label_of
 from fullbatch.data.frozen.store import StoredImages, digest, opened
 from fullbatch.data.reading import reader_of
-from fullbatch.runtime.files import format_error, require_writable
+from fullbatch.runtime.files import require_writable
 from fullbatch.runtime.lmdb import LMDBOptions
 
-_GAP, _SIDE = 2, 64  # pixels between images; the side that smaller ones are enlarged to, about
+_GAP, _SIDE = 2, 64  # pixels between images; approximate side to which smaller images are enlarged
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What is known of some images: facts, the labels of the samples, and how to get copies of them."""
+class Inspection:
+    """The properties of a database or data set, the labels of its samples, and access to copies of them."""
 
-    facts: Mapping[str, Any]
+    properties: Mapping[str, Any]
     classes: Sequence[str]
     labels: Tensor
     copy: Callable[[Tensor, int], Tensor]
-    """Samples (int64 [n]) and the number of a copy, from 0 -> uint8 [n, C, H, W]."""
+    """Samples, int64 [n], and the number of a copy -> images, uint8 [n, C, H, W]."""
     num_copies: int
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Show what the command line asks for; return the exit status, 2 for a mistake."""
-    options = _parser().parse_args(arguments)
-    try:
-        if options.sheet is not None:
-            require_writable(options.sheet)
-        shown = _data_base(options) if Path(options.what).is_dir() else _data_set(options)
-        Console(soft_wrap=True).print(_table(shown))
-        if options.sheet is not None:
-            _draw(sheet(shown, options.rows, options.columns), options.sheet)
-    except (ValueError, OSError) as error:
-        message = format_error(error) if isinstance(error, OSError) else str(error)
-        Console(file=sys.stderr, soft_wrap=True, highlight=False).print(message, markup=False)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    """Print the properties, and draw the sheet; return the exit status."""
+    parser = command_parser("inspect", __doc__)
+    parser.add_argument("what", help="folder of a database, or name of a data set")
+    parser.add_argument("--verify", action="store_true", help="read all records of a database and compare the digest")
+    parser.add_argument("--sheet", type=Path, help="PNG file to draw")
+    parser.add_argument("--rows", type=int, default=10, help="number of samples on the sheet, taken from each class")
+    parser.add_argument("--columns", type=int, default=8, help="number of copies of each sample")
+    parser.add_argument("--path", default="~/data", help="folder with the files of a data set")
+    parser.add_argument("--pixels", type=int, help="side to which the images of a folder are resized")
+    parser.add_argument("--size", type=int, help="number of training images, to compute mean and std faster")
+    parser.add_argument("--whole", action="store_true", help="crop images of various sizes before they are resized")
+    parser.add_argument(
+        "--augmentations", type=json.loads, default={}, help="""for example '{"RandomCrop": [32, 4]}'"""
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run with this augmentation")
+    return run_command(_inspect, parser.parse_args(arguments))
 
 
-def sheet(shown: Shown, rows: int, columns: int) -> Tensor:
-    """Return images side by side, uint8 [C, height, width]: ``rows`` samples of all classes, ``columns`` copies."""
-    turns = _turns(shown.labels) * len(shown.classes) + shown.labels  # the first of each class, then the second
-    ids = torch.argsort(turns)[:rows]
-    shown_copies = [shown.copy(ids, number) for number in range(min(columns, shown.num_copies))]
-    shapes = {tuple(copy.shape[1:]) for copy in shown_copies}
+def _inspect(options: Namespace) -> None:
+    if options.sheet is not None:
+        require_writable(options.sheet)
+    inspection = _inspect_database(options) if Path(options.what).is_dir() else _inspect_data_set(options)
+    table = Table(show_header=False)
+    for name, value in inspection.properties.items():
+        table.add_row(name, f"{value:,}" if name in ("count", "validation") else json.dumps(value))
+    counts = torch.bincount(inspection.labels, minlength=len(inspection.classes)).tolist()
+    table.add_row("samples", ", ".join(f"{name} {n:,}" for name, n in zip(inspection.classes, counts, strict=True)))
+    Console(soft_wrap=True).print(table)
+    if options.sheet is not None:
+        from PIL import Image  # noqa: PLC0415
+
+        sheet = draw_sheet(inspection, options.rows, options.columns).permute(1, 2, 0).squeeze(-1)
+        Image.fromarray(sheet.contiguous().numpy()).save(options.sheet, format="PNG")
+
+
+def draw_sheet(inspection: Inspection, rows: int, columns: int) -> Tensor:
+    """Draw copies of ``rows`` samples, first one of each class, then another: uint8 [C, height, width]."""
+    labels = inspection.labels
+    order = torch.argsort(labels, stable=True)
+    counts = torch.bincount(labels)
+    rank_in_class = torch.empty_like(labels)
+    rank_in_class[order] = torch.arange(len(labels)) - (torch.cumsum(counts, 0) - counts)[labels[order]]
+    ids = torch.argsort(rank_in_class * len(inspection.classes) + labels)[:rows]
+    copies = [inspection.copy(ids, number) for number in range(min(columns, inspection.num_copies))]
+    shapes = {tuple(copy.shape[1:]) for copy in copies}
     if len(shapes) > 1:
         raise ValueError(f"--augmentations: changes the shape of the images ({sorted(shapes)}); --pixels must match")
-    copies = torch.stack(shown_copies, dim=1)
-    factor = max(1, _SIDE // copies.shape[-1])
-    copies = copies.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
-    framed = torch.nn.functional.pad(copies, (_GAP, 0, _GAP, 0), value=255)
+    images = torch.stack(copies, dim=1)
+    factor = max(1, _SIDE // images.shape[-1])
+    images = images.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+    framed = torch.nn.functional.pad(images, (_GAP, 0, _GAP, 0), value=255)
     num_rows, num_columns, channels, height, width = framed.shape
     return framed.permute(2, 0, 3, 1, 4).reshape(channels, num_rows * height, num_columns * width)
 
 
-def _turns(labels: Tensor) -> Tensor:
-    """Return how many samples of the same class come before each: int64 [N]."""
-    order = torch.argsort(labels, stable=True)
-    counts = torch.bincount(labels)
-    starts = torch.cumsum(counts, 0) - counts
-    turns = torch.empty_like(labels)
-    turns[order] = torch.arange(len(labels)) - starts[labels[order]]
-    return turns
-
-
-def _data_base(options: argparse.Namespace) -> Shown:
+def _inspect_database(options: Namespace) -> Inspection:
     folder = Path(options.what)
     with IMAGES.report_errors(folder):
         environment = opened(folder, LMDBOptions())
@@ -105,10 +114,10 @@ def _data_base(options: argparse.Namespace) -> Shown:
     def copy(ids: Tensor, number: int) -> Tensor:
         return images.fetch(ids + number * count)
 
-    return Shown(manifest, manifest.pop("classes"), labels, copy, int(manifest["rounds"]))
+    return Inspection(manifest, manifest.pop("classes"), labels, copy, int(manifest["rounds"]))
 
 
-def _data_set(options: argparse.Namespace) -> Shown:
+def _inspect_data_set(options: Namespace) -> Inspection:
     request = ImageRequest(
         path=options.path,
         pixels=options.pixels,
@@ -118,15 +127,15 @@ def _data_set(options: argparse.Namespace) -> Shown:
     )
     data = load_images(options.what, request)
     augmentation = Augmentation(options.augmentations, augmentation_seed(options.seed), "--augmentations")
-    reader, rest = reader_of(data.train.images, augmentation)
+    reader, batch_transforms = reader_of(data.train.images, augmentation)
 
     def copy(ids: Tensor, number: int) -> Tensor:
         if number == 0:
             return data.train.images.fetch(ids)
         images = reader.read(ids, number - 1)
-        return images if rest is None else rest(images, ids, number - 1)
+        return images if batch_transforms is None else batch_transforms(images, ids, number - 1)
 
-    facts = {
+    properties = {
         "name": options.what,
         "count": len(data.train),
         "validation": len(data.valid),
@@ -135,42 +144,4 @@ def _data_set(options: argparse.Namespace) -> Shown:
         "std": [round(value, 4) for value in data.std],
         "source": data.train.checksum(),
     }
-    return Shown(facts, data.classes, data.train.labels, copy, sys.maxsize if options.augmentations else 1)
-
-
-def _table(shown: Shown) -> Table:
-    table = Table(show_header=False)
-    for name, fact in shown.facts.items():
-        table.add_row(name, f"{fact:,}" if name in ("count", "validation") else json.dumps(fact))
-    counts = torch.bincount(shown.labels, minlength=len(shown.classes)).tolist()
-    table.add_row("samples", ", ".join(f"{name} {n:,}" for name, n in zip(shown.classes, counts, strict=True)))
-    return table
-
-
-def _draw(images: Tensor, path: Path) -> None:
-    from PIL import Image  # noqa: PLC0415
-
-    values = images.permute(1, 2, 0).squeeze(-1).contiguous().numpy()
-    Image.fromarray(values).save(path, format="PNG")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m fullbatch.cli.inspect", None, __doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", help="folder of a database, or the name of a data set")
-    parser.add_argument("--verify", action="store_true", help="read all records of a database and compare the digest")
-    parser.add_argument("--sheet", type=Path, help="the PNG file to draw")
-    parser.add_argument("--rows", type=int, default=10, help="samples on the sheet, of one class after the other")
-    parser.add_argument("--columns", type=int, default=8, help="copies of each sample")
-    parser.add_argument("--path", default="~/data", help="where the files of a data set lie")
-    parser.add_argument("--pixels", type=int, help="side to resize the images of a folder to")
-    parser.add_argument("--size", type=int, help="training images to use; for all, mean and std may take a while")
-    parser.add_argument("--whole", action="store_true", help="crops see images of various sizes as large as they are")
-    parser.add_argument("--augmentations", type=json.loads, default={}, help="""as in '{"RandomCrop": [32, 4]}'""")
-    parser.add_argument("--seed", type=int, default=0, help="of the run whose augmentation is shown")
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return Inspection(properties, data.classes, data.train.labels, copy, sys.maxsize if options.augmentations else 1)

@@ -1,54 +1,37 @@
-"""A page of one run or several, to look at in a browser: ``python -m fullbatch.cli.page FOLDERS... [--output FILE]``.
+"""Write an HTML page of runs and landscapes.
 
-Folders are those of runs (``outputs/<date>/<time>``), of sweeps, and of landscapes. The page shows results, curves,
-sharpness, landscapes and what the configurations differ in, and needs no network.
+The folders are those of runs (``outputs/<date>/<time>``), of sweeps, and of landscapes. The page shows results, curves,
+sharpness, landscapes and the differences of the configurations, and needs no network.
 """
 
-import argparse
-import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from fullbatch.results.page import page
-from fullbatch.results.recorded import Recorded, files_of, names_of, read_landscape, read_rows
-from fullbatch.runtime.files import format_error, write_atomically
+from fullbatch.cli.command import command_parser, run_command
+from fullbatch.results.page import render_page
+from fullbatch.results.recorded import RecordedRun, find_run_tables, read_landscape, read_rows, run_names
+from fullbatch.runtime.files import write_atomically
 from fullbatch.settings.parse import read_settings
-
-MISTAKE = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the page; return the exit status: 0, or 2 for a mistake."""
-    options = _parser().parse_args(arguments)
-    try:
-        tables, landscapes = files_of(options.folders)
-        runs = [_recorded(name, path) for name, path in zip(names_of(tables), tables, strict=True)]
-        write_atomically(options.output, page(runs, [read_landscape(path) for path in landscapes]).encode())
-    except (ValueError, OSError) as error:
-        message = format_error(error) if isinstance(error, OSError) else str(error)
-        Console(file=sys.stderr, soft_wrap=True, highlight=False).print(message, markup=False)
-        return MISTAKE
+    """Write the page; return the exit status."""
+    parser = command_parser("page", __doc__)
+    parser.add_argument("folders", type=Path, nargs="+", help="folders of runs, sweeps and landscapes")
+    parser.add_argument("--output", type=Path, default=Path("page.html"), help="file to write; default: page.html")
+    return run_command(_write_page, parser.parse_args(arguments))
+
+
+def _write_page(options: Namespace) -> None:
+    tables, landscapes = find_run_tables(options.folders)
+    runs = []
+    for name, table in zip(run_names(tables), tables, strict=True):
+        config = table.with_name("config.yaml")
+        settings = read_settings(config) if config.exists() else {}
+        runs.append(RecordedRun(name, table.parent, read_rows(table), settings))
+    page = render_page(runs, [read_landscape(path) for path in landscapes])
+    write_atomically(options.output, page.encode())
     Console(soft_wrap=True, highlight=False).print(f"{options.output}", markup=False)
-    return 0
-
-
-def _recorded(name: str, table: Path) -> Recorded:
-    config = table.with_name("config.yaml")
-    return Recorded(name, table.parent, read_rows(table), read_settings(config) if config.exists() else {})
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m fullbatch.cli.page", None, __doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folders", type=Path, nargs="+", help="of runs, sweeps and landscapes")
-    parser.add_argument(
-        "--output", type=Path, default=Path("page.html"), help="the file to write; page.html by default"
-    )
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,1 +1,1 @@
-"""What many runs come to: a ledger of who did what, and tables of means over seeds."""
+"""Results of many runs: the ledger of jobs, means over seeds, figures, and an HTML page."""

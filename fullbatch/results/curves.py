@@ -1,4 +1,4 @@
-"""A figure of a run's curves."""
+"""A figure of the curves of a run."""
 
 import logging
 from collections.abc import Sequence
@@ -14,18 +14,18 @@ PANELS = (
     ("gradient norm", {"grad_norm": "of blocks (r.m.s.)", "full_grad_norm": "of all data, regularized"}, "log"),
     ("learning rate", {"lr": "learning rate"}, "linear"),
 )
-COLORS = ("#0072B2", "#E69F00", "#009E73")  # told apart by colour-blind readers, too (Okabe & Ito, 2008)
+COLORS = ("#0072B2", "#E69F00", "#009E73")  # distinguishable for color-blind readers, too (Okabe & Ito, 2008)
 
 
 def draw_curves(rows: Sequence[Row], path: Path, title: str) -> None:
-    """Write loss, accuracy, gradient norms and learning rate against the step as a PNG.
+    """Draw loss, accuracy, gradient norms and learning rate against the step, and write a PNG file.
 
-    Needs matplotlib (the ``plot`` extra); without it a line in the log says so.
+    Without matplotlib (the ``plot`` extra) a log message replaces the figure.
     """
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415
     except ImportError:
-        log.info("no figure of the curves: matplotlib is not installed (pip install 'fullbatch[plot]')")
+        log.info("curves are not drawn: matplotlib is not installed (pip install 'fullbatch[plot]')")
         return
     figure = Figure(figsize=(11, 7), layout="constrained")
     figure.suptitle(title)

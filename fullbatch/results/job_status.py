@@ -1,4 +1,4 @@
-"""Where the jobs of a ledger stand: state, step, accuracy, and how long they will still take."""
+"""The status of the jobs in a ledger: state, step, accuracy, and remaining time."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -9,12 +9,26 @@ from fullbatch.results.ledger import Attempt, Ledger, State, by_job, decisive
 from fullbatch.training.tables import read_table
 
 OVER = (State.FINISHED, State.DIVERGED)
-"""States in which a job takes no more time."""
+"""States of jobs that take no more time."""
 
 
 @dataclass(frozen=True)
 class JobStatus:
-    """Where one job stands; ``seconds_left`` of computation and ``accuracy`` (validation, in [0, 1]) where known."""
+    """The status of a job.
+
+    Args:
+        job: the hash that identifies it; empty if it is waiting.
+        name: name of the run.
+        overrides: its overrides on the command line.
+        state: its state.
+        step: number of steps taken.
+        steps: number of steps in all.
+        accuracy: last validation accuracy, in [0, 1].
+        seconds_left: expected remaining time.
+        seconds: total time, expected or measured.
+        folder: folder of the run.
+        message: how it ended.
+    """
 
     job: str
     name: str
@@ -30,49 +44,49 @@ class JobStatus:
 
 
 def job_statuses(ledger: Ledger) -> list[JobStatus]:
-    """Return where each job stands, in the order in which they began; then those of sweeps that are still waiting.
+    """Return the status of each job, in the order of their first attempts, then those of the waiting jobs of sweeps.
 
-    Time left is steps left times the mean time of the steps so far; of a job that has taken none, the mean of the whole
-    time of the others.
+    The remaining time is the number of remaining steps times the mean time of the steps so far; for jobs without a
+    step, the mean total time of the others.
     """
-    begun = [_standing(decisive(attempts)) for attempts in by_job(ledger.attempts()).values()]
+    started = [_status_of(decisive(attempts)) for attempts in by_job(ledger.attempts()).values()]
     waiting = [JobStatus("", _name(overrides), overrides, State.WAITING) for overrides in ledger.waiting()]
-    known = [found.seconds for found in begun if found.seconds is not None]
-    whole = statistics.mean(known) if known else None
+    totals = [status.seconds for status in started if status.seconds is not None]
+    mean = statistics.mean(totals) if totals else None
     return [
-        replace(found, seconds_left=whole) if found.seconds_left is None and found.state not in OVER else found
-        for found in (*begun, *waiting)
+        replace(status, seconds_left=mean) if status.seconds_left is None and status.state not in OVER else status
+        for status in (*started, *waiting)
     ]
 
 
-def common(lists: Iterable[Sequence[str]]) -> set[str]:
-    """Return the overrides that all have."""
-    sets = [set(overrides) for overrides in lists]
+def common_overrides(statuses: Iterable[JobStatus]) -> set[str]:
+    """Return the overrides that all jobs have."""
+    sets = [set(status.overrides) for status in statuses]
     return set.intersection(*sets) if sets else set()
 
 
-def _standing(attempt: Attempt) -> JobStatus:
+def _status_of(attempt: Attempt) -> JobStatus:
     path = attempt.folder / f"table_{attempt.name}_convergence_results.csv"
     rows = read_table(path) if path.exists() else []
     accuracies = [row["valid_acc"] for row in rows if row.get("valid_acc")]
-    accuracy = attempt.result.get("valid_acc", float(accuracies[-1]) if accuracies else None)
     spent = sum(float(row.get(column) or 0) for row in rows for column in ("train_time", "valid_time"))
-    whole = spent / len(rows) * attempt.steps if rows else None
-    found = JobStatus(
+    seconds = spent / len(rows) * attempt.steps if rows else None
+    status = JobStatus(
         attempt.job,
         attempt.name,
         attempt.overrides,
         attempt.state,
         step=len(rows),
         steps=attempt.steps,
-        accuracy=accuracy,
-        seconds=whole,
+        accuracy=attempt.result.get("valid_acc", float(accuracies[-1]) if accuracies else None),
+        seconds_left=None if seconds is None else seconds - spent,
+        seconds=seconds,
         folder=attempt.folder,
         message=attempt.message,
     )
     if attempt.state in OVER:
-        return replace(found, seconds_left=0.0, seconds=attempt.result.get("total_time"))
-    return replace(found, seconds_left=None if whole is None else whole - spent)
+        return replace(status, seconds_left=0.0, seconds=attempt.result.get("total_time"))
+    return status
 
 
 def _name(overrides: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Experiments laid out as the tables of the paper: rows and notes, as text, Markdown or CSV."""
+"""Experiments in the layout of the paper's tables, with notes: as text, Markdown or CSV."""
 
 import csv
 import io
@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from fullbatch.results.experiments import Experiment, spread, telling
-from fullbatch.results.published import SOURCE, published, same
+from fullbatch.results.experiments import Experiment, distinguishing_settings, format_mean
+from fullbatch.results.published import SOURCE, PublishedResult, equal_cells, find_published
 
 TITLES = ("experiment", "mini-batching", "steps", "modifications", "seeds", "validation %", "training %", "published %")
-_USUAL: Mapping[str, tuple[str, str]] = {
+_DEFAULTS: Mapping[str, tuple[str, str]] = {
     "optimizer": ("gd", "{}"),
     "optim_modification.name": ("none", "{}"),
     "batch_size": ("128", "blocks of {}"),
@@ -28,113 +28,111 @@ _USUAL: Mapping[str, tuple[str, str]] = {
     "train_semi_stochastic": ("False", "semi-stochastic"),
     "train_switch_stochastic": ("", "other mode after {} steps"),
 }
-"""Settings that are told where they are not as usual."""
+"""Setting -> default value, and text for another value in the column of modifications."""
 WIDTH = 160
-"""Of tables that do not go to a terminal, in characters."""
+"""Width of tables that are not printed to a terminal, in characters."""
 Cells = tuple[str, ...]
 
 
-def sections(found: Sequence[Experiment]) -> dict[str, list[tuple[Experiment, Cells]]]:
-    """Return 'data, model' -> experiments and their rows, in the order of ``TITLES``."""
-    told = telling(found)
-    laid_out: dict[str, list[tuple[Experiment, Cells]]] = {}
-    for number, one in enumerate(found):
-        title = f"{one.data}, {one.settings.get('model', '')}"
-        laid_out.setdefault(title, []).append((one, _cells(one, told[number])))
-    return laid_out
+def sections(experiments: Sequence[Experiment]) -> dict[str, list[tuple[Experiment, Cells]]]:
+    """Return 'data, model' -> experiments and their cells, in the order of ``TITLES``."""
+    result: dict[str, list[tuple[Experiment, Cells]]] = {}
+    for one, distinguishing in zip(experiments, distinguishing_settings(experiments), strict=True):
+        result.setdefault(", ".join(one.title[1:]), []).append((one, _cells(one, distinguishing)))
+    return result
 
 
-def notes(found: Sequence[Experiment]) -> list[str]:
-    """Return what must be said below the tables."""
+def notes(experiments: Sequence[Experiment]) -> list[str]:
+    """Return the notes below the tables."""
     lines = ["validation and training accuracy: of the last step, mean ± standard deviation over seeds (n - 1)"]
-    for one in found:
-        beside = published(one.name, one.data, one.settings)
+    for one in experiments:
+        published = _published(one)
         if one.diverged:
             lines.append(f"{one.name}: diverged and not in the mean: seeds {', '.join(one.diverged)}")
-        if one.repeated:
-            others = f"; {one.differing} of them had another accuracy" if one.differing else ""
-            lines.append(f"{one.name}: {one.repeated} runs of a seed that had run before; the last counts{others}")
-        if beside is not None and beside.differences:
-            lines.append(f"{one.name}: not beside the published value: {'; '.join(beside.differences)}")
-    if any(_published(one) for one in found):
+        if one.num_repeated:
+            different = f"; {one.num_different} of them had another accuracy" if one.num_different else ""
+            lines.append(f"{one.name}: {one.num_repeated} runs repeat a seed; the last one counts{different}")
+        if published is not None and published.differences:
+            lines.append(f"{one.name}: differs from the published experiment: {'; '.join(published.differences)}")
+    if any(_published_cells(one) for one in experiments):
         lines.append(SOURCE)
     return list(dict.fromkeys(lines))
 
 
-def as_text(found: Sequence[Experiment], more: Sequence[str]) -> str:
-    """Return tables for the terminal, as wide as that."""
+def as_text(experiments: Sequence[Experiment], more_notes: Sequence[str]) -> str:
+    """Return tables as wide as the terminal."""
     text, terminal = io.StringIO(), Console()
     console = Console(file=text, width=terminal.width if terminal.is_terminal else WIDTH, highlight=False)
-    for title, rows in sections(found).items():
+    for title, rows in sections(experiments).items():
         table = Table(title=title, title_justify="left")
         for number, column in enumerate(TITLES):
             table.add_column(column, justify="right" if number in (2, 4, 5, 6, 7) else "left")
         for _, cells in rows:
             table.add_row(*cells)
         console.print(table)
-    console.print("\n".join([*notes(found), *more]), markup=False, soft_wrap=True)
+    console.print("\n".join([*notes(experiments), *more_notes]), markup=False, soft_wrap=True)
     return text.getvalue()
 
 
-def as_markdown(found: Sequence[Experiment], more: Sequence[str]) -> str:
-    """Return tables for a page."""
+def as_markdown(experiments: Sequence[Experiment], more_notes: Sequence[str]) -> str:
+    """Return tables in Markdown."""
     lines = []
-    for title, rows in sections(found).items():
+    for title, rows in sections(experiments).items():
         lines += [f"**{title}**", ""]
-        lines += [_line(TITLES), _line(["---"] * 2 + ["---:", "---"] + ["---:"] * 4)]
-        lines += [_line(cells) for _, cells in rows]
+        for cells in (TITLES, ["---"] * 2 + ["---:", "---"] + ["---:"] * 4, *(cells for _, cells in rows)):
+            escaped = (cell.replace("|", "\\|") for cell in cells)
+            lines.append(f"| {' | '.join(escaped)} |")
         lines.append("")
-    return "\n".join(lines + [f"- {note}" for note in [*notes(found), *more]]) + "\n"
+    return "\n".join(lines + [f"- {note}" for note in [*notes(experiments), *more_notes]]) + "\n"
 
 
-def as_csv(found: Sequence[Experiment], _: Sequence[str]) -> str:
-    """Return one table for programs: comma-separated, numbers in full, accuracies in percent; a blank where none."""
+def as_csv(experiments: Sequence[Experiment], _: Sequence[str]) -> str:
+    """Return one comma-separated table without notes: accuracies in percent, unrounded; empty cells for no value."""
     text = io.StringIO(newline="")
     columns = [*TITLES[:5], "diverged", "valid_mean", "valid_deviation", "train_mean", "train_deviation"]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["data", "model", *columns, "published_mean_unverified", "published_deviation_unverified"])
-    for rows in sections(found).values():
+    for rows in sections(experiments).values():
         for one, cells in rows:
-            numbers = [number for key in ("valid_acc", "train_acc") for number in _moments(one.values(key))]
-            start = [one.data, one.settings.get("model", ""), *cells[:4], len(one.runs), len(one.diverged)]
-            writer.writerow([*start, *numbers, *(_published(one) or ("", ""))])
+            numbers: list[float | str] = []
+            for column in ("valid_acc", "train_acc"):
+                percent = [100 * value for value in one.values(column)]
+                numbers.append(statistics.mean(percent) if percent else "")
+                numbers.append(statistics.stdev(percent) if len(percent) > 1 else "")
+            identity = [*one.title[1:], *cells[:4], len(one.runs), len(one.diverged)]
+            writer.writerow([*identity, *numbers, *(_published_cells(one) or ("", ""))])
     return text.getvalue()
 
 
 FORMATS = {"text": as_text, "markdown": as_markdown, "csv": as_csv}
 
 
-def _cells(one: Experiment, told: Sequence[str]) -> Cells:
-    settings, beside = one.settings, _published(one)
-    changes = [
-        form.format(settings[key])
-        for key, (usual, form) in _USUAL.items()
-        if key in settings and not same(settings[key], usual)
+def _cells(one: Experiment, distinguishing: Sequence[str]) -> Cells:
+    settings, published = one.settings, _published_cells(one)
+    modifications = [
+        text.format(settings[key])
+        for key, (default, text) in _DEFAULTS.items()
+        if key in settings and not equal_cells(settings[key], default)
     ]
-    apart = [text for text in told if not text.startswith((*_USUAL, "steps ", "stoch "))]
+    modifications += [text for text in distinguishing if not text.startswith((*_DEFAULTS, "steps ", "stoch "))]
     diverged = f" + {len(one.diverged)} diverged" if one.diverged else ""
     return (
         one.name,
         "yes" if settings.get("stoch") == "True" else "no",
         settings.get("steps", ""),
-        ", ".join([*changes, *apart]),
+        ", ".join(modifications),
         f"{len(one.runs)}{diverged}",
-        spread(one.values("valid_acc"), 100) or "diverged",
-        spread(one.values("train_acc"), 100),
-        "" if beside is None else f"{beside[0]:.2f} ± {beside[1]:.2f}",
+        format_mean(one.values("valid_acc"), 100) or "diverged",
+        format_mean(one.values("train_acc"), 100),
+        "" if published is None else f"{published[0]:.2f} ± {published[1]:.2f}",
     )
 
 
-def _published(one: Experiment) -> tuple[float, float] | None:
-    found = published(one.name, one.data, one.settings)
-    return None if found is None or found.differences else (found.accuracy, found.deviation)
+def _published(one: Experiment) -> PublishedResult | None:
+    return find_published(one.name, one.data, one.settings)
 
 
-def _moments(values: Sequence[float]) -> tuple[float | str, float | str]:
-    percent = [100 * value for value in values]
-    mean = statistics.mean(percent) if percent else ""
-    return mean, statistics.stdev(percent) if len(percent) > 1 else ""
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+def _published_cells(one: Experiment) -> tuple[float, float] | None:
+    """Return the published mean and deviation if the settings are the same."""
+    published = _published(one)
+    return None if published is None or published.differences else (published.accuracy, published.deviation)

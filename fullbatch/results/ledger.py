@@ -1,8 +1,8 @@
-"""The ledger: which jobs ran, where, and how they ended; a database that many processes write at once.
+"""The ledger: a database of the attempts at jobs, which many processes update at the same time.
 
-One SQLite file with a rollback journal (a write-ahead log needs memory that network file systems do not share). Every
-change is one short transaction, begun with the write lock; a process that finds the file locked waits. What a process
-had written when it was killed is whole or not there.
+It is one SQLite file with a rollback journal (a write-ahead log needs shared memory, which network file systems lack).
+Every change is one short transaction that begins by taking the write lock, and a process that finds the file locked
+waits. If a process is killed, its last change is either complete or absent.
 """
 
 import json
@@ -35,7 +35,7 @@ _SCHEMA = (
 
 
 class State(str, Enum):
-    """How far a job is."""
+    """The state of a job or of an attempt at it."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -46,17 +46,17 @@ class State(str, Enum):
 
 
 @dataclass(frozen=True)
-class Description:
-    """What a job is, before it runs.
+class JobDescription:
+    """The description of a job before it runs.
 
     Args:
-        job: hash of all that makes it this job.
-        configuration: hash of the same without name and seed.
-        name: of the run.
+        job: hash that identifies the job.
+        configuration: hash that identifies the job up to name and seed.
+        name: name of the run.
         data: name of the data set.
-        overrides: what was typed for it.
-        steps: how many it takes.
-        circumstances: hash of what may change the numbers without being meant to: program, libraries, machine.
+        overrides: its overrides on the command line.
+        steps: its number of steps.
+        circumstances: hash of the program, libraries, machine and ``impl``, which may change results by rounding.
     """
 
     job: str
@@ -69,8 +69,8 @@ class Description:
 
 
 @dataclass(frozen=True)
-class Attempt(Description):
-    """One process' attempt at a job."""
+class Attempt(JobDescription):
+    """An attempt of one process at a job."""
 
     number: int
     folder: Path
@@ -84,8 +84,14 @@ class Attempt(Description):
 
 
 @dataclass(frozen=True)
-class Place:
-    """A job's place in a sweep: the sweep's folder, its number there, and the overrides of all jobs where known."""
+class SweepPosition:
+    """The position of a job in a sweep.
+
+    Args:
+        sweep: the folder of the sweep.
+        number: the number of the job in the sweep.
+        jobs: the overrides of all jobs of the sweep; empty if unknown.
+    """
 
     sweep: Path
     number: int
@@ -93,24 +99,24 @@ class Place:
 
 
 Decide = Callable[[Sequence[Attempt]], Attempt | None]
-"""From all attempts at a job to the one that makes another is_redundant; None where there is none."""
+"""From the attempts at a job to the one that makes another redundant, or None."""
 
 
 def lease_of(folder: Path) -> Path:
-    """Return the lease that the process running in ``folder`` holds."""
+    """Return the lease that a process holds while it runs in ``folder``."""
     return folder / ".running.lock"
 
 
 def by_job(attempts: Sequence[Attempt]) -> dict[str, list[Attempt]]:
-    """Return the attempts at each job, in the order in which the jobs began."""
-    found: dict[str, list[Attempt]] = {}
+    """Return the attempts at each job, in the order of the first attempts."""
+    groups: dict[str, list[Attempt]] = {}
     for attempt in attempts:
-        found.setdefault(attempt.job, []).append(attempt)
-    return found
+        groups.setdefault(attempt.job, []).append(attempt)
+    return groups
 
 
 def decisive(attempts: Sequence[Attempt]) -> Attempt:
-    """Return the attempt that says where a job stands: one that finished, else one that is running, else the last."""
+    """Return the attempt that determines the state of a job: a finished one, else a running one, else the last."""
     for state in (State.FINISHED, State.RUNNING):
         for attempt in attempts:
             if attempt.state is state:
@@ -119,95 +125,100 @@ def decisive(attempts: Sequence[Attempt]) -> Attempt:
 
 
 def is_redundant(attempts: Sequence[Attempt], circumstances: str) -> Attempt | None:
-    """Return the attempt because of which a job need not run: one that finished, or is running, or diverged last.
+    """Return the attempt that makes another one redundant: a finished or running one, or a last one that diverged.
 
-    What diverged would do so again, bitwise, unless program, libraries, machine or ``impl`` are others now.
-    Interrupted and failed ones are to be taken up again.
+    A diverged job would diverge again, bitwise, unless its circumstances have changed. Interrupted and failed jobs are
+    to be continued.
     """
     if not attempts:
         return None
-    last = decisive(attempts)
-    diverged = last.state is State.DIVERGED and last.circumstances == circumstances
-    return last if last.state in (State.FINISHED, State.RUNNING) or diverged else None
+    attempt = decisive(attempts)
+    diverged = attempt.state is State.DIVERGED and attempt.circumstances == circumstances
+    return attempt if attempt.state in (State.FINISHED, State.RUNNING) or diverged else None
 
 
 class Ledger:
-    """The file at ``path``; folders within its launch folder are noted relative to that, so that all can be moved.
+    """The ledger in the file ``path``. Folders below its launch folder are stored relative to it, so it can be moved.
 
-    Every method raises ``ValueError`` where the file is damaged, another program's or cannot be written; it is then
-    left untouched.
+    Every method raises ``ValueError`` if the file is damaged, belongs to another program or cannot be written; the file
+    is then left untouched.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._launched_in = path.absolute().parent.parent
+        self._launch_folder = path.absolute().parent.parent
 
     def begin(
-        self, what: Description, folder: Path, place: Place | None = None, decide: Decide = lambda _: None
+        self,
+        description: JobDescription,
+        folder: Path,
+        position: SweepPosition | None = None,
+        decide: Decide = lambda _: None,
     ) -> Attempt | list[Attempt]:
-        """Note that a process starts a job, unless ``decide`` says that nothing needs to be done.
+        """Record that this process starts a job in ``folder``, unless ``decide`` returns an attempt.
 
-        All in one transaction: of several processes with the same job, one gets it. The caller holds the lease of the
-        folder.
+        This is one transaction, so only one of several processes gets a job. The caller holds the lease of the folder.
 
         Returns:
-            The attempt that makes this one is_redundant; or all earlier ones, this one last.
+            The attempt that ``decide`` returned; or all earlier attempts, followed by the new one.
         """
-        with self._open(write=True) as base:
-            if place is not None:
-                _plan(base, place, what.job)
-            before = self._attempts(base, "WHERE job = ?", what.job)
-            is_redundant = decide(before)
-            return is_redundant if is_redundant is not None else [*before, self._insert(base, what, folder)]
+        with self._open(write=True) as connection:
+            if position is not None:
+                _record_sweep(connection, position, description.job)
+            attempts = self._attempts(connection, "WHERE job = ?", description.job)
+            redundant_after = decide(attempts)
+            return redundant_after or [*attempts, self._insert(connection, description, folder)]
 
     def end(self, number: int, state: State, message: str = "", result: Mapping[str, float] | None = None) -> None:
-        """Note how an attempt ended."""
+        """Record how an attempt ended."""
         values = (state.value, message, json.dumps(dict(result or {})), time.time(), number)
-        with self._open(write=True) as base:
-            base.execute("UPDATE attempts SET state = ?, message = ?, result = ?, ended = ? WHERE number = ?", values)
+        statement = "UPDATE attempts SET state = ?, message = ?, result = ?, ended = ? WHERE number = ?"
+        with self._open(write=True) as connection:
+            connection.execute(statement, values)
 
     def forget(self, jobs: Sequence[str]) -> None:
-        """Forget all attempts at these jobs."""
-        with self._open(write=True) as base:
+        """Remove all attempts at these jobs."""
+        with self._open(write=True) as connection:
             for job in jobs:
-                base.execute("DELETE FROM attempts WHERE job = ?", (job,))
-                base.execute("DELETE FROM planned WHERE job = ?", (job,))
+                connection.execute("DELETE FROM attempts WHERE job = ?", (job,))
+                connection.execute("DELETE FROM planned WHERE job = ?", (job,))
 
     def attempts(self) -> list[Attempt]:
-        """Return all attempts, oldest first; one whose process is gone without a word counts as interrupted."""
-        with self._open(write=False) as base:
-            return self._attempts(base)
+        """Return all attempts, oldest first; running ones whose process has ended count as interrupted."""
+        with self._open(write=False) as connection:
+            return self._attempts(connection)
 
     def waiting(self) -> list[tuple[str, ...]]:
-        """Return the overrides of the jobs of sweeps whose turn has never come."""
+        """Return the overrides of the jobs of sweeps that have not been started."""
         query = "SELECT overrides FROM planned GROUP BY overrides HAVING max(job IS NOT NULL) = 0 ORDER BY min(rowid)"
-        with self._open(write=False) as base:
-            return [tuple(json.loads(row["overrides"])) for row in base.execute(query)]
+        with self._open(write=False) as connection:
+            return [tuple(json.loads(row["overrides"])) for row in connection.execute(query)]
 
-    def _attempts(self, base: sqlite3.Connection, condition: str = "", *values: str) -> list[Attempt]:
-        rows = base.execute(f"SELECT * FROM attempts {condition} ORDER BY number", values)
+    def _attempts(self, connection: sqlite3.Connection, condition: str = "", *values: str) -> list[Attempt]:
+        rows = connection.execute(f"SELECT * FROM attempts {condition} ORDER BY number", values)
         return [self._attempt(dict(row)) for row in rows]
 
     def _attempt(self, row: dict[str, object]) -> Attempt:
-        found = Attempt(
+        attempt = Attempt(
             **{
                 **row,
-                "folder": self._launched_in / str(row["folder"]),
+                "folder": self._launch_folder / str(row["folder"]),
                 "state": State(row["state"]),
                 "overrides": tuple(json.loads(str(row["overrides"]))),
                 "result": json.loads(str(row["result"])),
             }
         )
-        gone = found.state is State.RUNNING and not is_held(lease_of(found.folder))
-        return replace(found, state=State.INTERRUPTED, message="the process was killed") if gone else found
+        if attempt.state is State.RUNNING and not is_held(lease_of(attempt.folder)):
+            return replace(attempt, state=State.INTERRUPTED, message="the process was killed")
+        return attempt
 
-    def _insert(self, base: sqlite3.Connection, what: Description, folder: Path) -> Attempt:
+    def _insert(self, connection: sqlite3.Connection, description: JobDescription, folder: Path) -> Attempt:
         folder = folder.absolute()
-        inside = folder.is_relative_to(self._launched_in)
+        inside = folder.is_relative_to(self._launch_folder)
         row = {
-            **vars(what),
-            "overrides": json.dumps(what.overrides),
-            "folder": str(folder.relative_to(self._launched_in) if inside else folder),
+            **vars(description),
+            "overrides": json.dumps(description.overrides),
+            "folder": str(folder.relative_to(self._launch_folder) if inside else folder),
             "state": State.RUNNING.value,
             "message": "",
             "result": "{}",
@@ -216,8 +227,8 @@ class Ledger:
             "started": time.time(),
             "ended": None,
         }
-        columns, marks = ", ".join(row), ", ".join(f":{name}" for name in row)
-        row["number"] = base.execute(f"INSERT INTO attempts ({columns}) VALUES ({marks})", row).lastrowid
+        columns, values = ", ".join(row), ", ".join(f":{name}" for name in row)
+        row["number"] = connection.execute(f"INSERT INTO attempts ({columns}) VALUES ({values})", row).lastrowid
         return self._attempt(row)
 
     @contextmanager
@@ -226,39 +237,43 @@ class Ledger:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         address = f"{self.path.absolute().as_uri()}?mode={'rwc' if write else 'rw'}"
         try:
-            with closing(sqlite3.connect(address, SECONDS_TO_WAIT, isolation_level=None, uri=True)) as base:
-                base.row_factory = sqlite3.Row
-                base.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-                self._check(base, write)
-                yield base
-                base.execute("COMMIT")
-        except sqlite3.OperationalError as error:  # locked, read-only, full: what the file system or the lock refuses
+            with closing(sqlite3.connect(address, SECONDS_TO_WAIT, isolation_level=None, uri=True)) as connection:
+                connection.row_factory = sqlite3.Row
+                connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+                self._check(connection, write)
+                yield connection
+                connection.execute("COMMIT")
+        except sqlite3.OperationalError as error:  # locked, read-only, full disk
             raise ValueError(f"{self.path}: {error}") from error
         except sqlite3.DatabaseError as error:
-            raise ValueError(f"{self.path}: {self._refusal(str(error))}") from error
+            raise ValueError(self._refusal(str(error))) from error
 
-    def _check(self, base: sqlite3.Connection, write: bool) -> None:
-        program, version = (base.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
-        new = base.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0 and program == version == 0
-        if new and write:
+    def _check(self, connection: sqlite3.Connection, write: bool) -> None:
+        def pragma(statement: str) -> object:
+            return connection.execute(f"PRAGMA {statement}").fetchone()[0]
+
+        program, version = pragma("application_id"), pragma("user_version")
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        is_new = tables == program == version == 0
+        if is_new and write:
             for statement in _SCHEMA:
-                base.execute(statement)
-        elif new or program != APPLICATION:
-            raise ValueError(f"{self.path}: {self._refusal('made by another program')}")
+                connection.execute(statement)
+        elif is_new or program != APPLICATION:
+            raise ValueError(self._refusal("made by another program"))
         elif version != VERSION:
             raise ValueError(f"{self.path}: a ledger of format {version}; this version reads format {VERSION}")
-        elif (found := base.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-            raise ValueError(f"{self.path}: {self._refusal(found)}")
+        elif (result := pragma("quick_check(1)")) != "ok":
+            raise ValueError(self._refusal(str(result)))
 
-    @staticmethod
-    def _refusal(reason: str) -> str:
+    def _refusal(self, reason: str) -> str:
         reason = " ".join(reason.split())
-        return f"no whole ledger of this program ({reason}); left untouched: move it away, and a new one is begun"
+        return f"{self.path}: not an intact ledger ({reason}); left untouched: move it away to start a new one"
 
 
-def _plan(base: sqlite3.Connection, place: Place, job: str) -> None:
-    """Note all the jobs of the sweep, the first time, and that this one's turn has come."""
-    for number, overrides in enumerate(place.jobs):
-        values = (str(place.sweep), number, json.dumps(list(overrides)))
-        base.execute("INSERT OR IGNORE INTO planned (sweep, number, overrides) VALUES (?, ?, ?)", values)
-    base.execute("UPDATE planned SET job = ? WHERE sweep = ? AND number = ?", (job, str(place.sweep), place.number))
+def _record_sweep(connection: sqlite3.Connection, position: SweepPosition, job: str) -> None:
+    """Record all jobs of a sweep, once, and that ``job`` has been started at its position."""
+    sweep = str(position.sweep)
+    for number, overrides in enumerate(position.jobs):
+        values = (sweep, number, json.dumps(list(overrides)))
+        connection.execute("INSERT OR IGNORE INTO planned (sweep, number, overrides) VALUES (?, ?, ?)", values)
+    connection.execute("UPDATE planned SET job = ? WHERE sweep = ? AND number = ?", (job, sweep, position.number))

@@ -1,19 +1,19 @@
-"""A page with results, curves and differences of runs, which needs no network."""
+"""An HTML page with results, curves and configurations of runs; it needs no network."""
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
 
 from fullbatch.results.interactive import (
     COLORS,
-    CURVES_MEAN,
+    CURVES_LEGEND,
     DASHES,
     colors_of,
-    curves,
-    landscape,
-    sharpness,
-    sharpness_keys,
+    draw_curves,
+    draw_landscape,
+    draw_sharpness,
+    sharpness_legend,
 )
-from fullbatch.results.recorded import Landscape, Recorded, differing
+from fullbatch.results.recorded import LandscapeTable, RecordedRun, differing_keys
 
 RESULTS: Mapping[str, tuple[str, str]] = {
     "valid_acc": ("validation accuracy", "{:.2%}"),
@@ -24,7 +24,7 @@ RESULTS: Mapping[str, tuple[str, str]] = {
     "full_grad_norm": ("gradient norm", "{:.4g}"),
     "sharpness": ("sharpness", "{:.4g}"),
 }
-"""Columns whose last values are shown: titles and forms."""
+"""Column -> title and format of its last value."""
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1240px; margin: 2em auto; padding: 0 1.5em; }
 table { border-collapse: collapse; margin: 0.6em 0 1.4em; font-variant-numeric: tabular-nums; }
@@ -38,45 +38,45 @@ thead th { border-bottom: 2px solid #888; vertical-align: bottom; }
 _PATTERNS = {"solid": "", "dash": "8 5", "dot": "2 4", "dashdot": "8 4 2 4"}
 
 
-def page(runs: Sequence[Recorded], landscapes: Sequence[Landscape]) -> str:
-    """Return an HTML document: results, curves, sharpness, landscapes and settings, as far as they are there.
+def render_page(runs: Sequence[RecordedRun], landscapes: Sequence[LandscapeTable]) -> str:
+    """Return an HTML document with the results, curves, sharpness, landscapes and configurations that are available.
 
-    The library that draws, plotly (the ``html`` extra), is inside it.
+    It includes the drawing library, plotly (the ``html`` extra).
 
     Raises:
-        ValueError: where plotly is missing.
+        ValueError: plotly is not installed.
     """
     try:
         from plotly.offline import get_plotlyjs  # noqa: PLC0415
     except ImportError:
         raise ValueError("a page needs plotly, which is not installed (pip install 'fullbatch[html]')") from None
     title = html.escape(", ".join(dict.fromkeys([*(run.name for run in runs), *(one.name for one in landscapes)])))
-    parts = [*_of_runs(runs), *(_section(f"Loss landscape: {one.name}", landscape(one)) for one in landscapes)]
-    parts += _of_settings([run for run in runs if run.settings])
+    parts = [*_runs(runs), *(_section(f"Loss landscape: {one.name}", draw_landscape(one)) for one in landscapes)]
+    parts += _configurations([run for run in runs if run.settings])
     head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style><script>{get_plotlyjs()}</script>'
     body = "\n".join([f"<h1>{title}</h1>", *parts])
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
 
 
-def _of_runs(runs: Sequence[Recorded]) -> list[str]:
+def _runs(runs: Sequence[RecordedRun]) -> list[str]:
     if not runs:
         return []
     colors = colors_of(runs)
-    names = "".join(_key(name, color, "solid") for name, color in colors.items()) + "<br>"
     several = len(runs) > 1
-    series = zip(CURVES_MEAN, ["#444"] * len(CURVES_MEAN) if several else COLORS, DASHES, strict=False)
-    explained = (names if several else "") + "".join(_key(*one) for one in series)
-    parts = [_section("Results after the last step", _results(runs)), _section("Curves", explained + curves(runs))]
+    names = "".join(_legend_entry(*entry, "solid") for entry in colors.items()) + "<br>" if several else ""
+    series = zip(CURVES_LEGEND, ["#444"] * len(CURVES_LEGEND) if several else COLORS, DASHES, strict=False)
+    legend = names + "".join(_legend_entry(*entry) for entry in series)
+    parts = [_section("Results after the last step", _results(runs)), _section("Curves", legend + draw_curves(runs))]
     sharp = [run for run in runs if any("sharpness" in row for row in run.rows)]
     if sharp:
         measured = {column for run in sharp for row in run.rows for column in row}
-        keys = [_key(label, "#444" if several else COLORS[0], dash) for label, dash in sharpness_keys(measured)]
-        explained = (names if several else "") + "".join(keys)
-        parts.append(_section("Sharpness", explained + sharpness(sharp, colors)))
+        color = "#444" if several else COLORS[0]
+        legend = names + "".join(_legend_entry(label, color, dash) for label, dash in sharpness_legend(measured))
+        parts.append(_section("Sharpness", legend + draw_sharpness(sharp, colors)))
     return parts
 
 
-def _results(runs: Sequence[Recorded]) -> str:
+def _results(runs: Sequence[RecordedRun]) -> str:
     shown = [column for column in RESULTS if any(column in row for run in runs for row in run.rows)]
     titles = ["run", "steps", *(RESULTS[column][0] for column in shown), "gradient evaluations", "time (s)", "folder"]
     rows = []
@@ -88,11 +88,11 @@ def _results(runs: Sequence[Recorded]) -> str:
     return _table(titles, rows)
 
 
-def _of_settings(runs: Sequence[Recorded]) -> list[str]:
+def _configurations(runs: Sequence[RecordedRun]) -> list[str]:
     parts = []
     if len(runs) > 1:
-        rows = [[key, *(run.settings.get(key, "") for run in runs)] for key in differing(runs)]
-        table = _table(["key", *(run.name for run in runs)], rows) if rows else "<p>There are none.</p>"
+        rows = [[key, *(run.settings.get(key, "") for run in runs)] for key in differing_keys(runs)]
+        table = _table(["key", *(run.name for run in runs)], rows) if rows else "<p>None.</p>"
         parts.append(_section("Differences of the configurations", table))
     for run in runs:
         table = _table(["key", "value"], run.settings.items())
@@ -110,7 +110,7 @@ def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
 
 
-def _key(label: str, color: str, dash: str) -> str:
+def _legend_entry(label: str, color: str, dash: str) -> str:
     line = (
         f'<line x1="0" y1="5" x2="34" y2="5" stroke="{color}" stroke-width="2.5" stroke-dasharray="{_PATTERNS[dash]}"/>'
     )

@@ -1,7 +1,7 @@
-"""Published results, for runs of the same name and settings to stand beside.
+"""Published results, to compare runs of the same name and settings with.
 
-``published.csv`` holds the validation accuracies in percent, mean and standard deviation, with the settings that a run
-must share with the experiment. They are quoted from memory of the first table of arXiv 2109.14119, and not verified.
+``published.csv`` contains the validation accuracies in percent, mean and standard deviation, and the settings of each
+experiment. They are quoted from memory of the first table of arXiv 2109.14119 and have not been verified.
 """
 
 from collections.abc import Mapping
@@ -12,13 +12,12 @@ from pathlib import Path
 from fullbatch.training.tables import read_table
 
 SOURCE = "published: unverified, quoted from memory of the first table of arXiv 2109.14119"
-_FILE = Path(__file__).with_name("published.csv")
 _NOT_SETTINGS = ("experiment", "name", "valid_acc", "deviation")
 
 
 @dataclass(frozen=True)
-class Published:
-    """A published experiment: validation accuracy in percent, and in which settings a run differs from it."""
+class PublishedResult:
+    """Validation accuracy of a published experiment in percent, and the settings in which a run differs from it."""
 
     experiment: str
     accuracy: float
@@ -26,22 +25,22 @@ class Published:
     differences: tuple[str, ...]
 
 
-def published(name: str, data: str, settings: Mapping[str, str]) -> Published | None:
-    """Return the published experiment of this name, compared with the settings of a run; None where there is none."""
-    row = _rows().get(name)
+def find_published(name: str, data: str, settings: Mapping[str, str]) -> PublishedResult | None:
+    """Return the published experiment of this name, compared with the settings of a run, or None."""
+    row = published_rows().get(name)
     if row is None:
         return None
     given = {**settings, "data": data}
-    differing = tuple(
+    differences = tuple(
         f"{key} {given.get(key) or 'unknown'}, there {row[key] or 'none'}"
         for key in row
-        if key not in _NOT_SETTINGS and not same(given.get(key, ""), row[key])
+        if key not in _NOT_SETTINGS and not equal_cells(given.get(key, ""), row[key])
     )
-    return Published(row["experiment"], float(row["valid_acc"]), float(row["deviation"]), differing)
+    return PublishedResult(row["experiment"], float(row["valid_acc"]), float(row["deviation"]), differences)
 
 
-def same(one: str, other: str) -> bool:
-    """Return whether two cells say the same; numbers may be written differently."""
+def equal_cells(one: str, other: str) -> bool:
+    """Return whether two cells of tables have the same value, as numbers or as text in any case."""
     try:
         return float(one) == float(other)
     except ValueError:
@@ -49,5 +48,6 @@ def same(one: str, other: str) -> bool:
 
 
 @cache
-def _rows() -> dict[str, dict[str, str]]:
-    return {row["name"]: dict(row) for row in read_table(_FILE)}
+def published_rows() -> dict[str, dict[str, str]]:
+    """Return the rows of ``published.csv`` by name."""
+    return {row["name"]: dict(row) for row in read_table(Path(__file__).with_name("published.csv"))}

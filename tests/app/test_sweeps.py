@@ -17,7 +17,7 @@ from states import assert_equal_states
 from fullbatch.app.argv import jobs_of
 from fullbatch.app.ledger_entry import LedgerEntry
 from fullbatch.cli.status import main as status
-from fullbatch.results.ledger import Attempt, Description, Ledger, Place, State
+from fullbatch.results.ledger import Attempt, JobDescription, Ledger, State, SweepPosition
 from fullbatch.training.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -189,7 +189,7 @@ DYING = """
 import fcntl, os, sys, time; from pathlib import Path
 from fullbatch.results.ledger import *
 ledger, folder = Path(sys.argv[1]), Path(sys.argv[2])
-Ledger(ledger).begin(Description("j", "k", "mine", "digits", (), 4, "c"), folder)
+Ledger(ledger).begin(JobDescription("j", "k", "mine", "digits", (), 4, "c"), folder)
 reader, writer = os.pipe()
 if os.fork() == 0:  # a child that has the lock of its parent, as long as it lives
     file = lease_of(folder).open("w")
@@ -207,14 +207,14 @@ def test_the_children_of_a_killed_process_are_waited_for(tmp_path: Path) -> None
     first.mkdir()
     second.mkdir()
     subprocess.run([sys.executable, "-c", DYING, str(path), str(first)], check=False)
-    what = Description("j", "k", "mine", "digits", (), 4, "c")
+    what = JobDescription("j", "k", "mine", "digits", (), 4, "c")
     assert ledger(tmp_path)[0].state is State.RUNNING
-    with LedgerEntry(Ledger(path), what, second, Place(tmp_path, 1)) as entry:
+    with LedgerEntry(Ledger(path), what, second, SweepPosition(tmp_path, 1)) as entry:
         assert entry.already_done is None
         assert entry.was_unfinished
         entry.end(State.FINISHED)
     assert [attempt.state for attempt in ledger(tmp_path)] == [State.INTERRUPTED, State.FINISHED]
-    with LedgerEntry(Ledger(path), what, second, Place(tmp_path, 1)) as entry:
+    with LedgerEntry(Ledger(path), what, second, SweepPosition(tmp_path, 1)) as entry:
         assert entry.already_done is not None
 
 
@@ -222,15 +222,15 @@ def test_a_ledger_that_cannot_be_written_at_the_end_costs_no_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "tables" / "ledger.sqlite"
-    with LedgerEntry(Ledger(path), Description("j", "k", "mine", "digits", (), 4, "c"), tmp_path, None) as entry:
+    with LedgerEntry(Ledger(path), JobDescription("j", "k", "mine", "digits", (), 4, "c"), tmp_path, None) as entry:
         entry.start()
         entry.end(State.FINISHED)
         path.write_bytes(b"a letter" * 1000)
     assert "left untouched: move it away" in caplog.text
     assert not (tmp_path / ".running.lock").exists()
     with (
-        pytest.raises(ValueError, match="no whole ledger"),
-        LedgerEntry(Ledger(path), entry._description, tmp_path, Place(tmp_path, 0)),
+        pytest.raises(ValueError, match="not an intact ledger"),
+        LedgerEntry(Ledger(path), entry._description, tmp_path, SweepPosition(tmp_path, 0)),
     ):
         pass
     assert not (tmp_path / ".running.lock").exists()
@@ -267,9 +267,7 @@ def test_a_damaged_ledger_ends_a_run_and_stays(
     ended = command([str(path)])
     assert (script(*TINY, "seed=1") if ended is None else ended) == 2
     shown = capsys.readouterr().err
-    assert re.search(
-        r"ledger\.sqlite: no whole ledger of this program \(file is not a database\); left untouched", shown
-    )
+    assert re.search(r"ledger\.sqlite: not an intact ledger \(file is not a database\); left untouched", shown)
     assert "Traceback" not in shown
     assert path.read_bytes() == b"a letter" * 100
 

@@ -1,4 +1,4 @@
-"""What ``python -m fullbatch.cli.inspect`` shows: the manifest, the classes, and the images that a model sees."""
+"""``python -m fullbatch inspect``: the manifest, the classes, and the images that a model receives."""
 
 import json
 import subprocess
@@ -32,14 +32,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "db"
 
 
-def test_a_data_base_is_told_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_properties_of_a_database(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(folder), "--verify"]) == 0
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for part in ('"digits"', '[["RandomCrop", [8, 2]]]', "[1, 8, 8]", "rounds 3", "0 10, 1 10, 2 10", "torchvision"):
         assert part in shown
 
 
-def test_the_sheet_has_a_row_a_sample_and_a_column_a_round(folder: Path) -> None:
+def test_the_sheet_has_one_row_per_sample_and_one_column_per_round(folder: Path) -> None:
     path = folder.parent / "sheet.png"
     assert main([str(folder), "--sheet", str(path), "--rows", "12"]) == 0
     drawn = np.asarray(Image.open(path))
@@ -52,7 +52,7 @@ def test_the_sheet_has_a_row_a_sample_and_a_column_a_round(folder: Path) -> None
     assert np.array_equal(drawn[11 * 66 + 2 :: 8, 2 * 66 + 2 :: 8], expected[0, 0].numpy())
 
 
-def test_a_data_set_is_drawn_as_a_run_sees_it(tmp_path: Path) -> None:
+def test_the_sheet_of_a_data_set_shows_the_images_of_a_run(tmp_path: Path) -> None:
     assert augmentation_seed(7) == Stream.AUGMENTATION.seed(7)
     path = tmp_path / "sheet.png"
     arguments = ["digits", "--augmentations", '{"RandomCrop": [8, 2]}', "--seed", "7", "--columns", "4"]
@@ -67,7 +67,7 @@ def test_a_data_set_is_drawn_as_a_run_sees_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_crops_are_of_whole_images_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
+def test_whole_images_are_cropped_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for number, place in enumerate(("train/a", "train/b", "val/a", "val/b")):
         (tmp_path / "images" / place).mkdir(parents=True)
@@ -87,7 +87,7 @@ def test_crops_are_of_whole_images_where_asked(tmp_path: Path, monkeypatch: pyte
     assert main([*arguments, "--augmentations", '{"RandomCrop": 60}']) == 2
 
 
-def test_verification_finds_what_was_changed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verification_detects_a_changed_record(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store.close(folder)
     environment = Environment(folder, LMDBOptions(map_size=1 << 24))
     key, value = next(environment.records())
@@ -100,10 +100,10 @@ def test_verification_finds_what_was_changed(folder: Path, capsys: pytest.Captur
 
 
 @pytest.mark.slow
-def test_mistakes_are_told_in_one_line(tmp_path: Path) -> None:
+def test_mistakes_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for what, message in (("mnist", "data.name=mnist: unknown"), (str(tmp_path / "empty"), "no file data.mdb")):
-        command = [sys.executable, "-m", "fullbatch.cli.inspect", what]
+        command = [sys.executable, "-m", "fullbatch", "inspect", what]
         ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
         assert ended.returncode == 2
         assert message in ended.stderr

@@ -1,4 +1,4 @@
-"""The page of runs: what the tables hold, nothing from the network, mistakes in one line."""
+"""The HTML page: it shows the values of the tables, needs no network, and mistakes are one line."""
 
 import math
 import re
@@ -13,8 +13,8 @@ from fullbatch.cli.page import main
 from fullbatch.landscape.export import write_csv
 from fullbatch.landscape.grid import Axis, Grid
 from fullbatch.landscape.surface import Surface
-from fullbatch.results.interactive import curves
-from fullbatch.results.recorded import Recorded, differing, read_landscape, read_rows
+from fullbatch.results.interactive import draw_curves
+from fullbatch.results.recorded import RecordedRun, differing_keys, read_landscape, read_rows
 from fullbatch.settings.parse import to_yaml
 from fullbatch.training.tables import ConvergenceTable
 
@@ -87,10 +87,10 @@ def test_the_page_needs_no_network(tmp_path: Path) -> None:
     assert not re.search(r"<(script|link|img)[^>]*(src|href)=", text)
 
 
-def test_what_is_drawn_is_what_the_table_holds(tmp_path: Path) -> None:
+def test_curves_have_the_values_of_the_table(tmp_path: Path) -> None:
     table = run(tmp_path / "a", "first") / "table_first_convergence_results.csv"
     assert read_rows(table) == ROWS
-    drawn = curves([Recorded("first", tmp_path, read_rows(table))])
+    drawn = draw_curves([RecordedRun("first", tmp_path, read_rows(table))])
     points = re.findall(r'"name":"first: ([^"]*)".*?"x":(\[[^\]]*\]),"y":(\[[^\]]*\])', drawn)
     assert ("training", "[1.0,2.0,3.0]", "[2.5,1.5,0.75]") in points
     assert ("training", "[1.0,2.0,3.0]", "[0.1,0.4,0.8]") in points
@@ -105,10 +105,10 @@ def test_differences_of_configurations(tmp_path: Path) -> None:
     shown = cells(text[text.index("Differences of") :])[:4]
     assert shown[:3] == [["key", "first", "second"], ["name", "first", "second"], ["hyp.grad_clip", "", "0.25"]]
     settings = [{"a": "1", "b": "2"}, {"a": "1", "c": "3"}]
-    assert differing([Recorded("x", tmp_path, [], each) for each in settings]) == ["b", "c"]
+    assert differing_keys([RecordedRun("x", tmp_path, [], each) for each in settings]) == ["b", "c"]
 
 
-def test_runs_of_one_name_are_told_apart_and_sweeps_are_searched(tmp_path: Path) -> None:
+def test_runs_of_the_same_name_are_distinguished_and_sweeps_are_searched(tmp_path: Path) -> None:
     for number in (0, 1):
         run(tmp_path / "sweep" / str(number), "same")
     text = written(tmp_path, tmp_path / "sweep", tmp_path / "sweep" / "1")
@@ -116,7 +116,7 @@ def test_runs_of_one_name_are_told_apart_and_sweeps_are_searched(tmp_path: Path)
     assert len(cells(text[: text.index("Curves")])) == 3
 
 
-def test_sharpness_is_drawn_where_it_was_measured(tmp_path: Path) -> None:
+def test_measured_sharpness_is_drawn(tmp_path: Path) -> None:
     text = written(tmp_path, run(tmp_path / "a", "first", [*ROWS[:2], {**ROWS[2], **SHARP}]))
     assert headings(text) == ["Results after the last step", "Curves", "Sharpness"]
     keys = re.findall(r"</svg>([^<]*)</span>", text[text.index("<h2>Sharpness") :])
@@ -127,7 +127,7 @@ def test_sharpness_is_drawn_where_it_was_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("nx", "ny"), [(5, 1), (1, 4), (3, 4)])
-def test_landscapes_come_back_from_their_tables(tmp_path: Path, nx: int, ny: int) -> None:
+def test_landscapes_are_read_from_their_tables(tmp_path: Path, nx: int, ny: int) -> None:
     read = read_landscape(surface(tmp_path / "a", nx, ny) / "landscape_mine.csv")
     expected = np.arange(1.0, nx * ny + 1).reshape(nx, ny)
     expected[0, 0] = np.nan
@@ -144,8 +144,8 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 
 
 MISTAKES = {
-    "absent": "absent: there is no such folder; give folders of runs, outputs/<date>/<time>",
-    "empty": "empty: no run here; the folder of one holds table_*_convergence_results.csv or landscape_*.csv",
+    "absent": "absent: there is no such folder; run folders are outputs/<date>/<time>",
+    "empty": "empty: no run here; run folders contain table_*_convergence_results.csv or landscape_*.csv",
     "words": "not a table of the steps of a run (could not convert string to float: 'one')",
     "bytes": "not a table of the steps of a run ('utf-8' codec can't decode",
     "headed": "not a table of the steps of a run (it has no rows)",
@@ -157,9 +157,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("name", "message"), MISTAKES.items())
-def test_mistakes_are_told_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, message: str
-) -> None:
+def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, message: str) -> None:
     table, landscape = "table_x_convergence_results.csv", "landscape_x.csv"
     for folder, file, content in (
         ("words", table, b"step\tlr\none\t1\n"),

@@ -1,4 +1,4 @@
-"""The report: means over seeds of the last step, each run once, diverged ones named, published values beside."""
+"""The report: means over seeds of the last step, each run once, diverged runs named, published values."""
 
 import csv
 import math
@@ -10,9 +10,9 @@ import pytest
 from composing import ROOT, composed
 
 from fullbatch.cli.report import main as report
-from fullbatch.results.experiments import experiment_name, experiments, spread
-from fullbatch.results.ledger import Description, Ledger
-from fullbatch.results.published import SOURCE, _rows, published
+from fullbatch.results.experiments import experiment_name, format_mean, read_experiments
+from fullbatch.results.ledger import JobDescription, Ledger
+from fullbatch.results.published import SOURCE, find_published, published_rows
 from fullbatch.settings.parse import parse
 from fullbatch.training.tables import add_run
 
@@ -48,8 +48,8 @@ def write(folder: Path, *changes: dict[str, Any], data: str = "CIFAR10") -> Path
 
 def reported(folder: Path, capsys: pytest.CaptureFixture[str], form: str = "csv") -> Any:
     assert report([str(folder), "--format", form]) == 0
-    shown = capsys.readouterr().out
-    return list(csv.DictReader(shown.splitlines())) if form == "csv" else shown
+    output = capsys.readouterr().out
+    return list(csv.DictReader(output.splitlines())) if form == "csv" else output
 
 
 def test_mean_and_deviation_are_those_of_the_last_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,9 +69,7 @@ def test_the_same_run_counts_once(tmp_path: Path, capsys: pytest.CaptureFixture[
     write(tmp_path, {}, {}, {"seed": 2, "valid_acc": 0.8}, {"seed": 2, "valid_acc": 0.94})
     (row,) = reported(tmp_path, capsys)
     assert (row["seeds"], float(row["valid_mean"])) == ("2", pytest.approx(92))
-    assert "2 runs of a seed that had run before; the last counts; 1 of them had another" in reported(
-        tmp_path, capsys, "markdown"
-    )
+    assert "2 runs repeat a seed; the last one counts; 1 of them had another" in reported(tmp_path, capsys, "markdown")
 
 
 def test_diverged_runs_are_named_and_not_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,9 +84,7 @@ def test_diverged_runs_are_named_and_not_averaged(tmp_path: Path, capsys: pytest
     assert re.search(r"wild .*│ 0 \+ 1 diverged │ +diverged │", shown)
 
 
-def test_runs_of_one_name_and_several_configurations_are_told_apart(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_configurations_of_the_same_name_are_distinguished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number, changes in enumerate(({"optim.lr": 0.4}, {"optim.lr": 0.8}, {"optim.lr": 0.8})):
         write(tmp_path, {"name": "mine", "configuration": f"c{number}", "shuffle": True, **changes})
     write(tmp_path, {"name": "mine", "model": "resnet50", "configuration": "c3"})
@@ -114,32 +110,32 @@ def test_tables_of_older_versions_have_no_hash(tmp_path: Path, capsys: pytest.Ca
     assert [row["seeds"] for row in reported(tmp_path, capsys)] == ["2", "2"]
 
 
-def test_seeds_at_the_end_of_names_are_left_out() -> None:
+def test_names_of_experiments_lack_the_seed() -> None:
     assert experiment_name("fb1_3", "3") == "fb1"
     assert experiment_name("fb1", "1") == "fb1"
     assert experiment_name("fb_10", "1") == "fb_10"
-    assert [spread(values) for values in ([], [1.0], [1.0, 3.0])] == ["", "1.00", "2.00 ± 1.41"]
+    assert [format_mean(values) for values in ([], [1.0], [1.0, 3.0])] == ["", "1.00", "2.00 ± 1.41"]
 
 
-def test_published_values_stand_beside_the_same_experiment_only(
+def test_published_values_are_shown_for_the_same_experiment_only(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path, {"size": 5000, "steps": 100, "configuration": "small"})
     shown = reported(tmp_path, capsys, "text")
     assert "93.85" not in shown
     assert SOURCE not in shown
-    assert "fbaug_clip: not beside the published value: size 5000, there 50000; steps 100, there 3000" in shown
+    assert "fbaug_clip: differs from the published experiment: size 5000, there 50000; steps 100, there 3000" in shown
     write(tmp_path, {})
     shown = reported(tmp_path, capsys, "text")
     assert "93.85 ± 0.10" in shown
     assert "published: unverified" in SOURCE
     assert SOURCE in shown
-    assert published("fbaug_clip", "digits", {}) is not None
-    assert published("mine", "CIFAR10", {}) is None
+    assert find_published("fbaug_clip", "digits", {}) is not None
+    assert find_published("mine", "CIFAR10", {}) is None
 
 
 def test_published_settings_are_those_of_the_experiments_in_the_script() -> None:
-    quoted = {name: (row["valid_acc"], row["deviation"]) for name, row in _rows().items()}
+    quoted = {name: (row["valid_acc"], row["deviation"]) for name, row in published_rows().items()}
     assert quoted == {
         "baseline_sgd": ("95.70", "0.11"),
         "fbaug_1": ("75.42", "0.13"),
@@ -163,16 +159,16 @@ def test_published_settings_are_those_of_the_experiments_in_the_script() -> None
             **{"steps": run.hyp.steps, "batch_size": run.data.batch_size, "grad_clip": run.hyp.grad_clip or ""},
             "grad_reg.block_strength": run.hyp.grad_reg.block_strength,
         }
-        found = published(name, run.data.name, {key: str(value) for key, value in settings.items()})
-        assert found is not None
-        assert found.differences == ()
+        published = find_published(name, run.data.name, {key: str(value) for key, value in settings.items()})
+        assert published is not None
+        assert published.differences == ()
 
 
 def test_jobs_that_are_not_finished_are_mentioned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, {})
     ledger = Ledger(path.with_name("ledger.sqlite"))
     for job in "ab":
-        ledger.begin(Description(job, "k", "slow", "CIFAR10", (), 4, "c"), tmp_path)
+        ledger.begin(JobDescription(job, "k", "slow", "CIFAR10", (), 4, "c"), tmp_path)
     assert "slow on CIFAR10: not in the table: 2 interrupted" in reported(tmp_path, capsys, "text")
 
 
@@ -185,7 +181,7 @@ def test_tables_come_from_files_and_folders_each_once(tmp_path: Path, capsys: py
     with (tmp_path / "report.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["seeds"] == "2"
-    assert len(experiments([path])[0].runs) == 1
+    assert len(read_experiments([path])[0].runs) == 1
 
 
 @pytest.mark.parametrize(
@@ -198,7 +194,7 @@ def test_tables_come_from_files_and_folders_each_once(tmp_path: Path, capsys: py
         ("letter.csv", b"name\tstatus\tseed\tvalid_acc\n1\t2\t3\t4\n", r"letter\.csv: not a table of runs"),
     ],
 )
-def test_what_is_no_table_is_named(
+def test_files_that_are_not_tables_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes | None, message: str
 ) -> None:
     if content is not None:
