@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from composing import composed
+from composing import settings_for
 from PIL import Image
 from running import SMALL, rows_of, run_in_process
 
 from fullbatch.build.data import build_data, build_loader
 from fullbatch.build.trainer import build_training
-from fullbatch.settings.parse import parse
 
 HYP = [*(argument for argument in SMALL if not argument.startswith(("data", "model"))), "model=linear"]
 IMAGENET = ["data=ImageNet", "data.path=images", "data.classes=2", "data.size=24", "data.pixels=16"]
@@ -73,7 +72,7 @@ def test_a_crop_that_is_drawn_anew_is_not_one_function(script: Callable[..., int
     def constant(*overrides: str) -> bool:
         overrides = (*HYP, *FOLDER, "data.std=[0.5,0.5,0.5]", "data.augmentations_val=", *overrides)
         os.chdir(tmp_path)
-        return build_training(parse(composed(*overrides)), seed=3).step.data.constant
+        return build_training(settings_for(*overrides), seed=3).step.data.constant
 
     assert not constant("data.augmentations_train={RandomResizedCrop: 16}")
     assert constant("data.augmentations_train=")
@@ -140,7 +139,7 @@ def test_any_transform_is_typed_by_name_and_repeats_itself(
             f"data.caching={caching}",
             f"data.resize_on_read={resized}",
         ]
-        run = parse(composed(*options))
+        run = settings_for(*options)
         data = build_data(run, seed=3)
         blocks = build_loader(run, data, data.train, 3, torch.device("cpu")).blocks(1, shuffle=shuffle)
         inputs = torch.cat([block.inputs for block in blocks])
@@ -156,6 +155,6 @@ def test_any_transform_is_typed_by_name_and_repeats_itself(
 
 
 def plain_images() -> torch.Tensor:
-    run = parse(composed(*HYP, *FOLDER[:-2], "data.mean=[0,0,0]", "data.std=[1,1,1]", "data.augmentations_train="))
+    run = settings_for(*HYP, *FOLDER[:-2], "data.mean=[0,0,0]", "data.std=[1,1,1]", "data.augmentations_train=")
     data = build_data(run, seed=3)
     return data.train.images.fetch(torch.arange(24)) / 255

@@ -187,7 +187,7 @@ def test_saves_by_the_clock(tmp_path: Path) -> None:
 def survive(folder: Path, processes: list[int], events: list[signal.Signals], seed: int) -> str:
     """Start a run again after each event, with the next one of the numbers ``processes``."""
     chance = random.Random(seed)
-    steps = f"hyp.steps={6 * len(events)}"
+    steps = f"hyp.steps={6 * max(3, len(events))}"
     numbers = [processes[life % len(processes)] for life in range(len(events) + 1)]
     met = 0
     for event, number in zip(events, numbers, strict=False):
@@ -248,7 +248,7 @@ def compare_with_one(script: Callable[..., int], folder: Path, steps: str) -> No
 
 @pytest.mark.slow
 def test_kills_and_signals_change_no_bit_of_two_processes(tmp_path: Path) -> None:
-    compare_with_two(tmp_path, survive(tmp_path, [2], [KILL, STOP, KILL], seed=0))
+    compare_with_two(tmp_path, survive(tmp_path, [2], [KILL, STOP], seed=0))
 
 
 @pytest.mark.soak

@@ -26,7 +26,7 @@ TINY = [
     *("data=digits", "data.size=60", "data.valid_size=40", "data.batch_size=20", "model=linear", "hyp=fb1"),
     *("hyp.steps=4", "hyp.warmup=1", "impl.device=cpu", "impl.threads=1"),
 ]
-SWEEP = ["-m", *TINY, "hyp.optim.lr=0.05,0.1", "seed=1,2,3"]
+SWEEP = ["-m", *TINY, "hyp.optim.lr=0.05,0.1", "seed=1,2"]
 TABLE = "tables/table_fb_digits_runs.csv"
 TIMES = ("avg_step_time", "total_time", "samples_per_second", "peak_share", "folder")
 
@@ -88,29 +88,29 @@ def assert_equal_sweeps(one: Path, other: Path) -> None:
 def test_a_sweep_killed_half_way_runs_only_what_is_missing(
     script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str], undisturbed: Path
 ) -> None:
-    killed(tmp_path, 22, *SWEEP)  # 7 files a job: a table, its steps' checkpoints, its row, ...
-    assert states(tmp_path) == {State.FINISHED: 3, State.INTERRUPTED: 1}
+    killed(tmp_path, 15, *SWEEP)  # 7 files a job: a table, its steps' checkpoints, its row, ...
+    assert states(tmp_path) == {State.FINISHED: 2, State.INTERRUPTED: 1}
     capsys.readouterr()
     assert status([str(tmp_path)]) == 0
-    assert "6 jobs: 2 waiting, 1 interrupted, 3 finished" in capsys.readouterr().out
+    assert "4 jobs: 1 waiting, 1 interrupted, 2 finished" in capsys.readouterr().out
     finished = [attempt for attempt in ledger(tmp_path) if attempt.state is State.FINISHED]
     assert script(*SWEEP) == 0
     shown = capsys.readouterr().out
     assert re.findall(r"finished before, in (\S+) \(", shown) == [str(attempt.folder) for attempt in finished]
     assert len(re.findall("continuing (?:after|inside) step", shown)) == 1
-    assert states(tmp_path) == {State.FINISHED: 6, State.INTERRUPTED: 1}
+    assert states(tmp_path) == {State.FINISHED: 4, State.INTERRUPTED: 1}
     assert_equal_sweeps(tmp_path, undisturbed)
     (interrupted,) = [attempt for attempt in ledger(tmp_path) if attempt.state is State.INTERRUPTED]
     assert not (interrupted.folder / "checkpoint.pth").exists()  # it has gone where its job went on
     assert script(*SWEEP) == 0  # nothing is left
-    assert len(re.findall("this job has finished before", capsys.readouterr().out)) == 6
-    assert len(ledger(tmp_path)) == 7
-    assert len(results(tmp_path)) == 6
+    assert len(re.findall("this job has finished before", capsys.readouterr().out)) == 4
+    assert len(ledger(tmp_path)) == 5
+    assert len(results(tmp_path)) == 4
 
 
 @pytest.mark.soak
 def test_a_sweep_killed_anywhere_ends_in_the_same_bits(script: Script, tmp_path: Path, undisturbed: Path) -> None:
-    for count in (1, 2, 4, 6, 7, 8, 5, 3):
+    for count in (1, 2, 4, 6, 5, 3):
         killed(tmp_path, count, *SWEEP)
     assert script(*SWEEP) == 0
     assert_equal_sweeps(tmp_path, undisturbed)
@@ -122,8 +122,8 @@ def test_two_sweeps_at_once_share_the_jobs(tmp_path: Path) -> None:
     for process in processes:
         shown = process.communicate(timeout=600)[0]
         assert process.returncode == 0, shown
-    assert states(tmp_path) == {State.FINISHED: 6}
-    assert len(results(tmp_path)) == 6
+    assert states(tmp_path) == {State.FINISHED: 4}
+    assert len(results(tmp_path)) == 4
 
 
 @pytest.mark.distributed
