@@ -1,4 +1,4 @@
-"""What a run can be told, as frozen dataclasses: every key with its type, its range and its accepted names.
+"""The settings of a run as frozen dataclasses: every key with its type, its range and its accepted names.
 
 The same tree as ``config/``; ``fullbatch.settings.parse.parse`` fills it. Nothing here imports torch.
 """
