@@ -93,7 +93,7 @@ def tasks(size: int, trees: dict[str, Tree], folder: Path, before: Path | None) 
     stopped = trees["stopped"]
     run: dict[str, Task] = {name: partial(trained, some) for name, some in trees.items()}
     run["all equal"] = lambda group: all_equal(group, trained(trees["regularized"], group))
-    run["straight"] = partial(trained, stopped)
+    run["uninterrupted"] = partial(trained, stopped)
     for name, (rank, block) in STOPS.items():
         place = folder / name
         place.mkdir(parents=True, exist_ok=True)

@@ -193,11 +193,11 @@ def parameters(node: ast.ClassDef) -> int:
 
 
 def test_constructors_have_few_parameters() -> None:
-    found = {
+    counts = {
         node.name: parameters(node) for tree in TREES.values() for node in classes(tree) if node.name in MAX_PARAMETERS
     }
-    assert found.keys() == MAX_PARAMETERS.keys()
-    assert {name: number for name, number in found.items() if number > MAX_PARAMETERS[name]} == {}
+    assert counts.keys() == MAX_PARAMETERS.keys()
+    assert {name: number for name, number in counts.items() if number > MAX_PARAMETERS[name]} == {}
 
 
 def test_nothing_prints() -> None:

@@ -22,9 +22,9 @@ BLOCKS = cut(*samples(), [20, 13])
 def culprit(model: nn.Module, data: Any = BLOCKS, loss_fn: Any = F.cross_entropy, **options: Any) -> str | None:
     objective = FullBatchObjective(model, loss_fn, data, sub_batch=10, **options)
     before = trace_of(model)
-    found = determinism_culprit(objective)
+    result = determinism_culprit(objective)
     assert_no_trace(model, before)
-    return found
+    return result
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -67,9 +67,9 @@ class Augmenting:
 
 def test_data_that_change_are_named() -> None:
     assert culprit(build("tanh"), Growing()) == f"the data: 20 samples, then {SAMPLES}"
-    found = culprit(build("tanh"), Augmenting())
-    assert found is not None
-    assert found.startswith("the data: other samples, from number 30 on")
+    named = culprit(build("tanh"), Augmenting())
+    assert named is not None
+    assert named.startswith("the data: other samples, from number 30 on")
 
 
 class Noisy(nn.Module):
@@ -131,14 +131,14 @@ def ragged() -> nn.Module:
     ids=["module", "inline", "loss", "gradient"],
 )
 def test_the_culprit_is_named(build_model: Callable[[], nn.Module], options: dict[str, Any], expected: str) -> None:
-    found = culprit(build_model(), **options)
-    assert found is not None
-    assert found.startswith(expected)
+    named = culprit(build_model(), **options)
+    assert named is not None
+    assert named.startswith(expected)
 
 
 def test_a_regularizer_is_a_suspect() -> None:
     model = ragged()
     regularizer = GradRegularizer(model, torch.optim.SGD(model.parameters(), 0.1), F.cross_entropy)
-    found = culprit(model, regularizer=regularizer)
-    assert found is not None
-    assert "kernels or the regularizer" in found
+    named = culprit(model, regularizer=regularizer)
+    assert named is not None
+    assert "kernels or the regularizer" in named

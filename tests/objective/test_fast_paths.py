@@ -31,9 +31,9 @@ def _compiled_anew() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def distance(found: Tensor, expected: Tensor) -> float:
+def distance(result: Tensor, expected: Tensor) -> float:
     """The norm of the difference relative to that of ``expected``."""
-    return float((found.cpu().double() - expected).norm() / expected.norm())
+    return float((result.cpu().double() - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("name", WITHOUT_BATCH_STATISTICS)
@@ -45,13 +45,13 @@ def test_equals_one_float64_autograd_for_every_partition(
     model = path.model(name, dropout=False)
     with path.flags():
         objective = path.objective(model, batch_size, sub_batch=sub_batch)
-        found, value = objective.evaluate(), objective.loss()
+        evaluation, value = objective.evaluate(), objective.loss()
     loss, gradient = loss_and_gradient(exact_model(name), F.cross_entropy, *exact_samples())
-    assert distance(vector(found.gradient), gradient) <= path.tolerance
-    assert distance(found.loss, loss) <= path.tolerance
+    assert distance(vector(evaluation.gradient), gradient) <= path.tolerance
+    assert distance(evaluation.loss, loss) <= path.tolerance
     assert distance(value.loss, loss) <= path.tolerance
-    assert int(found.num_samples) == SAMPLES
-    assert {g.dtype for g in found.gradient} == {torch.float32}
+    assert int(evaluation.num_samples) == SAMPLES
+    assert {g.dtype for g in evaluation.gradient} == {torch.float32}
 
 
 @pytest.mark.parametrize("sub_batch", [33, 8])
@@ -60,12 +60,12 @@ def test_with_batch_statistics_it_equals_float64_on_the_same_sub_batches(path: F
     """Gradient and running statistics."""
     model, exact = path.model("batchnorm", dropout=False), exact_model("batchnorm")
     with path.flags():
-        found = path.objective(model, sub_batch=sub_batch).evaluate(update_buffers=True)
+        evaluation = path.objective(model, sub_batch=sub_batch).evaluate(update_buffers=True)
     expected = torch.zeros(())
     count = SAMPLES // sub_batch
     for inputs, labels in zip(*(rows.tensor_split(count) for rows in exact_samples()), strict=True):
         expected = expected + len(labels) / SAMPLES * loss_and_gradient(exact, F.cross_entropy, inputs, labels)[1]
-    assert distance(vector(found.gradient), expected) <= path.tolerance
+    assert distance(vector(evaluation.gradient), expected) <= path.tolerance
     for ours, theirs in zip(model.buffers(), exact.buffers(), strict=True):
         assert distance(ours, theirs.double()) <= path.tolerance
 
@@ -108,14 +108,14 @@ def rounding_of_differences(path: FastPath, name: str, eps: float) -> float:
     return path.tolerance * (norm + float(torch.linalg.matrix_norm(hessian, 2)) * norm + 2 * norm * norm / eps)
 
 
-def assert_regularized(path: FastPath, implementation: str, name: str, found: Tensor) -> None:
+def assert_regularized(path: FastPath, implementation: str, name: str, result: Tensor) -> None:
     """The difference to g + H g is truncation, which float64 has, too, and rounding."""
     gradient, hessian = exact_derivatives(name)
     product, eps = hessian @ gradient, path.perturbation
     truncation = (difference_quotient(name, implementation, eps) - product).norm()
     bound = truncation + rounding_of_differences(path, name, eps)
     assert bound < product.norm()  # which is the error of adding nothing
-    assert (found - gradient - product).norm() <= bound
+    assert (result - gradient - product).norm() <= bound
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -151,8 +151,8 @@ def test_exact_products_are_those_of_the_dense_float64_hessian(path: FastPath, i
     model = path.model(name, dropout=False)
     v = [piece.to(path.device, torch.float32) for piece in unflatten(gradient, list(model.parameters()))]
     with path.flags():
-        found = vector(path.objective(model).hessian_product(v, implementation))
-    assert distance(found, hessian @ gradient) <= 2 * path.tolerance  # twice as many products as a gradient
+        result = vector(path.objective(model).hessian_product(v, implementation))
+    assert distance(result, hessian @ gradient) <= 2 * path.tolerance  # twice as many products as a gradient
 
 
 @pytest.mark.parametrize("name", ["dropout", "batchnorm"])
@@ -163,14 +163,14 @@ def test_evaluations_leave_no_trace_and_repeat(path: FastPath, name: str) -> Non
     before, states = trace_of(model), torch.get_rng_state()
     with path.flags():
         objective = path.objective(model, 20, sub_batch=10, regularizer=regularizer)
-        found = [objective.evaluate() for _ in range(2)]
+        evaluations = [objective.evaluate() for _ in range(2)]
         objective.loss()
         objective.hessian_product([torch.ones_like(p) for p in model.parameters()], DIFFERENCES[0])
     assert_no_trace(model, before)
     assert torch.equal(states, torch.get_rng_state())
     assert all(p.grad is None for p in model.parameters())
     if path.device == "cpu":  # elsewhere the order of sums is free, unless the program is told to be deterministic
-        assert torch.equal(*(vector(evaluation.gradient) for evaluation in found))
+        assert torch.equal(*(vector(evaluation.gradient) for evaluation in evaluations))
 
 
 @pytest.mark.parametrize("path", parameters(EAGER))
@@ -181,11 +181,11 @@ def test_sums_over_sub_batches_round_as_float32_does(path: FastPath) -> None:
         objective = path.objective(model, batch_size=3)
         blocks = list(objective.data)
         parts = [vector(objective.over([block]).evaluate().gradient).double() for block in blocks]
-        found = vector(objective.evaluate().gradient).double()
+        result = vector(objective.evaluate().gradient).double()
     expected = sum(len(block.labels) / SAMPLES * part for block, part in zip(blocks, parts, strict=True))
     size = max(float(part.norm()) for part in parts)
     rounding = (len(blocks) + 2) * torch.finfo(torch.float32).eps / 2 * size  # of each sum, and of the division
-    assert (found - expected).norm() <= rounding
+    assert (result - expected).norm() <= rounding
 
 
 @pytest.mark.parametrize("path", parameters(COMPILED))
@@ -196,15 +196,15 @@ def test_compiled_evaluations_obey_the_same_laws(path: FastPath) -> None:
     with path.flags():
         objective = path.objective(model, regularizer=regularizer)
         before = trace_of(model)
-        found, again = (vector(objective.evaluate().gradient).cpu().double() for _ in range(2))
+        result, again = (vector(objective.evaluate().gradient).cpu().double() for _ in range(2))
         assert_no_trace(model, before)
         plain = objective.plain().evaluate(update_buffers=True)
     _, gradient = loss_and_gradient(exact, F.cross_entropy, *exact_samples())
     assert distance(vector(plain.gradient), gradient) <= path.tolerance
     for ours, theirs in zip(model.buffers(), exact.buffers(), strict=True):
         assert distance(ours, theirs.double()) <= path.tolerance
-    assert_regularized(path, DIFFERENCES[1], "batchnorm", found)
-    assert path.device != "cpu" or torch.equal(found, again)
+    assert_regularized(path, DIFFERENCES[1], "batchnorm", result)
+    assert path.device != "cpu" or torch.equal(result, again)
     assert_products(path, objective)
 
 

@@ -14,17 +14,17 @@ from fullbatch.objective.gradient_penalty import GradRegularizer
 
 def test_products_count_two_forward_and_four_backward_but_for_the_gradient_of_the_inputs() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(32, 5), nn.Tanh(), nn.Linear(5, 3)).double()
-    found = count_flops(FullBatchObjective(model, F.cross_entropy, []), cut(*samples(), [30, 3]))
+    counted = count_flops(FullBatchObjective(model, F.cross_entropy, []), cut(*samples(), [30, 3]))
     first, second = 2 * 32 * 5, 2 * 5 * 3
-    assert found.loss == first + second
-    assert found.gradient == 2 * first + 3 * second  # nobody asks for the gradient of the images
+    assert counted.loss == first + second
+    assert counted.gradient == 2 * first + 3 * second  # nobody asks for the gradient of the images
 
 
 def test_convolutions_count_by_their_outputs() -> None:
     model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Flatten(), nn.Linear(48, 3)).double()
-    found = count_flops(FullBatchObjective(model, F.cross_entropy, []), cut(*samples(), [33]))
+    counted = count_flops(FullBatchObjective(model, F.cross_entropy, []), cut(*samples(), [33]))
     convolution, linear = 2 * (4 * 4 * 3) * (2 * 3 * 3), 2 * 48 * 3
-    assert (found.loss, found.gradient) == (convolution + linear, 2 * convolution + 3 * linear)
+    assert (counted.loss, counted.gradient) == (convolution + linear, 2 * convolution + 3 * linear)
 
 
 @pytest.mark.parametrize("implementation", ["forward-differences", "central-differences"])

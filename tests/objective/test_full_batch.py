@@ -40,10 +40,10 @@ def objective_on(name: str, sizes: list[int], **options: object) -> FullBatchObj
 def test_equals_one_autograd_over_all_data(name: str, sizes: list[int], sub_batch: int | None) -> None:
     objective = objective_on(name, sizes, sub_batch=sub_batch)
     loss, gradient = loss_and_gradient(objective.model, F.cross_entropy, *samples())
-    found = objective.evaluate()
-    torch.testing.assert_close(found.loss, loss, rtol=1e-12, atol=0)
-    assert (vector(found.gradient) - gradient).norm() <= 1e-10 * gradient.norm()
-    assert int(found.num_samples) == SAMPLES
+    evaluation = objective.evaluate()
+    torch.testing.assert_close(evaluation.loss, loss, rtol=1e-12, atol=0)
+    assert (vector(evaluation.gradient) - gradient).norm() <= 1e-10 * gradient.norm()
+    assert int(evaluation.num_samples) == SAMPLES
     torch.testing.assert_close(objective.loss().loss, loss, rtol=1e-12, atol=0)
 
 
@@ -78,10 +78,10 @@ def test_copies_of_a_sample_stay_together(name: str, partition: str, sub_batch: 
     loss, gradient = loss_and_gradient(model, lambda *a: largest_of_each(*a, 4), inputs, labels)
     blocks = cut(inputs, labels, [4 * size for size in PARTITIONS[partition]])
     objective = FullBatchObjective(model, loss_fn, blocks, sub_batch=sub_batch)
-    found = objective.evaluate()
-    torch.testing.assert_close(found.loss, loss, rtol=1e-12, atol=0)
-    assert (vector(found.gradient) - gradient).norm() <= 1e-10 * gradient.norm()
-    assert int(found.num_samples) == SAMPLES
+    evaluation = objective.evaluate()
+    torch.testing.assert_close(evaluation.loss, loss, rtol=1e-12, atol=0)
+    assert (vector(evaluation.gradient) - gradient).norm() <= 1e-10 * gradient.norm()
+    assert int(evaluation.num_samples) == SAMPLES
     torch.testing.assert_close(objective.loss().loss, loss, rtol=1e-12, atol=0)
     v = [torch.randn_like(p) for p in model.parameters()]
     whole = FullBatchObjective(model, loss_fn, [(inputs, labels)]).hessian_product(v)
@@ -90,12 +90,12 @@ def test_copies_of_a_sample_stay_together(name: str, partition: str, sub_batch: 
 
 def test_sub_batches_count_samples_and_not_copies() -> None:
     inputs, labels = copied_samples(2)
-    seen: list[int] = []
+    sizes_of_passes: list[int] = []
     model = build("linear")
-    model.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+    model.register_forward_pre_hook(lambda _, arguments: sizes_of_passes.append(len(arguments[0])))
     objective = FullBatchObjective(model, loss_function("maxup-2"), [(inputs, labels)], sub_batch=10)
     objective.evaluate()
-    assert seen == [22, 22, 22]  # 33 samples in 33 // 10 parts
+    assert sizes_of_passes == [22, 22, 22]  # 33 samples in 33 // 10 parts
     moving = FullBatchObjective(
         model, loss_function("maxup-2"), [(inputs, labels)], sub_batch=10, gradient_average="moving"
     )
@@ -121,10 +121,10 @@ def test_weights_after_five_steps_do_not_depend_on_the_partition(sizes: list[int
 
 @pytest.mark.parametrize(("block", "sub_batch", "passes"), [(33, 8, [9, 8, 8, 8]), (33, 33, [33]), (33, 20, [33])])
 def test_blocks_are_cut_into_nearly_equal_sub_batches(block: int, sub_batch: int, passes: list[int]) -> None:
-    objective, seen = objective_on("tanh", [block], sub_batch=sub_batch), []
-    objective.model.register_forward_hook(lambda module, inputs, outputs: seen.append(len(outputs)))
+    objective, sizes_of_passes = objective_on("tanh", [block], sub_batch=sub_batch), []
+    objective.model.register_forward_hook(lambda module, inputs, outputs: sizes_of_passes.append(len(outputs)))
     objective.evaluate()
-    assert seen == passes
+    assert sizes_of_passes == passes
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -187,8 +187,10 @@ def test_moving_average_of_equal_gradients_is_0_63_of_them() -> None:
     inputs, labels = samples(4)
     model = build("tanh")
     gradient = loss_and_gradient(model, F.cross_entropy, inputs, labels)[1]
-    found = FullBatchObjective(model, F.cross_entropy, [(inputs, labels)] * 50, gradient_average="moving").evaluate()
-    torch.testing.assert_close(vector(found.gradient), (1 - 0.98**50) * gradient)
+    evaluation = FullBatchObjective(
+        model, F.cross_entropy, [(inputs, labels)] * 50, gradient_average="moving"
+    ).evaluate()
+    torch.testing.assert_close(vector(evaluation.gradient), (1 - 0.98**50) * gradient)
 
 
 def test_sums_are_kept_in_the_accumulation_dtype() -> None:
@@ -216,28 +218,28 @@ def test_two_processes_add_up_to_one() -> None:
         shared.append([tensor.clone() for tensor in tensors])
 
     def second(tensors: list[torch.Tensor]) -> None:
-        for mine, other in zip(tensors, shared.pop(0), strict=True):
-            mine.add_(other)
+        for ours, other in zip(tensors, shared.pop(0), strict=True):
+            ours.add_(other)
 
     FullBatchObjective(
         model, F.cross_entropy, cut(inputs[:20], labels[:20], [7, 13]), block_pass=SequentialPass(first)
     ).evaluate()
-    found = FullBatchObjective(
+    evaluation = FullBatchObjective(
         model, F.cross_entropy, cut(inputs[20:], labels[20:], [13]), block_pass=SequentialPass(second)
     ).evaluate()
     loss, gradient = loss_and_gradient(model, F.cross_entropy, inputs, labels)
-    torch.testing.assert_close(found.loss, loss, rtol=1e-12, atol=0)
-    torch.testing.assert_close(vector(found.gradient), gradient, rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(evaluation.loss, loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(vector(evaluation.gradient), gradient, rtol=1e-10, atol=1e-13)
 
 
 def test_unused_and_frozen_parameters() -> None:
     model = build("tanh")
     model.register_parameter("unused", nn.Parameter(torch.ones(2, dtype=torch.float64)))
     model[1].bias.requires_grad_(False)
-    found = FullBatchObjective(model, F.cross_entropy, [samples()]).evaluate()
-    assert [g.shape for g in found.gradient] == [p.shape for p in trainable(model)]
-    assert found.gradient[0].shape == (2,)
-    assert not found.gradient[0].any()
+    evaluation = FullBatchObjective(model, F.cross_entropy, [samples()]).evaluate()
+    assert [g.shape for g in evaluation.gradient] == [p.shape for p in trainable(model)]
+    assert evaluation.gradient[0].shape == (2,)
+    assert not evaluation.gradient[0].any()
 
 
 @pytest.mark.parametrize("name", ["tanh", *SHARING])
@@ -256,9 +258,11 @@ def test_batch_clip_acts_on_each_regularized_sub_batch_gradient(name: str) -> No
         len(block[1]) / SAMPLES * vector(g) * min(1.0, limit / (norm + 1e-6) if norm > limit else 1.0)
         for block, g, norm in zip(blocks, plain, norms, strict=True)
     )
-    found = FullBatchObjective(model, F.cross_entropy, blocks, regularizer=regularizer, batch_clip=limit).evaluate()
-    torch.testing.assert_close(vector(found.gradient), expected, rtol=1e-10, atol=1e-13)
-    assert float(found.num_clipped) == pytest.approx(1)
+    evaluation = FullBatchObjective(
+        model, F.cross_entropy, blocks, regularizer=regularizer, batch_clip=limit
+    ).evaluate()
+    torch.testing.assert_close(vector(evaluation.gradient), expected, rtol=1e-10, atol=1e-13)
+    assert float(evaluation.num_clipped) == pytest.approx(1)
 
 
 def test_unknown_average_is_refused() -> None:

@@ -61,15 +61,15 @@ def added_product(name: str, implementation: str, eps: float = 1e-2) -> tuple[Te
 @pytest.mark.parametrize("name", [*MODELS, *SHARING])
 @pytest.mark.parametrize("implementation", EXACT)
 def test_exact_implementations_equal_the_dense_hessian(name: str, implementation: str) -> None:
-    found, expected = added_product(name, implementation)
-    assert (found - expected).norm() <= 1e-10 * expected.norm()
+    added, expected = added_product(name, implementation)
+    assert (added - expected).norm() <= 1e-10 * expected.norm()
 
 
 @pytest.mark.parametrize("name", [*MODELS, *SHARING])
 @pytest.mark.parametrize(("implementation", "order"), DIFFERENCES.items())
 def test_differences_converge_with_their_order(name: str, implementation: str, order: int) -> None:
-    found, expected = zip(*(added_product(name, implementation, eps) for eps in (2e-2, 1e-2)), strict=True)
-    errors = [(f - e).norm() / e.norm() for f, e in zip(found, expected, strict=True)]
+    added, expected = zip(*(added_product(name, implementation, eps) for eps in (2e-2, 1e-2)), strict=True)
+    errors = [(f - e).norm() / e.norm() for f, e in zip(added, expected, strict=True)]
     assert errors[1] < 0.05
     assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.1)
 
@@ -108,10 +108,10 @@ def test_the_regularized_gradient_follows_the_full_loss(implementation: str) -> 
     mean_square = sum(g.square().sum() for g in torch.autograd.grad(loss, parameters, create_graph=True))
     penalty = ETA / 8 * (ALPHA * sum(w * s for w, s in zip(weights, squares, strict=True)) + BETA * mean_square)
     expected = vector(torch.autograd.grad(loss + penalty, parameters))
-    found = objective.evaluate()
-    torch.testing.assert_close(found.penalty, penalty.detach(), rtol=1e-12, atol=0)
-    assert (vector(found.gradient) - expected).norm() <= 1e-10 * expected.norm()
-    assert found.evaluations == 3
+    evaluation = objective.evaluate()
+    torch.testing.assert_close(evaluation.penalty, penalty.detach(), rtol=1e-12, atol=0)
+    assert (vector(evaluation.gradient) - expected).norm() <= 1e-10 * expected.norm()
+    assert evaluation.evaluations == 3
 
 
 @pytest.mark.parametrize("implementation", WAYS)

@@ -38,7 +38,7 @@ def direction(model: nn.Module) -> list[Tensor]:
     return [torch.randn_like(parameter) for parameter in trainable(model)]
 
 
-Found = Callable[..., Tensor]
+Computation = Callable[..., Tensor]
 
 
 def arithmetic(mixed_precision: bool | torch.dtype = False, loss_scale: float = 1.0) -> Arithmetic:
@@ -54,18 +54,18 @@ def plain_gradient(model: nn.Module, **how: object) -> Tensor:
     return vector(objective.plain().evaluate().gradient)
 
 
-def hessian_product(implementation: str) -> Found:
-    def found(model: nn.Module, **how: object) -> Tensor:
+def hessian_product(implementation: str) -> Computation:
+    def compute(model: nn.Module, **how: object) -> Tensor:
         objective = FullBatchObjective(model, tiny_loss, [block()], arithmetic=arithmetic(**how))
         return vector(objective.hessian_product(direction(model), implementation, eps=0.5))
 
-    return found
+    return compute
 
 
-def regularization(implementation: str) -> Found:
+def regularization(implementation: str) -> Computation:
     """What the regularizer adds to a gradient that is not of its own loss, so that v is not tiny."""
 
-    def found(model: nn.Module, **how: object) -> Tensor:
+    def compute(model: nn.Module, **how: object) -> Tensor:
         optimizer = torch.optim.SGD(model.parameters(), lr=4.0)
         regularizer = GradRegularizer(
             model, optimizer, tiny_loss, 2, 0.0, 1.0, 0.5, implementation=implementation, **how
@@ -76,7 +76,7 @@ def regularization(implementation: str) -> Found:
         before = vector(grads)
         return vector(regularizer(grads, inputs, labels, direction(model))) - before
 
-    return found
+    return compute
 
 
 def gauss_newton(model: nn.Module, **how: object) -> Tensor:
@@ -85,7 +85,7 @@ def gauss_newton(model: nn.Module, **how: object) -> Tensor:
 
 
 IMPLEMENTATIONS = ("forward-differences", "central-differences", "autograd", "forward-over-reverse")
-WAYS: dict[str, Found] = {
+WAYS: dict[str, Computation] = {
     "gradient": gradient,
     "plain gradient": plain_gradient,
     "Gauss-Newton product": gauss_newton,
@@ -125,8 +125,8 @@ def test_the_penalty_in_a_landscape_has_the_regularizers_scale() -> None:
         regularizer = GradRegularizer(model, optimizer, tiny_loss, block_strength=1.0, **how)
         low = how.get("mixed_precision", False)
         data, one = [block()[:2]], Axis(0, 0, 1)
-        found = loss_landscape(model, tiny_loss, data, x=one, regularizer=regularizer, mixed_precision=low)
-        return float(found.full_loss[0, 0] - found.loss[0, 0])
+        surface = loss_landscape(model, tiny_loss, data, x=one, regularizer=regularizer, mixed_precision=low)
+        return float(surface.full_loss[0, 0] - surface.loss[0, 0])
 
     assert penalty(mixed_precision=torch.float16, loss_scale=1 / TINY) == pytest.approx(penalty(), rel=0.02)
     assert penalty(mixed_precision=torch.float16) != pytest.approx(penalty(), rel=0.2)

@@ -86,8 +86,8 @@ def test_other_data_sets(name: str, shape: tuple[int, ...], train: dict[str, Any
 )
 def test_templates(template: str, expected: tuple[object, ...]) -> None:
     hyp = parse(composed(f"hyp={template}")).hyp
-    found = (hyp.template_name, hyp.train_stochastic, hyp.shuffle, hyp.steps, hyp.optim.lr, hyp.scheduler, hyp.warmup)
-    assert (*found, hyp.grad_clip, hyp.grad_reg.block_strength) == expected
+    values = (hyp.template_name, hyp.train_stochastic, hyp.shuffle, hyp.steps, hyp.optim.lr, hyp.scheduler, hyp.warmup)
+    assert (*values, hyp.grad_clip, hyp.grad_reg.block_strength) == expected
 
 
 def test_the_template_keeps_its_learning_rate_with_another_optimizer() -> None:
@@ -319,8 +319,8 @@ VALUES = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(max_s
 @settings(max_examples=300, deadline=None)
 def test_any_values_are_refused_by_name_or_make_a_run(values: dict[str, Any]) -> None:
     outer = {k: v for k, v in values.items() if not any(k.startswith(f"{other}.") for other in values)}
-    found = outcome(lambda: settings_of(changed(TREE, outer)))
-    assert isinstance(found, Run) or any(key in found for key in outer)
+    result = outcome(lambda: settings_of(changed(TREE, outer)))
+    assert isinstance(result, Run) or any(key in result for key in outer)
 
 
 WORDS = st.text(st.characters(codec="ascii", exclude_characters="\n"), max_size=12)
@@ -330,14 +330,14 @@ OVERRIDES = st.builds("{}{}{}{}".format, st.sampled_from(["", "", "+", "~", "++"
 @given(st.lists(OVERRIDES | WORDS, min_size=1, max_size=3))
 @settings(max_examples=60, deadline=None)
 def test_any_command_line_is_refused_or_makes_a_run(overrides: list[str]) -> None:
-    found = outcome(lambda: parse(composed(*overrides)))
-    assert isinstance(found, Run) or found.strip()
+    result = outcome(lambda: parse(composed(*overrides)))
+    assert isinstance(result, Run) or result.strip()
 
 
 def test_a_stored_configuration_wins_but_for_what_was_typed() -> None:
     stored = {group: TREE[group] for group in ("data", "model", "hyp")}
-    typed = ["hyp.test_time_flips=True", "model=linear", "hyp/optim=adam"]
-    tree = plain(composed("data=digits", "hyp.steps=7", *typed))
-    run = settings_of(with_stored(tree, stored, typed))
+    overrides = ["hyp.test_time_flips=True", "model=linear", "hyp/optim=adam"]
+    tree = plain(composed("data=digits", "hyp.steps=7", *overrides))
+    run = settings_of(with_stored(tree, stored, overrides))
     assert (run.data.name, run.hyp.steps) == ("CIFAR10", 300)
     assert (run.model.name, run.hyp.optim.name, run.hyp.test_time_flips) == ("linear", "adam", True)

@@ -141,8 +141,8 @@ def test_where_all_steps_are_one_function_the_accepted_point_is_not_computed_aga
         weights[constant] = vector(list(model.parameters()))
         assert (step.state.cached is not None) == constant
     assert torch.equal(weights[False], weights[True])
-    fresh, known = (sum(row.pop("evaluations") for row in rows[constant]) for constant in (False, True))
-    assert fresh - known == 5  # every step but the first starts where the last one looked
+    fresh, cached = (sum(row.pop("evaluations") for row in rows[constant]) for constant in (False, True))
+    assert fresh - cached == 5  # every step but the first starts where the last one looked
     assert rows[False] == rows[True]
 
 
@@ -210,10 +210,10 @@ def test_the_row_of_a_known_start_is_that_of_an_evaluation() -> None:
     model = build("tanh")
     step = step_on(model, "lbfgs")
     step(0, stochastic=False)
-    found = step.objective.over(FixedBlocks.all()).evaluate()
+    evaluation = step.objective.over(FixedBlocks.all()).evaluate()
     row = step(1, stochastic=False)
-    assert row["train_loss"] == float(found.loss)
-    assert row["full_grad_norm"] == pytest.approx(float(vector(found.gradient).norm()), rel=1e-12)
+    assert row["train_loss"] == float(evaluation.loss)
+    assert row["full_grad_norm"] == pytest.approx(float(vector(evaluation.gradient).norm()), rel=1e-12)
 
 
 def test_pure_values_equal_those_with_gradients() -> None:

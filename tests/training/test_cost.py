@@ -52,6 +52,6 @@ def test_the_speed_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
         {"step": 3, "train_time": 5.0, "evaluations": 2.0, "loss_evaluations": 0.0},
     ]
     assert speed(run.step, torch.float64) == {"samples_per_second": 50 * (4 + 1) / 8}
-    found = speed(run.step, torch.float64, min_seconds=8.0)
+    measured = speed(run.step, torch.float64, min_seconds=8.0)
     flops = cost.flops_of(run.step.objective, run.step.data.blocks(0))
-    assert found["peak_share"] == pytest.approx(50 * (4 * flops.gradient + 3 * flops.loss) / 8 / 1e9)
+    assert measured["peak_share"] == pytest.approx(50 * (4 * flops.gradient + 3 * flops.loss) / 8 / 1e9)

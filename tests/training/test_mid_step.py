@@ -36,9 +36,9 @@ def interrupted(build: Callable[[], Trainer], requests: RequestAt, path: Path) -
     return second
 
 
-def assert_same_run(found: Trainer, expected: Trainer) -> None:
-    assert without_times(found.state.rows) == without_times(expected.state.rows)
-    assert_equal_states(found.state.state_dict(), expected.state.state_dict())
+def assert_same_run(actual: Trainer, expected: Trainer) -> None:
+    assert without_times(actual.state.rows) == without_times(expected.state.rows)
+    assert_equal_states(actual.state.state_dict(), expected.state.state_dict())
 
 
 def blocks_of(uninterrupted: Trainer) -> int:

@@ -121,14 +121,14 @@ def test_a_block_takes_not_many_more_calls_of_python_than_one_of_a_minimal_loop(
 def test_a_regularized_block_takes_those_of_two_or_three_and_a_few() -> None:
     plain = of_a_block(our_step).total()
     for implementation, times in (("forward-differences", 2), ("central-differences", 3)):
-        found = of_a_block(lambda n, i=implementation: our_step(n, block_strength=0.5, implementation=i)).total()
-        assert found <= times * plain + 20  # of all parameters at once, and scalars
+        total = of_a_block(lambda n, i=implementation: our_step(n, block_strength=0.5, implementation=i)).total()
+        assert total <= times * plain + 20  # of all parameters at once, and scalars
 
 
 @pytest.mark.parametrize("options", [{}, {"block_strength": 0.5}, {"block_strength": 0.5, "acc_strength": 0.1}])
 def test_no_block_waits_for_the_device(options: dict[str, Any]) -> None:
-    found = of_a_block(lambda n: our_step(n, **options))
-    assert {name: found[name] for name in WAITS if found[name]} == {}
+    added = of_a_block(lambda n: our_step(n, **options))
+    assert {name: added[name] for name in WAITS if added[name]} == {}
 
 
 @pytest.mark.gpu

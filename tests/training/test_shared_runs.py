@@ -71,45 +71,45 @@ def alone(places: Path, trees: dict[str, Any]) -> dict[str, Any]:
 def shared(
     request: pytest.FixtureRequest, places: Path, trees: dict[str, Any], alone: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """What several processes found; each number of them takes over from the one before, or from one."""
+    """The results of several processes; each number of them takes over from the one before, or from one."""
     size = request.param
     before = next(place for place in (places / str(size - 1), places / "1") if place.exists())
     if size > 2:
         trees = {name: trees[name] for name in (*AGAIN, "stopped")}
-    with together(size, tasks, size, trees, places / str(size), before) as found:
-        yield {"size": size, **found}
+    with together(size, tasks, size, trees, places / str(size), before) as results:
+        yield {"size": size, **results}
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_the_number_of_processes_is_invisible(shared: dict[str, Any], alone: dict[str, Any]) -> None:
     bounds = {"first": 1e-12, "rows": 1e-9, "tensors": 1e-9}
-    found = {
+    distances = {
         (name, part): distance(shared[name][part], alone[name][part])
         for name in (CASES if shared["size"] == 2 else AGAIN)
         for part in bounds
     }
-    assert {case: far for case, far in found.items() if far > bounds[case[1]]} == {}
+    assert {case: far for case, far in distances.items() if far > bounds[case[1]]} == {}
     assert shared["all equal"]
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_the_same_number_continues_bitwise_inside_a_step(shared: dict[str, Any]) -> None:
-    straight = shared["straight"]
+    uninterrupted = shared["uninterrupted"]
     for name in STOPS:
-        found = shared[f"continued {name}"]
-        assert found["rows"] == straight["rows"], name
-        assert all(torch.equal(found["tensors"][key], value) for key, value in straight["tensors"].items()), name
+        result = shared[f"continued {name}"]
+        assert result["rows"] == uninterrupted["rows"], name
+        assert all(torch.equal(result["tensors"][key], value) for key, value in uninterrupted["tensors"].items()), name
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_another_number_continues_within_rounding(shared: dict[str, Any], alone: dict[str, Any]) -> None:
     for name in STOPS:
-        found = shared[f"taken over {name}"]
-        assert distance(found["rows"], alone["straight"]["rows"]) < 1e-9, name
-        assert distance(found["tensors"], alone["straight"]["tensors"]) < 1e-9, name
+        result = shared[f"taken over {name}"]
+        assert distance(result["rows"], alone["uninterrupted"]["rows"]) < 1e-9, name
+        assert distance(result["tensors"], alone["uninterrupted"]["tensors"]) < 1e-9, name
 
 
 @pytest.mark.slow
@@ -118,8 +118,8 @@ def test_one_process_takes_over_from_several(
     shared: dict[str, Any], alone: dict[str, Any], trees: dict[str, Any], places: Path
 ) -> None:
     for name in STOPS:
-        found = continued(trees["stopped"], ALONE, places / str(shared["size"]) / name)
-        assert distance(found["tensors"], alone["straight"]["tensors"]) < 1e-9, name
+        result = continued(trees["stopped"], ALONE, places / str(shared["size"]) / name)
+        assert distance(result["tensors"], alone["uninterrupted"]["tensors"]) < 1e-9, name
 
 
 @pytest.mark.slow

@@ -46,13 +46,13 @@ def test_updates_are_textbook_descent(stochastic: bool, size: int) -> None:
     textbook, blocks = Textbook(plain), cut(*samples(), SIZES)
     norm = float(vector(list(plain.parameters())).square().sum())
     updates = [blocks[start : start + size] for start in range(0, 5, size)]
-    found = [textbook.update(update) for update in updates]
+    pairs = [textbook.update(update) for update in updates]
     torch.testing.assert_close(
         vector(list(ours.parameters())), vector(list(plain.parameters())), rtol=1e-10, atol=1e-12
     )
     weights = [sum(len(labels) for _, labels in update) / SAMPLES for update in updates]
-    assert row["train_loss"] == pytest.approx(sum(w * float(loss) for w, (loss, _) in zip(weights, found, strict=True)))
-    expected = sum(w * float(g.norm()) for w, (_, g) in zip(weights, found, strict=True))
+    assert row["train_loss"] == pytest.approx(sum(w * float(loss) for w, (loss, _) in zip(weights, pairs, strict=True)))
+    expected = sum(w * float(g.norm()) for w, (_, g) in zip(weights, pairs, strict=True))
     assert row["full_grad_norm"] == row["update_norm"] == pytest.approx(expected)
     assert row["param_norm"] == pytest.approx(norm)
     assert row["evaluations"] == 1
@@ -62,10 +62,10 @@ def test_a_row_holds_what_its_columns_promise() -> None:
     model = build("tanh")
     start = vector(list(model.parameters()))
     blocks = cut(*samples(), SIZES)
-    found = [loss_and_gradient(model, F.cross_entropy, *block) for block in blocks]
+    pairs = [loss_and_gradient(model, F.cross_entropy, *block) for block in blocks]
     correct = sum(int((model(x).argmax(1) == y).sum()) for x, y in blocks)
     row = take(model, stochastic=False)
-    squares = sum(len(y) / SAMPLES * float(g.square().sum()) for (_, y), (_, g) in zip(blocks, found, strict=True))
+    squares = sum(len(y) / SAMPLES * float(g.square().sum()) for (_, y), (_, g) in zip(blocks, pairs, strict=True))
     assert row["grad_norm"] == pytest.approx(math.sqrt(squares))
     assert row["train_acc"] == pytest.approx(correct / SAMPLES)
     assert row["full_loss"] == pytest.approx(row["train_loss"] + 0.01 / 2 * float(start.square().sum()))
@@ -152,9 +152,9 @@ def test_batch_norm_statistics_move_once_per_step_and_sub_batch() -> None:
 def test_losses_with_a_maximum_follow_their_gradient() -> None:
     model = build("tanh")
     loss = loss_function("batch-maxup")
-    found = FullBatchObjective(model, loss, cut(*samples(), [33])).evaluate()
+    evaluation = FullBatchObjective(model, loss, cut(*samples(), [33])).evaluate()
     expected = loss_and_gradient(model, loss, *samples())[1]
-    torch.testing.assert_close(vector(found.gradient), expected)
+    torch.testing.assert_close(vector(evaluation.gradient), expected)
 
 
 def test_a_loader_gives_every_sample_once() -> None:

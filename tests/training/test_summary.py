@@ -20,10 +20,10 @@ def test_accuracy_at_minimal_loss_leaves_out_the_warm_up_and_averages_windows() 
 
 def test_the_summary_adds_up() -> None:
     rows = [row(1, 3.0, valid_acc=0.5, valid_time=1.0), row(2, 2.0), row(3, 1.0, valid_acc=0.25, valid_time=1.0)]
-    found = summarize(rows, warmup=0, window=1)
-    assert found["max_val_acc"] == 0.5
-    assert found["valid_acc_at_min_loss"] == found["valid_acc"] == 0.25
-    assert (found["avg_step_time"], found["total_time"], found["evaluations"], found["steps_taken"]) == (
+    result = summarize(rows, warmup=0, window=1)
+    assert result["max_val_acc"] == 0.5
+    assert result["valid_acc_at_min_loss"] == result["valid_acc"] == 0.25
+    assert (result["avg_step_time"], result["total_time"], result["evaluations"], result["steps_taken"]) == (
         2.0,
         8.0,
         6.0,
@@ -33,6 +33,6 @@ def test_the_summary_adds_up() -> None:
 
 def test_the_summary_counts_losses_and_failed_searches() -> None:
     rows = [row(1, 3.0, loss_evaluations=2.0, search_failed=1.0), row(2, 2.0, search_failed=0.0)]
-    found = summarize(rows, warmup=0, window=1)
-    assert (found["evaluations"], found["loss_evaluations"], found["searches_failed"]) == (4, 2, 1)
+    result = summarize(rows, warmup=0, window=1)
+    assert (result["evaluations"], result["loss_evaluations"], result["searches_failed"]) == (4, 2, 1)
     assert "searches_failed" not in summarize([row(1, 3.0)], warmup=0, window=1)

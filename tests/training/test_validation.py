@@ -20,24 +20,24 @@ def test_it_evaluates_in_evaluation_mode_and_leaves_no_trace() -> None:
     model[1].eval()
     model(samples()[0])
     before = trace_of(model)
-    found = validate(model, F.cross_entropy, blocks())
+    evaluation = validate(model, F.cross_entropy, blocks())
     assert_no_trace(model, before)
     assert model.training
     assert not model[1].training
     outputs = model.eval()(samples()[0])
-    torch.testing.assert_close(found.loss, F.cross_entropy(outputs, samples()[1]))
-    assert float(found.accuracy) == pytest.approx(float((outputs.argmax(1) == samples()[1]).double().mean()))
+    torch.testing.assert_close(evaluation.loss, F.cross_entropy(outputs, samples()[1]))
+    assert float(evaluation.accuracy) == pytest.approx(float((outputs.argmax(1) == samples()[1]).double().mean()))
 
 
 def test_flips_average_probabilities() -> None:
     model = build("convolutional").eval()
     inputs, labels = samples()
     probabilities = (model(inputs).softmax(1) + model(inputs.flip(-1)).softmax(1)) / 2
-    found = validate(model, F.cross_entropy, blocks(), flips=True)
-    torch.testing.assert_close(found.loss, F.nll_loss(probabilities.log(), labels))
-    assert float(found.accuracy) == pytest.approx(float((probabilities.argmax(1) == labels).double().mean()))
+    evaluation = validate(model, F.cross_entropy, blocks(), flips=True)
+    torch.testing.assert_close(evaluation.loss, F.nll_loss(probabilities.log(), labels))
+    assert float(evaluation.accuracy) == pytest.approx(float((probabilities.argmax(1) == labels).double().mean()))
     torch.testing.assert_close(FlipAveraged(model)(inputs), FlipAveraged(model)(inputs.flip(-1)))
-    assert not torch.allclose(found.loss, validate(model, F.cross_entropy, blocks()).loss)
+    assert not torch.allclose(evaluation.loss, validate(model, F.cross_entropy, blocks()).loss)
 
 
 def test_recalibration_estimates_the_statistics_over_all_samples_weighted_by_size() -> None:
@@ -57,12 +57,12 @@ def test_recalibration_estimates_the_statistics_over_all_samples_weighted_by_siz
 def test_recalibration_is_what_validation_sees() -> None:
     model = build("batchnorm")
     before = trace_of(model)
-    found = validate(model, F.cross_entropy, blocks(2), recalibration=blocks())
+    evaluation = validate(model, F.cross_entropy, blocks(2), recalibration=blocks())
     assert_no_trace(model, before)
     with recalibrated_batchnorm(model, blocks()):
         inputs, labels = samples(seed=2)
-        torch.testing.assert_close(found.loss, F.cross_entropy(model.eval()(inputs), labels))
-    assert not torch.allclose(found.loss, validate(model, F.cross_entropy, blocks(2)).loss)
+        torch.testing.assert_close(evaluation.loss, F.cross_entropy(model.eval()(inputs), labels))
+    assert not torch.allclose(evaluation.loss, validate(model, F.cross_entropy, blocks(2)).loss)
 
 
 def test_recalibration_without_batch_norm_changes_nothing() -> None:
