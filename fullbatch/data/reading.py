@@ -160,19 +160,22 @@ class WorkerTask(Dataset[Any]):
 def worker_results(loader: DataLoader[Any]) -> Iterator[Any]:
     """Yield the results of a loader's workers; raise the errors among them, and ``OSError`` where a worker died."""
     entries, end = iter(loader), object()
-    while True:
-        try:
-            with translate_worker_errors():
-                entry = next(entries, end)
-        except (ConnectionError, EOFError, FileNotFoundError) as error:  # it died while it sent a tensor
-            with suppress(RuntimeError):
-                time.sleep(_SIGNAL_DELAY)  # PyTorch reports the death by a signal, too: catch its error here
-            raise _worker_died(str(error) or "its connection is closed") from error
-        if entry is end:
-            return
-        if isinstance(entry, Exception):
-            raise entry
-        yield entry
+    try:
+        while True:
+            try:
+                with translate_worker_errors():
+                    entry = next(entries, end)
+            except (ConnectionError, EOFError, FileNotFoundError) as error:  # it died while it sent a tensor
+                with suppress(RuntimeError):
+                    time.sleep(_SIGNAL_DELAY)  # PyTorch reports the death by a signal, too: catch its error here
+                raise _worker_died(str(error) or "its connection is closed") from error
+            if entry is end:
+                return
+            if isinstance(entry, Exception):
+                raise entry
+            yield entry
+    finally:
+        del entries  # ends the workers at once: collected later, with the traceback, it waits 5 s for each of them
 
 
 @contextmanager

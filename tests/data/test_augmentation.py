@@ -195,35 +195,35 @@ def test_random_crop_is_that_of_torchvision(arguments: object, padding: list[int
         assert torch.equal(found[index], functional.crop(padded[index], top, left, *found.shape[-2:]))
 
 
-@pytest.mark.parametrize(("name", "mirror"), [("RandomHorizontalFlip", "hflip"), ("RandomVerticalFlip", "vflip")])
-def test_random_flip_is_that_of_torchvision(name: str, mirror: str) -> None:
-    given = images(60)
-    found = Augmentation({name: 0.5}, seed=0)(given, torch.arange(60), 0)
-    mirrored = getattr(functional, mirror)(given)
-    chosen = (found == mirrored).flatten(1).all(1)
-    assert 10 < int(chosen.sum()) < 50
-    assert torch.equal(found[~chosen], given[~chosen])
+def test_random_flip_is_that_of_torchvision() -> None:
+    for name, mirror in [("RandomHorizontalFlip", "hflip"), ("RandomVerticalFlip", "vflip")]:
+        given = images(60)
+        found = Augmentation({name: 0.5}, seed=0)(given, torch.arange(60), 0)
+        mirrored = getattr(functional, mirror)(given)
+        chosen = (found == mirrored).flatten(1).all(1)
+        assert 10 < int(chosen.sum()) < 50
+        assert torch.equal(found[~chosen], given[~chosen])
 
 
-@pytest.mark.parametrize("value", [0, 200, [1, 2, 3]])
-def test_random_erasing_is_that_of_torchvision(value: int | list[int]) -> None:
-    given = torch.full((300, 3, 16, 12), 77, dtype=torch.uint8)
-    arguments = {"p": 0.5, "scale": [0.05, 0.3], "ratio": [0.5, 2.0], "value": value}
-    found = Augmentation({"RandomErasing": arguments}, seed=0)(given, torch.arange(300), 0)
-    erased, fill = 0, torch.tensor(value, dtype=torch.uint8).view(-1, 1, 1)
-    for before, after in zip(given, found, strict=True):
-        rows, columns = (after != before).any(0).nonzero(as_tuple=True)
-        if len(rows) == 0:
-            continue
-        erased += 1
-        top, left = int(rows.min()), int(columns.min())
-        height, width = int(rows.max()) - top + 1, int(columns.max()) - left + 1
-        assert torch.equal(after, functional.erase(before, top, left, height, width, fill))
-        assert (height + 0.5) * (width + 0.5) >= 0.05 * 192  # the sides are rounded
-        assert (height - 0.5) * (width - 0.5) <= 0.3 * 192
-        assert (height - 0.5) / (width + 0.5) <= 2.0
-        assert (height + 0.5) / (width - 0.5) >= 0.5
-    assert 110 < erased < 190  # p = 0.5, 4.6 standard deviations
+def test_random_erasing_is_that_of_torchvision() -> None:
+    for value in [0, 200, [1, 2, 3]]:
+        given = torch.full((300, 3, 16, 12), 77, dtype=torch.uint8)
+        arguments = {"p": 0.5, "scale": [0.05, 0.3], "ratio": [0.5, 2.0], "value": value}
+        found = Augmentation({"RandomErasing": arguments}, seed=0)(given, torch.arange(300), 0)
+        erased, fill = 0, torch.tensor(value, dtype=torch.uint8).view(-1, 1, 1)
+        for before, after in zip(given, found, strict=True):
+            rows, columns = (after != before).any(0).nonzero(as_tuple=True)
+            if len(rows) == 0:
+                continue
+            erased += 1
+            top, left = int(rows.min()), int(columns.min())
+            height, width = int(rows.max()) - top + 1, int(columns.max()) - left + 1
+            assert torch.equal(after, functional.erase(before, top, left, height, width, fill))
+            assert (height + 0.5) * (width + 0.5) >= 0.05 * 192  # the sides are rounded
+            assert (height - 0.5) * (width - 0.5) <= 0.3 * 192
+            assert (height - 0.5) / (width + 0.5) <= 2.0
+            assert (height + 0.5) / (width - 0.5) >= 0.5
+        assert 110 < erased < 190  # p = 0.5, 4.6 standard deviations
 
 
 def test_rectangles_are_those_torchvision_could_draw() -> None:
@@ -242,23 +242,23 @@ def test_rectangles_are_those_torchvision_could_draw() -> None:
 # Distribution of the draws
 
 
-@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9, 1.0])
-@pytest.mark.parametrize("name", ["RandomHorizontalFlip", "RandomVerticalFlip", "RandomErasing"])
-def test_frequencies_are_the_probabilities(name: str, p: float) -> None:
-    given = coordinates(10_000, 8)
-    large = {"scale": [0.1, 0.3]} if name == "RandomErasing" else {}  # no rectangle rounds to no pixel
-    found = Augmentation({name: {"p": p, **large}}, seed=0)(given, torch.arange(10_000), 0)
-    changed = (found != given).flatten(1).any(1).double().mean()
-    assert abs(float(changed) - p) <= 5 * (p * (1 - p) / 10_000) ** 0.5
+def test_frequencies_are_the_probabilities() -> None:
+    for p in [0.0, 0.1, 0.5, 0.9, 1.0]:
+        for name in ["RandomHorizontalFlip", "RandomVerticalFlip", "RandomErasing"]:
+            given = coordinates(10_000, 8)
+            large = {"scale": [0.1, 0.3]} if name == "RandomErasing" else {}  # no rectangle rounds to no pixel
+            found = Augmentation({name: {"p": p, **large}}, seed=0)(given, torch.arange(10_000), 0)
+            changed = (found != given).flatten(1).any(1).double().mean()
+            assert abs(float(changed) - p) <= 5 * (p * (1 - p) / 10_000) ** 0.5
 
 
-@pytest.mark.parametrize("step", [0, 1])
-def test_corners_of_crops_are_uniform(step: int) -> None:
-    crops = Augmentation({"RandomCrop": [6, 2]}, seed=0)(coordinates(5000, 6), torch.arange(5000), step)
-    counts = torch.zeros(5, 5)
-    for top, left in corners(crops, (2, 2)):
-        counts[top, left] += 1
-    assert float(((counts - 200).square() / 200).sum()) < 62.0  # chi-square, 24 degrees of freedom, p = 3e-5
+def test_corners_of_crops_are_uniform() -> None:
+    for step in [0, 1]:
+        crops = Augmentation({"RandomCrop": [6, 2]}, seed=0)(coordinates(5000, 6), torch.arange(5000), step)
+        counts = torch.zeros(5, 5)
+        for top, left in corners(crops, (2, 2)):
+            counts[top, left] += 1
+        assert float(((counts - 200).square() / 200).sum()) < 62.0  # chi-square, 24 degrees of freedom, p = 3e-5
 
 
 def test_sizes_and_corners_of_erasing_fill_the_image() -> None:
@@ -338,9 +338,8 @@ def test_any_size_of_image_can_be_flipped_and_erased(height: int, width: int) ->
 # Messages
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
+def test_names_that_cannot_be_used_say_why() -> None:
+    for name, message in [
         ("RandomHorizontalFlp", "similar names: RandomHorizontalFlip"),
         ("Crop", "RandomCrop"),
         ("zzzzzz", "similar names: CenterCrop, Pad, RandomCrop, RandomErasing"),
@@ -348,16 +347,13 @@ def test_any_size_of_image_can_be_flipped_and_erased(height: int, width: int) ->
         ("functional", "not a torchvision v2 transform"),
         ("CutMix", "mixes labels; only transforms of single images"),
         ("mixup", "mixes labels"),
-    ],
-)
-def test_names_that_cannot_be_used_say_why(name: str, message: str) -> None:
-    with pytest.raises(ValueError, match=rf"data.augmentations_val.{name}: .*{message}"):
-        Augmentation({name: None}, seed=0, key="data.augmentations_val")
+    ]:
+        with pytest.raises(ValueError, match=rf"data.augmentations_val.{name}: .*{message}"):
+            Augmentation({name: None}, seed=0, key="data.augmentations_val")
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [
+def test_wrong_arguments_name_the_key_and_what_it_takes() -> None:
+    for name, arguments in [
         ("RandomCrop", None),
         ("RandomCrop", {"sizes": 32}),
         ("RandomCrop", [32, 4, False, 0, "constant", 1]),
@@ -372,16 +368,13 @@ def test_names_that_cannot_be_used_say_why(name: str, message: str) -> None:
         ("AutoAugment", "mnist"),
         ("ColorJitter", -1),
         ("Identity", 3),
-    ],
-)
-def test_wrong_arguments_name_the_key_and_what_it_takes(name: str, arguments: object) -> None:
-    with pytest.raises(ValueError, match=rf"data.augmentations_train.{name}: wrong arguments .* accepted: \w+"):
-        Augmentation({name: arguments}, seed=0)
+    ]:
+        with pytest.raises(ValueError, match=rf"data.augmentations_train.{name}: wrong arguments .* accepted: \w+"):
+            Augmentation({name: arguments}, seed=0)
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments", "message"),
-    [
+def test_transforms_that_do_not_fit_the_images_are_named() -> None:
+    for name, arguments, message in [
         ("RandomCrop", [11, 2], r"images of 6x6 pixels, padded by \[2, 2, 2, 2\] .* smaller than the crop of 11x11"),
         ("RandomErasing", {"value": [1, 2]}, "value has 2 entries, but the images have 3 channels"),
         ("RandomErasing", {"scale": [0.99, 1.0]}, "no rectangle of this scale and ratio fits into 6x6 pixels"),
@@ -393,9 +386,7 @@ def test_wrong_arguments_name_the_key_and_what_it_takes(name: str, arguments: ob
         ("Pad", {"padding": 9, "padding_mode": "reflect"}, "[Pp]adding size"),
         ("RandomCrop", {"size": 6, "padding": 9, "padding_mode": "reflect"}, "[Pp]adding size"),
         ("ElasticTransform", None, "[Pp]adding size"),
-    ],
-)
-def test_transforms_that_do_not_fit_the_images_are_named(name: str, arguments: object, message: str) -> None:
-    augmentation = Augmentation({name: arguments}, seed=0)
-    with pytest.raises(ValueError, match=f"data.augmentations_train.{name}: .*{message}"):
-        augmentation(images(20), torch.arange(20), 0)
+    ]:
+        augmentation = Augmentation({name: arguments}, seed=0)
+        with pytest.raises(ValueError, match=f"data.augmentations_train.{name}: .*{message}"):
+            augmentation(images(20), torch.arange(20), 0)

@@ -171,7 +171,7 @@ def test_reading_leaves_the_global_generator_alone() -> None:
 
 
 @pytest.mark.parametrize(("free", "reads"), [(1 << 30, 1), (100, 3)])
-def test_blank_caching_keeps_what_fits_and_reads_the_rest_anew(
+def test_images_are_cached_by_default_where_they_fit(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, free: int, reads: int
 ) -> None:
     caplog.set_level("INFO")
@@ -193,7 +193,7 @@ def test_memory_format_and_dtype_are_those_asked_for() -> None:
     assert torch.equal(block.inputs, next(iter(loader(dtype=torch.float64).blocks(0))).inputs)
 
 
-def test_free_memory_is_known_or_assumed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_is_measured_or_assumed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert blocks_module._free_ram() > 1 << 20
 
     def unknown(name: str) -> int:

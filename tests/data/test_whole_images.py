@@ -1,5 +1,6 @@
 """Images of various sizes: what is read of them is a function of (seed, step, sample), whoever reads it."""
 
+import multiprocessing
 import os
 import signal
 import weakref
@@ -114,17 +115,15 @@ def test_copies_have_draws_of_their_own(root: Path) -> None:
     assert len(bytes_of(only_a_crop).unique(dim=0)) == 52
 
 
-@pytest.mark.parametrize("transforms", [{}, {"RandomHorizontalFlip": 0.5}, {"Resize": 6}])
-def test_without_a_transform_that_fixes_the_size_images_are_resized_on_read(
-    root: Path, transforms: dict[str, Any]
-) -> None:
-    whole, resized = load(root).train, load(root, resize_on_read=True).train
-    assert isinstance(whole.images, WholeImages)
-    assert not isinstance(resized.images, WholeImages)
-    assert torch.equal(bytes_of(loader(whole, transforms)), bytes_of(loader(resized, transforms)))
+def test_without_a_transform_that_fixes_the_size_images_are_resized_on_read(root: Path) -> None:
+    for transforms in [{}, {"RandomHorizontalFlip": 0.5}, {"Resize": 6}]:
+        whole, resized = load(root).train, load(root, resize_on_read=True).train
+        assert isinstance(whole.images, WholeImages)
+        assert not isinstance(resized.images, WholeImages)
+        assert torch.equal(bytes_of(loader(whole, transforms)), bytes_of(loader(resized, transforms)))
 
 
-def test_resizing_on_read_is_what_a_folder_does_unasked(root: Path) -> None:
+def test_folders_resize_on_read_by_default(root: Path) -> None:
     default, resized, whole = (
         load_images("imagefolder", ImageRequest(str(root), pixels=6, resize_on_read=choice))
         for choice in (None, True, False)
@@ -187,14 +186,14 @@ class Deadly(TensorImages):
 
 
 @pytest.mark.parametrize("persistent", [False, True])
-def test_a_killed_worker_is_told_and_does_not_hang(persistent: bool) -> None:
+def test_a_killed_worker_is_an_error_and_does_not_hang(persistent: bool) -> None:
     part = ImageSet(Deadly(torch.zeros(30, 1, 2, 2, dtype=torch.uint8)), torch.zeros(30, dtype=torch.int64), ("a",))
     reading = loader(part, {}, caching=False, num_workers=2, persistent_workers=persistent)
     with pytest.raises(OSError, match=r"a process that reads images has died: .*memory was full.*impl\.threads"):
         bytes_of(reading)
 
 
-def test_nothing_of_what_a_death_interrupts_is_kept() -> None:
+def test_frames_that_a_death_interrupts_are_cleared() -> None:
     class Held:
         pass
 
@@ -211,8 +210,24 @@ def test_nothing_of_what_a_death_interrupts_is_kept() -> None:
     assert kept[0]() is None
 
 
-def test_a_killed_builder_of_copies_is_told(tmp_path: Path) -> None:
+def test_a_killed_builder_of_copies_is_an_error(tmp_path: Path) -> None:
     part = ImageSet(Deadly(torch.zeros(30, 1, 2, 2, dtype=torch.uint8)), torch.zeros(30, dtype=torch.int64), ("a",))
     recipe = Recipe("x", part, {}, 0)
     with pytest.raises(OSError, match="a process that reads images has died"):
         stored_images(recipe, tmp_path / "db", LMDBOptions(), Writing(num_workers=1))
+
+
+def test_an_error_of_a_reader_ends_its_workers() -> None:
+    """At once: the garbage collector would wait for them, five seconds each."""
+
+    class Damaged(TensorImages):
+        def fetch(self, ids: Tensor) -> Tensor:
+            if 20 in ids.tolist():
+                raise OSError("damaged")
+            return super().fetch(ids)
+
+    part = ImageSet(Damaged(torch.zeros(30, 1, 2, 2, dtype=torch.uint8)), torch.zeros(30, dtype=torch.int64), ("a",))
+    with pytest.raises(OSError, match="damaged") as raised:  # its traceback is kept
+        bytes_of(loader(part, {}, caching=False, num_workers=2))
+    assert raised.value.__traceback__ is not None
+    assert not multiprocessing.active_children()

@@ -1,4 +1,4 @@
-"""Databases of surfaces: verified when opened again, leased by living processes alone, never unpickled or torn."""
+"""Databases of surfaces: verified when reopened, leased only by living processes, never unpickled."""
 
 import os
 import subprocess
@@ -55,7 +55,7 @@ def lease_of(folder: Path, point: tuple[float, float]) -> bytes | None:
             return transaction.get(records.key_of(point), db=table)
 
 
-def test_it_is_found_again(folder: Path) -> None:
+def test_values_and_arrays_are_read_again(folder: Path) -> None:
     with opened(folder) as store:
         assert len(store) == 1
         (value,) = store.values(POINTS).values()
@@ -73,22 +73,21 @@ def test_the_first_value_stays(folder: Path) -> None:
         assert store.values(POINTS)[POINTS[0]].loss == VALUE.loss
 
 
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
+def test_another_surface_is_refused_and_kept(folder: Path) -> None:
+    for other, message in [
         ({"weights": "xyz"}, r"weights: abc there, xyz here"),
         ({"settings": {"model_eval": False, "norm": "filter"}}, r"settings\.model_eval: True there, False here"),
         ({"settings": {"model_eval": True, "norm": "layer"}}, r"settings\.norm: filter there, layer here"),
         ({"data": "new"}, r"data: None there, new here"),
-    ],
-)
-def test_another_surface_is_refused_and_kept(folder: Path, other: dict[str, object], message: str) -> None:
-    with pytest.raises(DatabaseMismatchError, match=message + r".*rebuild_existing_database=True replaces"):
-        opened(folder, CONTENTS | other)
-    with opened(folder) as store:
-        assert len(store) == 1
-    with opened(folder, CONTENTS | other, rebuild=True) as store:
-        assert len(store) == 0
+    ]:
+        with opened(folder, rebuild=True) as store:
+            store.put(POINTS[0], VALUE)
+        with pytest.raises(DatabaseMismatchError, match=message + r".*rebuild_existing_database=True replaces"):
+            opened(folder, CONTENTS | other)
+        with opened(folder) as store:
+            assert len(store) == 1
+        with opened(folder, CONTENTS | other, rebuild=True) as store:
+            assert len(store) == 0
 
 
 def spoil_manifest(folder: Path) -> None:
@@ -142,7 +141,7 @@ def write_letter(folder: Path) -> None:
         (write_letter, "no LMDB file"),
     ],
 )
-def test_what_is_damaged_is_refused_and_left(folder: Path, spoil: Callable[[Path], None], message: str) -> None:
+def test_damaged_databases_are_refused_and_kept(folder: Path, spoil: Callable[[Path], None], message: str) -> None:
     spoil(folder)
     before = (folder / "data.mdb").read_bytes()
 
@@ -159,35 +158,35 @@ def test_what_is_damaged_is_refused_and_left(folder: Path, spoil: Callable[[Path
         assert len(store) == 0
 
 
-def test_a_data_base_of_another_program_is_left(tmp_path: Path) -> None:
-    change(tmp_path / "theirs", None, b"key", b"value")
-    before = (tmp_path / "theirs" / "data.mdb").read_bytes()
+def test_a_database_of_another_program_is_kept(tmp_path: Path) -> None:
+    change(tmp_path / "other", None, b"key", b"value")
+    before = (tmp_path / "other" / "data.mdb").read_bytes()
     with pytest.raises(OSError, match="no manifest"):
-        opened(tmp_path / "theirs")
-    assert (tmp_path / "theirs" / "data.mdb").read_bytes() == before
+        opened(tmp_path / "other")
+    assert (tmp_path / "other" / "data.mdb").read_bytes() == before
 
 
 def test_a_file_in_its_place_is_replaced_when_asked(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
+    (tmp_path / "file").write_text("notes")
     with pytest.raises(FileExistsError):
         opened(tmp_path / "file")
-    assert (tmp_path / "file").read_text() == "mine"
+    assert (tmp_path / "file").read_text() == "notes"
     with opened(tmp_path / "file", rebuild=True) as store:
         assert len(store) == 0
 
 
-def test_a_process_killed_before_the_first_byte_does_no_harm(tmp_path: Path) -> None:
+def test_an_empty_file_of_a_killed_process_is_used(tmp_path: Path) -> None:
     (tmp_path / "surface").mkdir()
     (tmp_path / "surface" / "data.mdb").touch()
     with opened(tmp_path / "surface") as store:
         assert len(store) == 0
 
 
-def test_rebuilding_spares_the_neighbours(folder: Path) -> None:
-    (folder / "notes.txt").write_text("mine")
+def test_rebuilding_keeps_other_files(folder: Path) -> None:
+    (folder / "notes.txt").write_text("notes")
     with opened(folder, rebuild=True) as store:
         assert len(store) == 0
-    assert (folder / "notes.txt").read_text() == "mine"
+    assert (folder / "notes.txt").read_text() == "notes"
 
 
 def test_too_small_a_file_is_refused_before(tmp_path: Path) -> None:
@@ -238,7 +237,7 @@ def test_points_are_leased_once_and_computed_ones_never(store: SurfaceStore) -> 
 
 def other_owner(**changes: object) -> records.Owner:
     here = records.Owner.here()
-    return records.Owner(**{**vars(here), "token": "theirs", **changes})  # type: ignore[arg-type]
+    return records.Owner(**{**vars(here), "token": "other", **changes})  # type: ignore[arg-type]
 
 
 def dead_process() -> int:
@@ -292,7 +291,7 @@ def test_a_lease_is_renewed_after_a_third_of_it(folder: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("error", [lmdb.MapResizedError, lmdb.ReadersFullError])
-def test_what_other_processes_did_to_the_file_is_followed(
+def test_changes_by_other_processes_are_adopted(
     store: SurfaceStore, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     """One was given a larger map_size; others were killed while they read."""

@@ -1,4 +1,4 @@
-"""Atomic files: whole at every moment, with as many predecessors as asked for."""
+"""Atomic files: complete at every moment, with the requested number of previous versions."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ def test_predecessors_are_kept_newest_first(tmp_path: Path) -> None:
     assert len(list(path.parent.iterdir())) == 3
 
 
-def test_nothing_is_kept_unasked(tmp_path: Path) -> None:
+def test_no_previous_file_is_kept_by_default(tmp_path: Path) -> None:
     for content in (b"a", b"b"):
         write_atomically(tmp_path / "x", content)
     assert [p.name for p in tmp_path.iterdir()] == ["x"]

@@ -1,4 +1,4 @@
-"""Bytes that a computation holds at once, counted by hand."""
+"""The peak memory of a computation, counted by hand."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from fullbatch.runtime.live_memory import peak_of
 CPU = torch.device("cpu")
 
 
-def test_what_is_let_go_does_not_count_and_views_count_once() -> None:
+def test_freed_tensors_do_not_count_and_views_count_once() -> None:
     kept: list[Tensor] = []
 
     def run() -> None:
@@ -22,7 +22,7 @@ def test_what_is_let_go_does_not_count_and_views_count_once() -> None:
     assert peak_of(lambda: kept[0].mul_(2), CPU) == 0
 
 
-def test_what_is_kept_for_the_backward_pass_counts() -> None:
+def test_tensors_saved_for_the_backward_pass_count() -> None:
     weight = torch.ones(500, requires_grad=True)
 
     def run() -> None:

@@ -256,10 +256,10 @@ def test_a_failure_says_what_was_tried_and_what_to_do(fake10: Fake, served: str,
     assert "data.download" not in message
 
 
-@pytest.mark.parametrize("mirror", ["htp://a.b/c", "http://", "http://127.0.0.1:x", "ftp://127.0.0.1:9/x.tgz"])
-def test_an_odd_mirror_is_one_more_failure(fake10: Fake, tmp_path: Path, mirror: str) -> None:
-    with pytest.raises(FileNotFoundError, match=f"{mirror}.* name its folder or address in data.mirrors"):
-        fake10.load(tmp_path / "data", mirrors=[mirror])
+def test_an_odd_mirror_is_one_more_failure(fake10: Fake, tmp_path: Path) -> None:
+    for mirror in ["htp://a.b/c", "http://", "http://127.0.0.1:x", "ftp://127.0.0.1:9/x.tgz"]:
+        with pytest.raises(FileNotFoundError, match=f"{mirror}.* name its folder or address in data.mirrors"):
+            fake10.load(tmp_path / "data", mirrors=[mirror])
 
 
 def test_a_mirror_that_is_no_address_is_named(fake10: Fake, tmp_path: Path) -> None:
@@ -267,23 +267,18 @@ def test_a_mirror_that_is_no_address_is_named(fake10: Fake, tmp_path: Path) -> N
         fake10.load(tmp_path / "data", mirrors=["http://["])
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+def test_settings_that_contradict_the_set_are_named(fake10: Fake, tmp_path: Path) -> None:
+    for settings, message in [
         ({"path": None}, "data.path: blank; CIFAR10 needs the folder"),
         ({"classes": 100}, "data.classes=100: CIFAR10 has classes=10"),
         ({"pixels": 64}, "data.pixels=64"),
         ({"channels": 1}, "data.channels=1"),
         ({"size": 11}, "data.size=11: the training set has 10 images"),
         ({"valid_size": 8}, "data.valid_size=8: the validation set has 7 images"),
-    ],
-)
-def test_settings_that_contradict_the_set_are_named(
-    fake10: Fake, tmp_path: Path, settings: dict[str, Any], message: str
-) -> None:
-    put(fake10, tmp_path / "data")
-    with pytest.raises(ValueError, match=message):
-        load_images("CIFAR10", ImageRequest(**{"path": str(tmp_path / "data"), **settings}))
+    ]:
+        put(fake10, tmp_path / "data")
+        with pytest.raises(ValueError, match=message):
+            load_images("CIFAR10", ImageRequest(**{"path": str(tmp_path / "data"), **settings}))
 
 
 def test_a_folder_that_cannot_be_made_is_named(fake10: Fake, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_every_image_is_in_exactly_one_half_with_its_label() -> None:
     assert not {tuple(row) for row in halves[0]} & {tuple(row) for row in halves[1]}
 
 
-def test_the_17_grey_values_are_spread_over_all_256() -> None:
+def test_the_17_gray_values_are_spread_over_all_256() -> None:
     found = digits().train.images.fetch(torch.arange(1437))
     assert found.dtype == torch.uint8
     assert found.unique().tolist() == [round(value * 255 / 16) for value in range(17)]
@@ -84,9 +84,8 @@ def test_subsets_are_balanced() -> None:
     assert data.valid.labels.bincount().tolist() == [5] * 10
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+def test_settings_that_contradict_the_digits_are_named() -> None:
+    for settings, message in [
         ({"channels": 3}, "data.channels=3: digits has channels=1; leave data.channels blank or set it to 1"),
         ({"classes": 7}, "data.classes=7: digits has classes=10"),
         ({"pixels": 32}, "data.pixels=32: digits has pixels=8"),
@@ -94,14 +93,12 @@ def test_subsets_are_balanced() -> None:
         ({"valid_size": 0}, "data.valid_size=0: the validation set has 360 images"),
         ({"mean": [0.1, 0.2], "std": [1.0]}, "data.mean: 2 values, but the images have 1 channels"),
         ({"mean": [0.1], "std": [0.0]}, r"data.std=\[0.0\]: must be positive"),
-    ],
-)
-def test_settings_that_contradict_the_digits_are_named(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        digits(**settings)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            digits(**settings)
 
 
-def test_an_unknown_name_lists_the_known_ones() -> None:
+def test_an_unknown_name_lists_the_sources() -> None:
     with pytest.raises(
         ValueError,
         match=r"data.name=MNIST: unknown; known: CIFAR10, CIFAR100, TinyImageNet, ImageNet, digits, imagefolder",

@@ -1,4 +1,4 @@
-"""The user's own images: what is found, converted, remembered and refused."""
+"""The user's own images: listings, decoding, the cache of facts, and errors."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A folder of 6 + 3 colour images of 5x5 of every class."""
+    """A folder of 6 + 3 color images of 5x5 of every class."""
     return make_folder(tmp_path / "images")
 
 
@@ -75,7 +75,7 @@ def refuse_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_folder, "scan_images", refuse)
 
 
-# What is found
+# Listings
 
 
 @pytest.mark.parametrize("pixels", [5, 64])  # the larger files are decoded by several threads
@@ -101,7 +101,7 @@ def test_training_images_are_mixed_and_validation_images_sorted(root: Path) -> N
     assert torch.equal(everything(other.valid), everything(data.valid))
 
 
-def test_shape_mean_and_std_are_found(root: Path) -> None:
+def test_shape_mean_and_std_are_those_of_the_images(root: Path) -> None:
     data = load(root)
     assert (data.channels, data.pixels) == (3, 5)
     values = stored(root, "train").transpose(1, 0, 2, 3).reshape(3, -1) / 255.0
@@ -153,7 +153,7 @@ def test_names_may_be_capitals_and_folders_links(root: Path) -> None:
     assert torch.equal(everything(load(root).train), expected)
 
 
-# What is remembered
+# Cache
 
 
 def test_a_second_load_reads_no_image(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +172,7 @@ def test_only_what_is_needed_is_read(root: Path, monkeypatch: pytest.MonkeyPatch
     assert (data.mean, data.std, data.channels, data.pixels) == ((0.5,), (0.2,), 1, 3)
 
 
-def test_mean_and_std_are_remembered_apart_for_each_shape(root: Path) -> None:
+def test_mean_and_std_are_cached_for_each_shape(root: Path) -> None:
     shapes: list[dict[str, Any]] = [{}, {"channels": 1}, {"pixels": 3}, {"mean": [0.0] * 3, "std": [1.0] * 3}]
     first = [load(root, **shape).mean for shape in shapes]
     assert len(set(first)) == 4
@@ -200,7 +200,7 @@ def test_a_change_of_the_folder_is_noticed(root: Path, cache: Path, action: obje
     assert len(list(cache.iterdir())) == 2
 
 
-def test_folders_that_differ_only_in_their_place_are_told_apart(tmp_path: Path) -> None:
+def test_folders_that_differ_only_in_their_place_are_distinguished(tmp_path: Path) -> None:
     """Uncompressed images of equal names, sizes and times, as an archive unpacks them."""
     means = []
     for value in (10, 20):
@@ -215,17 +215,16 @@ def test_folders_that_differ_only_in_their_place_are_told_apart(tmp_path: Path) 
 DAMAGE = [b"", b"{", b"[]", b"null", b"\xff\x00", b'{"channels": 3}', b"{}" * 9, b"[" * 100_000]
 
 
-@pytest.mark.parametrize("content", DAMAGE, ids=range(len(DAMAGE)))
-def test_a_damaged_file_of_the_cache_is_replaced(
-    root: Path, cache: Path, caplog: pytest.LogCaptureFixture, content: bytes
-) -> None:
-    first = load(root)
-    (path,) = cache.iterdir()
-    sound = path.read_bytes()
-    path.write_bytes(content)
-    assert load(root).mean == first.mean
-    assert f"{path}: invalid, reading the images instead" in caplog.text
-    assert path.read_bytes() == sound
+def test_a_damaged_file_of_the_cache_is_replaced(root: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for content in DAMAGE:
+        caplog.clear()
+        first = load(root)
+        (path,) = cache.iterdir()
+        sound = path.read_bytes()
+        path.write_bytes(content)
+        assert load(root).mean == first.mean
+        assert f"{path}: invalid, reading the images instead" in caplog.text
+        assert path.read_bytes() == sound
 
 
 SOUND = {"classes": CLASSES, "counts": (18, 9), "channels": 3, "pixels": 5, "statistics": ((0.5,) * 3, (0.2,) * 3)}
@@ -244,7 +243,7 @@ nonsense = st.recursive(
 @example("statistics", [[0.5] * 3, [0.5] * 2])
 @example("channels", 1)
 @example("pixels", math.inf)
-def test_nonsense_in_the_cache_is_nothing(cache: Path, key: str, value: object) -> None:
+def test_invalid_facts_in_the_cache_are_ignored(cache: Path, key: str, value: object) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     (cache / "facts.json").write_text(json.dumps({**SOUND, key: value}))
     facts = folder_cache.read("facts")
@@ -271,78 +270,78 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
     assert "cannot be written, so the next run reads the images again" in caplog.text
 
 
-# What images become
+# Decoding
 
 
-GREY = np.arange(0, 250, 10, dtype=np.uint8).reshape(5, 5)
-COLOUR = np.stack([GREY, 255 - GREY, GREY // 2], axis=2)
+GRAY = np.arange(0, 250, 10, dtype=np.uint8).reshape(5, 5)
+COLOR = np.stack([GRAY, 255 - GRAY, GRAY // 2], axis=2)
 
 
 def as_channels(values: np.ndarray, channels: int) -> np.ndarray:
     return np.stack([values] * channels)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_grey_images_of_every_kind_keep_their_values(tmp_path: Path, channels: int) -> None:
-    deep = GREY.astype(np.uint16) * 257  # 16 bits of the same brightness
-    paths = [
-        save(tmp_path / "8.png", GREY),
-        save(tmp_path / "alpha.png", GREY, "LA"),
-        save(tmp_path / "palette.gif", GREY),
-        save(tmp_path / "16.png", deep),
-        save(tmp_path / "16.tif", deep),
-        save(tmp_path / "key.png", GREY, transparency=20),
-    ]
-    for path in paths:
-        assert np.array_equal(read_image(path, channels, 5), as_channels(GREY, channels)), path
+def test_gray_images_of_every_kind_keep_their_values(tmp_path: Path) -> None:
+    for channels in [1, 3]:
+        deep = GRAY.astype(np.uint16) * 257  # 16 bits of the same brightness
+        paths = [
+            save(tmp_path / "8.png", GRAY),
+            save(tmp_path / "alpha.png", GRAY, "LA"),
+            save(tmp_path / "palette.gif", GRAY),
+            save(tmp_path / "16.png", deep),
+            save(tmp_path / "16.tif", deep),
+            save(tmp_path / "key.png", GRAY, transparency=20),
+        ]
+        for path in paths:
+            assert np.array_equal(read_image(path, channels, 5), as_channels(GRAY, channels)), path
 
 
-def test_colour_images_of_every_kind_keep_their_values(tmp_path: Path) -> None:
-    alpha = np.dstack([COLOUR, np.full((5, 5), 9, np.uint8)])
-    transparent = Image.fromarray(COLOUR).quantize(25)
+def test_color_images_of_every_kind_keep_their_values(tmp_path: Path) -> None:
+    alpha = np.dstack([COLOR, np.full((5, 5), 9, np.uint8)])
+    transparent = Image.fromarray(COLOR).quantize(25)
     transparent.save(tmp_path / "transparent.png", transparency=bytes([3] * 25))
     paths = [
-        save(tmp_path / "rgb.png", COLOUR),
+        save(tmp_path / "rgb.png", COLOR),
         save(tmp_path / "alpha.png", alpha),
-        save(tmp_path / "palette.png", COLOUR, "P"),
-        save(tmp_path / "rgb.ppm", COLOUR),
-        save(tmp_path / "lossless.webp", COLOUR, lossless=True),
+        save(tmp_path / "palette.png", COLOR, "P"),
+        save(tmp_path / "rgb.ppm", COLOR),
+        save(tmp_path / "lossless.webp", COLOR, lossless=True),
     ]
     for path in paths:
         assert np.array_equal(read_image(path, 3, 5), opened(path, "RGBA")[..., :3].transpose(2, 0, 1)), path
-    assert np.array_equal(read_image(tmp_path / "alpha.png", 3, 5), COLOUR.transpose(2, 0, 1))
+    assert np.array_equal(read_image(tmp_path / "alpha.png", 3, 5), COLOR.transpose(2, 0, 1))
     found = read_image(tmp_path / "transparent.png", 3, 5).transpose(1, 2, 0)
     assert np.array_equal(found, np.asarray(transparent.convert("RGB")))
 
 
 def test_odd_images_become_what_pillow_shows(tmp_path: Path) -> None:
-    """Print colours, luminance and chrominance, 16 bits a channel, one pixel, several frames."""
-    grown = np.kron(COLOUR, np.ones((8, 8, 1), dtype=np.uint8))
+    """Print colors, luminance and chrominance, 16 bits per channel, one pixel, several frames."""
+    grown = np.kron(COLOR, np.ones((8, 8, 1), dtype=np.uint8))
     paths = [save(tmp_path / f"{mode}.{end}", grown, mode) for mode, end in (("CMYK", "jpg"), ("YCbCr", "jpg"))]
     for path in (*paths, save(tmp_path / "L.tif", grown, "LAB")):
         assert np.array_equal(read_image(path, 3, 40), opened(path, "RGB").transpose(2, 0, 1)), path
-    frames = [Image.fromarray(values) for values in (GREY, 255 - GREY, GREY // 2)]
+    frames = [Image.fromarray(values) for values in (GRAY, 255 - GRAY, GRAY // 2)]
     for end in ("gif", "webp", "tif"):
         path = tmp_path / f"frames.{end}"
         lossless = {"lossless": True} if end == "webp" else {}
         frames[0].save(path, save_all=True, append_images=frames[1:], **lossless)
-        np.testing.assert_allclose(read_image(path, 1, 5)[0], GREY, atol=1)  # the first one
+        np.testing.assert_allclose(read_image(path, 1, 5)[0], GRAY, atol=1)  # the first one
     one = save(tmp_path / "one.png", np.full((1, 1, 3), 7, np.uint8))
     assert np.array_equal(read_image(one, 3, 4), np.full((3, 4, 4), 7))
     assert read_whole_image(one, 1).shape == (1, 1, 1)
 
 
-def test_a_camera_s_note_of_its_orientation_is_not_followed(tmp_path: Path) -> None:
+def test_the_orientation_in_exif_is_ignored(tmp_path: Path) -> None:
     """As torchvision reads images, and so as published mean, std and accuracies are computed."""
     exif = Image.Exif()
     exif[0x0112] = 6  # turn it by 90 degrees
-    path = save(tmp_path / "turned.png", COLOUR[:, :3], exif=exif)
-    assert np.array_equal(read_whole_image(path, 3), COLOUR[:, :3].transpose(2, 0, 1))
+    path = save(tmp_path / "turned.png", COLOR[:, :3], exif=exif)
+    assert np.array_equal(read_whole_image(path, 3), COLOR[:, :3].transpose(2, 0, 1))
 
 
-def test_colour_becomes_grey_by_luminance(tmp_path: Path) -> None:
-    found = read_image(save(tmp_path / "rgb.png", COLOUR), 1, 5)[0]
-    np.testing.assert_allclose(found, COLOUR @ [0.299, 0.587, 0.114], atol=1)
+def test_color_becomes_gray_by_luminance(tmp_path: Path) -> None:
+    found = read_image(save(tmp_path / "rgb.png", COLOR), 1, 5)[0]
+    np.testing.assert_allclose(found, COLOR @ [0.299, 0.587, 0.114], atol=1)
 
 
 def test_black_and_white_is_the_full_range(tmp_path: Path) -> None:
@@ -350,14 +349,16 @@ def test_black_and_white_is_the_full_range(tmp_path: Path) -> None:
     assert np.array_equal(read_image(save(tmp_path / "bits.png", bits, "1"), 1, 5)[0], bits)
 
 
-@pytest.mark.parametrize("mode", ["I", "F"])
-def test_values_without_a_range_are_refused(tmp_path: Path, mode: str) -> None:
-    path = save(tmp_path / "deep.tif", GREY, mode)
-    with pytest.raises(OSError, match=rf"{path}: not a readable image \(mode {mode} has no fixed range; save it with"):
-        read_image(path, 1, 5)
+def test_values_without_a_range_are_refused(tmp_path: Path) -> None:
+    for mode in ["I", "F"]:
+        path = save(tmp_path / "deep.tif", GRAY, mode)
+        with pytest.raises(
+            OSError, match=rf"{path}: not a readable image \(mode {mode} has no fixed range; save it with"
+        ):
+            read_image(path, 1, 5)
 
 
-def test_a_image_is_resized_by_its_shorter_side_and_cropped(tmp_path: Path) -> None:
+def test_an_image_is_resized_by_its_shorter_side_and_cropped(tmp_path: Path) -> None:
     middle = np.full((8, 20, 3), 200, dtype=np.uint8)
     middle[:, :6], middle[:, 14:] = 0, 0  # the 8 columns in the middle remain
     for path in (save(tmp_path / "wide.png", middle), save(tmp_path / "high.png", middle.transpose(1, 0, 2))):
@@ -369,16 +370,16 @@ def test_a_image_is_resized_by_its_shorter_side_and_cropped(tmp_path: Path) -> N
     np.testing.assert_allclose(shrunk, 127, atol=1)  # antialiased
 
 
-@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("LA", 1), ("1", 1), ("RGB", 3), ("P", 3), ("RGBA", 3)])
-def test_channels_are_as_found(tmp_path: Path, mode: str, channels: int) -> None:
-    for index, path in enumerate(("train/a/0.png", "train/b/0.png", "val/a/0.png", "val/b/0.png")):
-        save(tmp_path / path, COLOUR, mode if index == 1 else "L")  # one image with colours is enough
-    data = load(tmp_path)
-    assert data.channels == channels
-    assert everything(data.train).shape == (2, channels, 5, 5)
+def test_channels_are_those_of_the_images(tmp_path: Path) -> None:
+    for mode, channels in [("L", 1), ("LA", 1), ("1", 1), ("RGB", 3), ("P", 3), ("RGBA", 3)]:
+        for index, path in enumerate(("train/a/0.png", "train/b/0.png", "val/a/0.png", "val/b/0.png")):
+            save(tmp_path / path, COLOR, mode if index == 1 else "L")  # one image with colors is enough
+        data = load(tmp_path)
+        assert data.channels == channels
+        assert everything(data.train).shape == (2, channels, 5, 5)
 
 
-# What is refused
+# Errors
 
 
 def test_a_truncated_image_is_named(tmp_path: Path) -> None:
@@ -392,14 +393,14 @@ def test_a_truncated_image_is_named(tmp_path: Path) -> None:
         everything(data.train)
 
 
-@pytest.mark.parametrize("content", [b"", b"GIF", b"<html>", b"\x89PNG\r\n\x1a\n" + bytes(30)])
-@pytest.mark.parametrize("given", [{}, {"pixels": 5, "channels": 3}])
-def test_what_is_no_image_is_named(root: Path, content: bytes, given: dict[str, Any]) -> None:
-    path = root / "train" / "cat" / "3.png"
-    path.write_bytes(content)
-    with pytest.raises(OSError, match=rf"{path}: not a readable image \(.+\); repair or remove it"):
-        load(root, **given)
-    assert path.read_bytes() == content
+def test_files_that_are_no_images_are_named(root: Path) -> None:
+    for content in [b"", b"GIF", b"<html>", b"\x89PNG\r\n\x1a\n" + bytes(30)]:
+        for options in [{}, {"pixels": 5, "channels": 3}]:
+            path = root / "train" / "cat" / "3.png"
+            path.write_bytes(content)
+            with pytest.raises(OSError, match=rf"{path}: not a readable image \(.+\); repair or remove it"):
+                load(root, **options)
+            assert path.read_bytes() == content
 
 
 def test_an_empty_file_is_noticed_without_reading(root: Path) -> None:
@@ -409,13 +410,15 @@ def test_an_empty_file_is_noticed_without_reading(root: Path) -> None:
         load(root, pixels=5, channels=3, mean=[0.5] * 3, std=[1.0] * 3)
 
 
-@pytest.mark.parametrize("shape", [(6, 6, 3), (5, 6, 3)])
-def test_images_of_different_sizes_need_a_side(root: Path, shape: tuple[int, int, int]) -> None:
-    other = save(root / "val" / "dog" / "x.png", np.full(shape, 3, dtype=np.uint8))
-    size = f"{shape[1]}x{shape[0]}"
-    with pytest.raises(ValueError, match=rf"data.pixels: blank, but .* differ in size \(.*{other} is {size}\); set"):
-        load(root)
-    assert everything(load(root, pixels=4).valid).shape == (10, 3, 4, 4)
+def test_images_of_different_sizes_need_a_side(root: Path) -> None:
+    for shape in [(6, 6, 3), (5, 6, 3)]:
+        other = save(root / "val" / "dog" / "x.png", np.full(shape, 3, dtype=np.uint8))
+        size = f"{shape[1]}x{shape[0]}"
+        with pytest.raises(
+            ValueError, match=rf"data.pixels: blank, but .* differ in size \(.*{other} is {size}\); set"
+        ):
+            load(root)
+        assert everything(load(root, pixels=4).valid).shape == (10, 3, 4, 4)
 
 
 def test_images_that_are_not_square_need_a_side(tmp_path: Path) -> None:
@@ -460,17 +463,14 @@ def test_one_class_is_too_few(root: Path) -> None:
         load(root)
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
+def test_settings_that_contradict_the_folder_are_named(root: Path) -> None:
+    for options, message in [
         ({"path": None}, "data.path: blank; imagefolder needs a folder"),
         ({"classes": 4}, "data.classes=4: .*train has classes=3; leave data.classes blank or set it to 3"),
         ({"channels": 4}, "data.channels=4: choose 1 .* 3 .* or blank"),
         ({"size": 19}, "data.size=19: the training set has 18 images"),
         ({"valid_size": 10}, "data.valid_size=10: the validation set has 9 images"),
         ({"mean": [0.5], "std": [0.5]}, "data.mean: 1 values, but the images have 3 channels"),
-    ],
-)
-def test_settings_that_contradict_the_folder_are_named(root: Path, given: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        load_images("imagefolder", ImageRequest(**{"path": str(root), **given}))
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load_images("imagefolder", ImageRequest(**{"path": str(root), **options}))

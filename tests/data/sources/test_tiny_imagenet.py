@@ -287,17 +287,14 @@ def test_missing_folders_are_named(tmp_path: Path) -> None:
         os.rename(root / "moved", root / name)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+def test_settings_that_contradict_the_set_are_named(tmp_path: Path) -> None:
+    for settings, message in [
         ({"path": None}, "data.path: blank; TinyImageNet needs the folder"),
         ({"classes": 200}, "data.classes=200: TinyImageNet has classes=3"),
         ({"pixels": 32}, "data.pixels=32: TinyImageNet has pixels=64"),
         ({"channels": 1}, "data.channels=1"),
         ({"size": 13}, "data.size=13: the training set has 12 images"),
         ({"valid_size": 8}, "data.valid_size=8: the validation set has 7 images"),
-    ],
-)
-def test_settings_that_contradict_the_set_are_named(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        load_images("TinyImageNet", ImageRequest(**{"path": str(unpacked(tmp_path)), **settings}))
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load_images("TinyImageNet", ImageRequest(**{"path": str(unpacked(tmp_path)), **settings}))
