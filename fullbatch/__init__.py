@@ -1,6 +1,6 @@
 """Full-batch training of vision models: exact gradients, gradient regularization, deterministic descent.
 
-The names below are imported when they are first used, so that ``import fullbatch`` does not import torch.
+The public names are imported on first use, so that ``import fullbatch`` does not import torch.
 """
 
 from importlib import import_module
@@ -8,54 +8,38 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "Axis": "fullbatch.landscape.grid",
-    "FullBatchObjective": "fullbatch.objective.full_batch",
-    "GradRegularizer": "fullbatch.objective.gradient_penalty",
-    "build_model": "fullbatch.models.registry",
-    "determinism_culprit": "fullbatch.objective.determinism",
-    "directions_between": "fullbatch.landscape.directions",
-    "export_model": "fullbatch.training.export",
-    "flatness": "fullbatch.analysis.flatness",
-    "gradient_statistics": "fullbatch.analysis.gradient_statistics",
-    "hessian_trace": "fullbatch.analysis.sharpness",
-    "load_checkpoint": "fullbatch.training.checkpoint",
-    "load_weights": "fullbatch.models.weights",
-    "loss_function": "fullbatch.objective.losses",
-    "loss_landscape": "fullbatch.landscape.any_module",
-    "principal_components": "fullbatch.landscape.directions",
-    "random_directions": "fullbatch.landscape.directions",
-    "read_model": "fullbatch.models.model_file",
-    "save_surface": "fullbatch.landscape.export",
-    "sharpness": "fullbatch.analysis.sharpness",
-    "spectral_density": "fullbatch.analysis.sharpness",
+_MODULES = {
+    "Axis": "landscape.grid",  # equally spaced coordinates of a loss landscape
+    "FullBatchObjective": "objective.full_batch",  # loss and exact gradient over all blocks of the data
+    "GradRegularizer": "objective.gradient_penalty",  # gradient of the regularizer eta/8 ||g||^2
+    "build_model": "models.registry",  # build a model by name
+    "determinism_culprit": "objective.determinism",  # find out why two evaluations differ
+    "directions_between": "landscape.directions",  # directions from one model towards others
+    "export_model": "training.export",  # write weights as safetensors, with a card
+    "flatness": "analysis.flatness",  # distance along random directions to a loss threshold
+    "gradient_statistics": "analysis.gradient_statistics",  # signal-to-noise ratio, noise scale and more
+    "hessian_trace": "analysis.sharpness",  # estimate of the trace of the Hessian
+    "load_checkpoint": "training.checkpoint",  # read a checkpoint of a run
+    "load_weights": "models.weights",  # load a state dict into a model
+    "loss_function": "objective.losses",  # get a loss by name
+    "loss_landscape": "landscape.any_module",  # losses of any module on a line or a plane
+    "principal_components": "landscape.directions",  # directions of largest variance of a trajectory
+    "random_directions": "landscape.directions",  # normalized random directions
+    "read_model": "models.model_file",  # read a trained model from a file of any format
+    "save_surface": "landscape.export",  # write a loss landscape as PNG, HTML, VTK or CSV
+    "sharpness": "analysis.sharpness",  # largest eigenvalues of the Hessian
+    "spectral_density": "analysis.sharpness",  # estimate of the spectral density of the Hessian
 }
+"""Public name -> module of the package."""
 
-__all__ = [
-    "Axis",
-    "FullBatchObjective",
-    "GradRegularizer",
-    "build_model",
-    "determinism_culprit",
-    "directions_between",
-    "export_model",
-    "flatness",
-    "gradient_statistics",
-    "hessian_trace",
-    "load_checkpoint",
-    "load_weights",
-    "loss_function",
-    "loss_landscape",
-    "principal_components",
-    "random_directions",
-    "read_model",
-    "save_surface",
-    "sharpness",
-    "spectral_density",
-]
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'fullbatch' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(f"fullbatch.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

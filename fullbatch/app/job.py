@@ -16,7 +16,7 @@ from fullbatch.settings import Run
 from fullbatch.settings.parse import flat, to_yaml
 from fullbatch.tensors import device_of
 from fullbatch.training.cost import speed
-from fullbatch.training.loggers import Described, recording
+from fullbatch.training.loggers import RunDescription, open_loggers
 from fullbatch.training.state import TrainState
 from fullbatch.training.step import DivergedError
 from fullbatch.training.summary import CLOSING, summarize
@@ -77,8 +77,8 @@ def log_start(job: Job) -> None:
 def open_loggers(job: Job) -> AbstractContextManager[list[Observer]]:
     """Return a context that opens the loggers of the run; a dry run has none."""
     settings = {**flat(job.tree), "seed": job.seed}
-    described = Described(job.run.name, job.identity.job, job.paths.folder, settings)
-    return recording(() if job.run.dryrun else job.run.impl.logger, described, job.training.state.rows)
+    description = RunDescription(job.run.name, job.identity.job, job.paths.folder, settings)
+    return open_loggers(() if job.run.dryrun else job.run.impl.logger, description, job.training.state.rows)
 
 
 def summary(job: Job) -> dict[str, Any]:

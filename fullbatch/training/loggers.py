@@ -19,13 +19,13 @@ PROJECT = "fullbatch"
 
 
 @dataclass(frozen=True)
-class Described:
+class RunDescription:
     """The description of a run for a logger.
 
     Args:
-        name: of the run.
-        identifier: the hash of the job; equal for runs with the same numbers.
-        folder: of the run.
+        name: name of the run.
+        identifier: hash of the job; equal for runs with the same numbers.
+        folder: folder of the run.
         configuration: dotted key -> value.
     """
 
@@ -36,7 +36,7 @@ class Described:
 
 
 class Sink(Protocol):
-    """Receives rows: one logger's library."""
+    """The library of a logger, which receives rows."""
 
     first: int
     """The first step that the logger does not have yet."""
@@ -53,14 +53,14 @@ class TensorBoard:
 
     first = 1
 
-    def __init__(self, what: Described) -> None:
+    def __init__(self, run: RunDescription) -> None:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
         from torch.utils.tensorboard.summary import hparams  # noqa: PLC0415
 
-        self._writer = SummaryWriter(str(what.folder / "tensorboard"), purge_step=self.first)
+        self._writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=self.first)
         values = {
             key: value if isinstance(value, bool | int | float | str) else str(value)
-            for key, value in what.configuration.items()
+            for key, value in run.configuration.items()
         }
         for summary in hparams(values, {"train_loss": None, "valid_acc": None}):
             self._writer._get_file_writer().add_summary(summary)  # add_hparams would write into another file
@@ -96,32 +96,30 @@ class Hosted:
         self._run.finish()
 
 
-def wandb(what: Described) -> Hosted:
+def wandb(run: RunDescription) -> Hosted:
     """Start or resume the W&B run of this job; W&B reads its environment variables, such as WANDB_MODE=offline."""
     import wandb as library  # noqa: PLC0415
 
-    run = library.init(
+    hosted_run = library.init(
         project=os.environ.get("WANDB_PROJECT", PROJECT),
-        name=what.name,
-        id=what.identifier,
-        dir=str(what.folder),
-        config=dict(what.configuration),
+        name=run.name,
+        id=run.identifier,
+        dir=str(run.folder),
+        config=dict(run.configuration),
         resume="allow",
     )
-    return Hosted(run, run.step)
+    return Hosted(hosted_run, hosted_run.step)
 
 
-def trackio(what: Described) -> Hosted:
+def trackio(run: RunDescription) -> Hosted:
     """Start a trackio run, stored on this machine unless TRACKIO_SPACE_ID names another place."""
     import trackio as library  # noqa: PLC0415
 
-    run = library.init(
-        project=os.environ.get("TRACKIO_PROJECT", PROJECT), name=what.name, config=dict(what.configuration)
-    )
-    return Hosted(run)
+    project = os.environ.get("TRACKIO_PROJECT", PROJECT)
+    return Hosted(library.init(project=project, name=run.name, config=dict(run.configuration)))
 
 
-LOGGERS: dict[str, tuple[Callable[[Described], Sink], str, str]] = {
+LOGGERS: dict[str, tuple[Callable[[RunDescription], Sink], str, str]] = {
     "tensorboard": (TensorBoard, "torch.utils.tensorboard", "logging"),
     "wandb": (wandb, "wandb", "wandb"),
     "trackio": (trackio, "trackio", "trackio"),
@@ -142,17 +140,17 @@ def require_loggers(names: Sequence[str]) -> None:
 
 
 @contextmanager
-def recording(names: Sequence[str], what: Described, rows: Sequence[Row]) -> Iterator[list[Observer]]:
+def open_loggers(names: Sequence[str], run: RunDescription, rows: Sequence[Row]) -> Iterator[list[Observer]]:
     """Open loggers, log the rows so far, yield the loggers as observers and close them.
 
-    So a resumed run has every step in each logger, and none twice.
+    Each logger then has all steps of a resumed run, and none of them twice.
 
     Raises:
         ValueError: when a library is missing or cannot start.
     """
     require_loggers(names)
     with ExitStack() as stack:
-        loggers = [_Logger(name, what) for name in names]
+        loggers = [_Logger(name, run) for name in names]
         for logger in loggers:
             stack.callback(logger.close)
             for row in rows:
@@ -163,12 +161,12 @@ def recording(names: Sequence[str], what: Described, rows: Sequence[Row]) -> Ite
 class _Logger:
     """Passes rows to a sink. If its library fails, a warning is logged and the run continues without it."""
 
-    def __init__(self, name: str, what: Described) -> None:
+    def __init__(self, name: str, run: RunDescription) -> None:
         self._name = name
         try:
-            self._sink: Sink | None = LOGGERS[name][0](what)
+            self._sink: Sink | None = LOGGERS[name][0](run)
         except Exception as error:  # each library has errors of its own: no account, no network, a full disk
-            raise ValueError(f"impl.logger={name}: it cannot start: {error}") from error
+            raise ValueError(f"impl.logger={name}: cannot start: {error}") from error
 
     def __call__(self, row: Row) -> None:
         if self._sink is not None and row["step"] >= self._sink.first:

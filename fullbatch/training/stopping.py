@@ -1,10 +1,11 @@
-"""Rules that end a run early; each looks at the rows so far and returns the reason, or None."""
+"""Rules that end a run early."""
 
 from collections.abc import Callable, Sequence
 
 from fullbatch.training.state import Row
 
 StopRule = Callable[[Sequence[Row]], str | None]
+"""From the rows so far to the reason for ending the run, or None."""
 
 
 def full_accuracy(num_steps: int) -> StopRule:
@@ -24,11 +25,10 @@ def evaluations_spent(row: Row) -> float:
 
 
 def evaluation_budget(max_evaluations: float) -> StopRule:
-    """Stop when the steps together took ``max_evaluations`` gradient evaluations of the whole training set."""
+    """Stop when the steps have cost ``max_evaluations`` gradient evaluations of the whole training set."""
 
     def rule(rows: Sequence[Row]) -> str | None:
         spent = sum(evaluations_spent(row) for row in rows)
-        used_up = spent >= max_evaluations
-        return f"{spent:g} of {max_evaluations:g} gradient evaluations are used up" if used_up else None
+        return f"{spent:g} of {max_evaluations:g} gradient evaluations are used up" if spent >= max_evaluations else None
 
     return rule

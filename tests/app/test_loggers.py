@@ -1,4 +1,4 @@
-"""Loggers beside the tables: they hold what the tables hold, once, and change nothing."""
+"""Loggers: they have the values of the tables, each once, and do not change the run."""
 
 import logging
 import sys
@@ -13,7 +13,7 @@ from composing import composed
 from running import SMALL, rows_of, run_in_process
 
 from fullbatch.settings.parse import parse
-from fullbatch.training.loggers import Described, recording
+from fullbatch.training.loggers import RunDescription, open_loggers
 
 TABLE = "table_default_convergence_results.csv"
 TIMES = ("train_time", "valid_time")
@@ -117,7 +117,7 @@ def test_a_continued_run_has_each_step_once(script: Run, tmp_path: Path, place: 
 
 
 @pytest.mark.slow
-def test_the_configuration_goes_along(script: Run, tmp_path: Path) -> None:
+def test_the_configuration_is_logged(script: Run, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -159,7 +159,7 @@ def test_steps_that_wandb_has_are_not_logged_again(tmp_path: Path, monkeypatch: 
     fake = Fake(step=3)
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=fake.init))
     rows = [{"step": step, "train_loss": 1 / step} for step in range(1, 5)]
-    with recording(["wandb"], Described("a", "b", tmp_path, {}), rows) as (observe,):
+    with open_loggers(["wandb"], RunDescription("a", "b", tmp_path, {}), rows) as (observe,):
         observe({"step": 5, "train_loss": 0.2})
     assert [row["step"] for row in fake.rows] == [3, 4, 5]
 
@@ -169,7 +169,7 @@ def test_a_logger_that_fails_does_not_end_the_run(
 ) -> None:
     fake = Fake(fails_at=2)
     monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(init=fake.init))
-    with caplog.at_level(logging.WARNING), recording(["trackio"], Described("a", "b", tmp_path, {}), []) as (observe,):
+    with caplog.at_level(logging.WARNING), open_loggers(["trackio"], RunDescription("a", "b", tmp_path, {}), []) as (observe,):
         for step in range(1, 5):
             observe({"step": step, "train_loss": 1 / step})
     assert [row["step"] for row in fake.rows] == [1]
@@ -208,7 +208,7 @@ def test_a_logger_that_cannot_start_is_named(
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=refuse))
     assert script("impl.logger=wandb") == 2
-    assert "impl.logger=wandb: it cannot start: no account" in capsys.readouterr().err
+    assert "impl.logger=wandb: cannot start: no account" in capsys.readouterr().err
 
 
 @pytest.mark.slow
