@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from fullbatch.app.argv import normalized
 from fullbatch.settings import Run
-from fullbatch.settings.parse import changed, plain, settings_of
+from fullbatch.settings.parse import parse_tree, replace_keys, to_tree
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "config"
@@ -24,7 +24,7 @@ def composed(*overrides: str) -> DictConfig:
 
 @cache
 def composed_tree(*overrides: str) -> dict[str, Any]:
-    return plain(composed(*overrides))
+    return to_tree(composed(*overrides))
 
 
 def tree_for(*overrides: str) -> dict[str, Any]:
@@ -37,8 +37,8 @@ def tree_for(*overrides: str) -> dict[str, Any]:
     parsed = OverridesParser.create().parse_overrides(values)
     changes = {override.key_or_group: override.value() for override in parsed}
     base = composed_tree(*(line for line in overrides if line not in values))
-    return changed(base, {key: None if value == "" else value for key, value in changes.items()})
+    return replace_keys(base, {key: None if value == "" else value for key, value in changes.items()})
 
 
 def settings_for(*overrides: str) -> Run:
-    return settings_of(tree_for(*overrides))
+    return parse_tree(tree_for(*overrides))

@@ -15,7 +15,7 @@ from fullbatch.build.trainer import build_training
 from fullbatch.runtime.process_group import Group, join_group, open_store
 from fullbatch.runtime.ranks import Ranks
 from fullbatch.runtime.stop_requests import StopRequests
-from fullbatch.settings.parse import settings_of
+from fullbatch.settings.parse import parse_tree
 from fullbatch.training.checkpoint import load_checkpoint, save_checkpoint
 from fullbatch.training.trainer import Trainer
 
@@ -31,7 +31,7 @@ def smooth(*, channels: int, classes: int) -> nn.Module:
 
 
 def built(tree: Tree, group: Group) -> Trainer:
-    return build_training(settings_of(tree), 1, group).trainer()
+    return build_training(parse_tree(tree), 1, group).trainer()
 
 
 def outcome(trainer: Trainer) -> Result:

@@ -23,7 +23,7 @@ from fullbatch.data.images import ImageData
 from fullbatch.models.weights import load_weights
 from fullbatch.runtime.compilation import compile_in_place
 from fullbatch.runtime.device import describe, find_device, tf32
-from fullbatch.settings.parse import changed, plain, settings_of
+from fullbatch.settings.parse import parse_tree, replace_keys, to_tree
 from fullbatch.tensors import flatten
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def gradient_error_job(cfg: DictConfig) -> int:
     """Measure, print a table and write it as CSV into the run folder; return the exit status, see ``ExitStatus``."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     with job_scope(folder, catch_signals=False) as scope:
-        rows = list(measure(plain(cfg), HydraConfig.get().overrides.task))
+        rows = list(measure(to_tree(cfg), HydraConfig.get().overrides.task))
         title = "relative error against float64, same blocks"
         table = Table("full gradient", "L1", "L2", "L-inf", "seconds", title=title)
         for row in rows:
@@ -112,11 +112,11 @@ def measure(
     The gradient is that of the configuration's objective, regularizer included, at the initial weights or at those of
     the checkpoint ``impl.checkpoint.name``. Variants that this machine does not support are logged and left out.
     """
-    weights, name = None, settings_of(tree).impl.checkpoint.name
+    weights, name = None, parse_tree(tree).impl.checkpoint.name
     if name is not None:
         tree, stored = restore(tree, name, overrides)
         weights = stored.checkpoint["state"]["model"] if stored.checkpoint else stored.weights
-    run = settings_of(tree)
+    run = parse_tree(tree)
     set_up_machine(run)
     data, device = build_data(run, run.seed or 0), find_device(run.impl.device)
     log.info("%s; %d images in blocks of %d", describe(device), len(data.train), run.data.batch_size)
@@ -146,7 +146,7 @@ def _gradient(
     tree: dict[str, Any], data: ImageData, weights: dict[str, Tensor] | None, variant: Variant
 ) -> tuple[list[Tensor], float]:
     """Return the gradient as the variant computes it, and the seconds of the evaluation."""
-    run = settings_of(changed(tree, variant.changes))
+    run = parse_tree(replace_keys(tree, variant.changes))
     problem = build_problem(run, run.seed or 0, data=data)
     variant.prepare(problem.model.train())
     if weights is not None:

@@ -13,10 +13,10 @@ from fullbatch.build.trainer import Training
 from fullbatch.runtime.device import describe
 from fullbatch.runtime.process_group import ALONE, Group
 from fullbatch.settings import Run
-from fullbatch.settings.parse import flat, to_yaml
+from fullbatch.settings.parse import flatten, to_yaml
 from fullbatch.tensors import device_of
 from fullbatch.training.cost import speed
-from fullbatch.training.loggers import RunDescription, open_loggers
+from fullbatch.training.loggers import RunDescription, start_loggers
 from fullbatch.training.state import TrainState
 from fullbatch.training.step import DivergedError
 from fullbatch.training.summary import CLOSING, summarize
@@ -76,9 +76,9 @@ def log_start(job: Job) -> None:
 
 def open_loggers(job: Job) -> AbstractContextManager[list[Observer]]:
     """Return a context that opens the loggers of the run; a dry run has none."""
-    settings = {**flat(job.tree), "seed": job.seed}
+    settings = {**flatten(job.tree), "seed": job.seed}
     description = RunDescription(job.run.name, job.identity.job, job.paths.folder, settings)
-    return open_loggers(() if job.run.dryrun else job.run.impl.logger, description, job.training.state.rows)
+    return start_loggers(() if job.run.dryrun else job.run.impl.logger, description, job.training.state.rows)
 
 
 def summary(job: Job) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def run_row(job: Job, diverged: DivergedError | None) -> dict[str, Any]:
         **summary(job),
         "size": run.data.size,
         "batch_size": run.data.batch_size,
-        **flat(job.tree["hyp"]),
+        **flatten(job.tree["hyp"]),
         "seed": job.seed,
         "configuration": job.identity.configuration,
         "folder": str(job.paths.folder),

@@ -19,7 +19,7 @@ from fullbatch.landscape.export import save_surface
 from fullbatch.landscape.filling import fill
 from fullbatch.landscape.surface import Surface
 from fullbatch.settings import Run
-from fullbatch.settings.parse import plain, settings_of
+from fullbatch.settings.parse import parse_tree, to_tree
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def landscape_job(cfg: DictConfig) -> int:
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     with job_scope(folder) as scope, ExitStack() as stack:
-        run, landscape, title = _build(plain(cfg), HydraConfig.get().overrides.task)
+        run, landscape, title = _build(to_tree(cfg), HydraConfig.get().overrides.task)
         name = run.viz.database_name or str(run.impl.checkpoint.name).removesuffix(".pth").removesuffix(".pt")
         database = Path("checkpoints") / f"{name}.landscape"
         if run.dryrun:  # files go where they do not stay
@@ -44,12 +44,12 @@ def landscape_job(cfg: DictConfig) -> int:
 
 def _build(tree: dict[str, Any], overrides: Sequence[str]) -> tuple[Run, LandscapeJob, str]:
     """Return the run with the checkpoint's configuration, its landscape, and a title."""
-    run = settings_of(tree)
+    run = parse_tree(tree)
     name = run.impl.checkpoint.name
     if name is not None and run.viz.type == "none":
         raise ValueError("viz=none: there is nothing to compute; accepted: 1d, 2d")
     tree, stored = restore(tree, name, overrides)
-    run = settings_of(tree)
+    run = parse_tree(tree)
     return run, build_landscape(run, stored, str(name)), f"{name}, {stored.step or 'unknown'} steps"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from fullbatch.app.identity import RunIdentity
 from fullbatch.models.model_file import StoredModel, read_model
 from fullbatch.runtime.manifests import differences
-from fullbatch.settings.parse import with_stored
+from fullbatch.settings.parse import merge_stored
 from fullbatch.training.checkpoint import checkpoint_path, find_checkpoint
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def restore(tree: dict[str, Any], name: str | None, overrides: Sequence[str]) ->
     if not content:
         log.info("%s: a file of another program; data and model are those of the command line", path)
         return tree, stored_model
-    merged = with_stored(tree, content["config"], overrides)
+    merged = merge_stored(tree, content["config"], overrides)
     for group, stored in content["config"].items():
         for line in differences(stored, {key: merged[group].get(key) for key in stored}, group):
             log.info("not as in the checkpoint: %s", line)

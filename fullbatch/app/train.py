@@ -33,7 +33,7 @@ from fullbatch.runtime.logs import ProgressBar
 from fullbatch.runtime.process_group import Group
 from fullbatch.runtime.stop_requests import StopRequests
 from fullbatch.settings import Run
-from fullbatch.settings.parse import parse, plain, settings_of
+from fullbatch.settings.parse import parse, parse_tree, to_tree
 from fullbatch.training.checkpoint import find_checkpoint, save_checkpoint
 from fullbatch.training.loggers import require_loggers
 from fullbatch.training.step import DivergedError
@@ -58,8 +58,8 @@ def train_job(cfg: DictConfig) -> int:
             folder.rmdir()  # made by Hydra; empty unless the main process has the same
         return status or ExitStatus.DONE
     with job_scope(folder) as scope:
-        tree = plain(cfg)
-        run = settings_of(tree)
+        tree = to_tree(cfg)
+        run = parse_tree(tree)
         if run.plan:
             print_plan(run, scope.console)
         else:

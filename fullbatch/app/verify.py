@@ -15,7 +15,7 @@ from fullbatch.app.resume import restore
 from fullbatch.build.data import about
 from fullbatch.build.trainer import build_training
 from fullbatch.models.weights import load_weights
-from fullbatch.settings.parse import plain, settings_of
+from fullbatch.settings.parse import parse_tree, to_tree
 from fullbatch.training.checkpoint import resume_from
 
 
@@ -26,15 +26,15 @@ def verify_job(cfg: DictConfig) -> int:
     another program they are all the command line's. Returns the exit status, see ``ExitStatus``.
     """
     with job_scope(Path(HydraConfig.get().runtime.output_dir), catch_signals=False) as scope:
-        verify(plain(cfg), HydraConfig.get().overrides.task, scope.console)
+        verify(to_tree(cfg), HydraConfig.get().overrides.task, scope.console)
     return scope.status
 
 
 def verify(tree: dict[str, Any], overrides: Sequence[str], console: Console) -> None:
     """Print the table of ``verify_job``; ``ValueError`` and ``OSError`` for mistakes."""
-    name = settings_of(tree).impl.checkpoint.name
+    name = parse_tree(tree).impl.checkpoint.name
     tree, stored = restore(tree, name, overrides)
-    run = settings_of(tree)
+    run = parse_tree(tree)
     training = build_training(run, int(stored.checkpoint.get("seed", run.seed or 0)))
     model = training.state.evaluated_model
     with about(str(name)):

@@ -14,7 +14,7 @@ from fullbatch.app.processes import Assignment, join_job, shut_down
 from fullbatch.runtime.process_group import Group
 from fullbatch.runtime.ranks import Launch, Ranks, launch_of
 from fullbatch.runtime.stop_requests import StopRequests
-from fullbatch.settings.parse import settings_of
+from fullbatch.settings.parse import parse_tree
 from fullbatch.training.trainer import validate_last
 
 
@@ -53,7 +53,7 @@ def run_worker(launch: Launch, ranks: Ranks | None = None, number: int | None = 
 
 
 def _train(group: Group, assignment: Assignment, scope: JobScope) -> int:
-    run = settings_of(assignment.tree)
+    run = parse_tree(assignment.tree)
     paths = RunPaths.of(run, Path(assignment.folder))
     requests = StopRequests(scope.caught, group)
     job = prepare(run, assignment.tree, RunIdentity.of(run, assignment.tree), paths, group, requests)

@@ -1,6 +1,6 @@
 """The settings of a run as frozen dataclasses: every key with its type, its range and its accepted names.
 
-The same tree as ``config/``; ``fullbatch.settings.parse.parse`` fills it. Nothing here imports torch.
+They have the same structure as ``config/`` and are filled by ``fullbatch.settings.parse``. Nothing here imports torch.
 """
 
 from pydantic.dataclasses import dataclass
@@ -18,7 +18,7 @@ __all__ = ["Analysis", "Data", "Hyp", "Impl", "Run", "Viz"]
 
 @dataclass(frozen=True, config=SETTINGS)
 class Run:
-    """One run, whole."""
+    """All settings of a run."""
 
     base_dir: str
     seed: Seed | None

@@ -1,4 +1,4 @@
-"""Settings of what is measured beside the training: `analysis`."""
+"""Settings of the measurements during training: `analysis`."""
 
 from typing import Annotated, Literal
 
@@ -10,13 +10,13 @@ from fullbatch.settings.types import SETTINGS, Count, Float, Name, NonNegativeIn
 
 def _six_or_none(value: int) -> int:
     if 0 < value < 6:
-        raise ValueError("should be 0, or greater than or equal to 6 (two products in each of three parts)")
+        raise ValueError("should be 0, or greater than or equal to 6 (two products for each of three parts)")
     return value
 
 
 @dataclass(frozen=True, config=SETTINGS)
 class Sharpness:
-    """`analysis.sharpness`: top eigenvalues of the curvature beside the threshold of the optimizer."""
+    """`analysis.sharpness`: top eigenvalues of the Hessian or the Gauss-Newton matrix."""
 
     every: Count | None
     top_k: Count
@@ -30,7 +30,7 @@ class Sharpness:
 
 @dataclass(frozen=True, config=SETTINGS)
 class Analysis:
-    """`analysis`: which probes look at the model, and when."""
+    """`analysis`: the quantities that are measured, and the steps after which they are."""
 
     type: Annotated[Literal["none", "final", "limited", "full", "edge_of_stability"], Name]
     check_every_nth_step: Count

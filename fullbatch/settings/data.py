@@ -20,20 +20,20 @@ from fullbatch.settings.types import (
 
 @dataclass(frozen=True, config=SETTINGS)
 class NoDatabase:
-    """`data/db=none`: augmentation is made anew in each step."""
+    """`data/db=none`: images are augmented anew in each step."""
 
     name: Annotated[Literal["none"], Name]
 
 
 def _no_normalization(value: Any) -> Any:
     if value is True:
-        raise ValueError("images are stored as bytes, and normalized where they are read: see data.normalize")
+        raise ValueError("images are stored as bytes and normalized when they are read: see data.normalize")
     return value
 
 
 @dataclass(frozen=True, config=SETTINGS)
 class LMDB:
-    """`data/db=LMDB`: where frozen augmented copies of the data live."""
+    """`data/db=LMDB`: a database of frozen augmented copies of the data."""
 
     name: Annotated[Literal["lmdb"], Name]
     path: str
@@ -64,7 +64,7 @@ Database = Annotated[
 
 @dataclass(frozen=True, config=SETTINGS)
 class Data:
-    """`data`: the images and how they come to the model."""
+    """`data`: the images and how they are read."""
 
     name: str
     path: str | None
@@ -85,4 +85,4 @@ class Data:
     download: bool
     mirrors: list[str] | None
     db: Database
-    resize_on_read: bool | None = None  # of images in files of various sizes alone
+    resize_on_read: bool | None = None  # only for images of various sizes in files

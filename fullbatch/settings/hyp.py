@@ -1,4 +1,4 @@
-"""Settings of the training: `hyp` without its optimizer."""
+"""Settings of the training: `hyp`, without the optimizer."""
 
 from typing import Annotated, Literal
 
@@ -40,7 +40,7 @@ class GradReg:
 
 @dataclass(frozen=True, config=SETTINGS)
 class NormBiasSettings:
-    """`hyp.norm_bias`: a bias of the parameter norm."""
+    """`hyp.norm_bias`: a pull of the parameter norm towards a value."""
 
     strength: Float
     norm_type: Literal[1, 2]

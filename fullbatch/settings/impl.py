@@ -28,20 +28,20 @@ def _rank(value: Any) -> int | str:
 
 
 def _names(value: Any) -> Any:
-    """Return a blank, a name or several as names in lower case, each once."""
+    """Return the names in a blank, a name or a list of names, in lower case and without duplicates."""
     several = value if isinstance(value, list | tuple) else [value]
     names = [none_as_blank(name) for name in several]
     return tuple(name for at, name in enumerate(names) if name is not None and name not in names[:at])
 
 
 def _true_for_bfloat16(value: Any) -> Any:
-    """Return True for 'bfloat16', which it stands for, else the name in lower case."""
+    """Return True for its synonym 'bfloat16', else the name in lower case."""
     name = value.lower() if isinstance(value, str) else value
     return True if name == "bfloat16" else name
 
 
 def _scale(value: Any) -> bool | float:
-    """Return a truth value as it is, and a power of two as a number."""
+    """Return a boolean or a power of two."""
     if isinstance(value, bool):
         return value
     if not isinstance(value, int | float) or not 0 < value < 2.0**128 or math.frexp(value)[0] != 0.5:
@@ -57,7 +57,7 @@ def _positive_or_minus_one(value: int) -> int:
 
 @dataclass(frozen=True, config=SETTINGS)
 class CheckpointSettings:
-    """`impl.checkpoint`: where the state of the run is kept."""
+    """`impl.checkpoint`: where and how often the state of the run is saved."""
 
     name: CheckpointName | None
     save_every_nth_step: Count
@@ -75,7 +75,7 @@ class Single:
 
 @dataclass(frozen=True, config=SETTINGS)
 class Distributed:
-    """`impl/setup=distributed`: several processes, on one machine or many."""
+    """`impl/setup=distributed`: several processes on one or more machines."""
 
     name: Annotated[Literal["distributed"], Name]
     dist: Literal[True]
@@ -97,7 +97,7 @@ Setup = Annotated[
 
 @dataclass(frozen=True, config=SETTINGS)
 class Impl:
-    """`impl`: how the run uses the machine; nothing here changes what is computed beyond rounding."""
+    """`impl`: how the run uses the machine; nothing here changes results by more than rounding."""
 
     dtype: Annotated[Literal["float", "float32", "double", "float64"], Name]
     memory: Annotated[Literal["contiguous", "channels_last"], Name]

@@ -1,4 +1,4 @@
-"""Settings of the model, a dataclass a family."""
+"""Settings of the model: one dataclass per family."""
 
 from typing import Annotated, Any, Literal, Union
 
@@ -84,7 +84,7 @@ class Linear:
 
 @dataclass(frozen=True, config=SETTINGS)
 class LibraryModel:
-    """`model=torchvision` and `model=timm`: a classifier of that library."""
+    """`model=torchvision` and `model=timm`: a classifier of one of these libraries."""
 
     family: Annotated[Literal["torchvision", "timm"], Name]
     name: str
@@ -92,14 +92,14 @@ class LibraryModel:
 
 @dataclass(frozen=True, config=SETTINGS)
 class ImportedModel:
-    """`model=import`: a module of the user's own."""
+    """`model=import`: a module of the user."""
 
     family: Annotated[Literal["import"], Name]
     target: str
 
 
 def _kind(value: Any) -> str | None:
-    """Return the key ``family``, or the name where there is none: a library's model may have the name of ours."""
+    """Return the key ``family`` if there is one, else the family in the name."""
     given = value.get("family") if isinstance(value, dict) else getattr(value, "family", None)
     return str(given).lower() if given else family(value)
 

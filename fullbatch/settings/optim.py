@@ -1,4 +1,4 @@
-"""Settings of the optimizer, a dataclass each, and of what wraps it."""
+"""Settings of the optimizers and of their modifications: one dataclass each."""
 
 from typing import Annotated, Literal, Union
 
@@ -23,7 +23,7 @@ Share = Annotated[Float, Field(gt=0, lt=1)]
 
 @dataclass(frozen=True, config=SETTINGS)
 class Momentum:
-    """What the descents with momentum share."""
+    """Settings shared by the optimizers with momentum."""
 
     lr: NonNegative
     momentum: Annotated[Float, Field(ge=0, lt=1)]
@@ -48,7 +48,7 @@ class GradientDescent(Momentum):
 
 @dataclass(frozen=True, config=SETTINGS)
 class ClippedDescent(Momentum):
-    """`hyp/optim=gd_clip`: gradient descent clipped to the last gradient norms."""
+    """`hyp/optim=gd_clip`: gradient descent with gradients clipped to the largest of the last norms."""
 
     name: Annotated[Literal["gd_clip"], Name]
     interval: Count
@@ -57,7 +57,7 @@ class ClippedDescent(Momentum):
 
 @dataclass(frozen=True, config=SETTINGS)
 class AdaptivelyClippedDescent(Momentum):
-    """`hyp/optim=gd_agc`: gradient descent, clipped unit by unit."""
+    """`hyp/optim=gd_agc`: gradient descent with adaptive clipping of each unit."""
 
     name: Annotated[Literal["gd_agc"], Name]
     clipping: Positive
@@ -78,7 +78,7 @@ class Adam:
 
 @dataclass(frozen=True, config=SETTINGS)
 class Fista:
-    """`hyp/optim=fista`: accelerated proximal gradient."""
+    """`hyp/optim=fista`: accelerated proximal gradient descent."""
 
     name: Annotated[Literal["fista"], Name]
     lr: NonNegative
@@ -120,7 +120,7 @@ Optim = Annotated[
 
 @dataclass(frozen=True, config=SETTINGS)
 class NoModification:
-    """`hyp/optim_modification=none`: the optimizer as it is."""
+    """`hyp/optim_modification=none`: the unmodified optimizer."""
 
     name: Annotated[Literal["none"], Name]
 
@@ -136,7 +136,7 @@ class LayerwiseScaling:
 
 @dataclass(frozen=True, config=SETTINGS)
 class SAM:
-    """`hyp/optim_modification=SAM`: the gradient at the worst point near by."""
+    """`hyp/optim_modification=SAM`: the gradient at the worst point nearby."""
 
     name: Annotated[Literal["sam"], Name]
     rho: NonNegative

@@ -1,4 +1,4 @@
-"""Kinds of values: numbers with their ranges, names in any case, and which of several settings a name stands for."""
+"""Types of settings: numbers with their ranges, names in any case, and the selection of a dataclass by name."""
 
 import math
 from typing import Annotated, Any
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 SETTINGS = ConfigDict(extra="forbid", allow_inf_nan=False)
-"""Of every dataclass here: unknown keys are errors, and so are numbers that are not finite."""
+"""Configuration of every dataclass: unknown keys and numbers that are not finite are errors."""
 
 _LARGEST = (2 - 2**-23) * 2.0**127
 
@@ -17,7 +17,7 @@ def _lower(value: Any) -> Any:
 
 def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("should be a number, not a truth value")
+        raise ValueError("should be a number, not a boolean")
     return value
 
 
@@ -35,7 +35,7 @@ def _below_2_63(value: int) -> int:
 
 def _file_name(value: str) -> str:
     if "/" in value or "\\" in value or "\0" in value:
-        raise ValueError("should be part of a file's name, without slashes")
+        raise ValueError("should be part of a file name, without slashes")
     return value
 
 
@@ -46,8 +46,8 @@ def _below(value: str) -> str:
 
 
 def infinity_as_name(value: Any) -> Any:
-    """Return 'inf' for the number, else the name in lower case."""
-    return "inf" if value == math.inf else _lower(value)  # YAML reads inf as a number
+    """Return 'inf' for infinity, else the name in lower case."""
+    return "inf" if value == math.inf else _lower(value)  # YAML parses inf as a number
 
 
 def none_as_blank(value: Any) -> Any:
@@ -65,13 +65,13 @@ Fraction = Annotated[Float, Field(ge=0, lt=1)]
 Name = BeforeValidator(_lower)
 Seed = Annotated[NonNegativeInt, AfterValidator(_below_2_63)]
 FileName = Annotated[str, AfterValidator(_file_name)]
-"""Part of the names of files: no folders."""
+"""Part of file names, without folders."""
 CheckpointName = Annotated[str, AfterValidator(_below)]
-"""A file below a folder, perhaps in folders of its own."""
+"""A file in ``checkpoints/`` or in a folder below it."""
 ChannelValues = tuple[Float, ...]
 
 
 def family(value: Any) -> str | None:
-    """Return the name that settings carry, without the numbers at its end (a depth): what selects their dataclass."""
+    """Return the key ``name`` without the depth at its end, which selects the dataclass."""
     name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
     return str(name).lower().rstrip("0123456789") if name else None

@@ -39,7 +39,7 @@ class Coordinates:
 
 @dataclass(frozen=True, config=SETTINGS)
 class Viz:
-    """`viz`: which surface is computed, and how it is kept."""
+    """`viz`: the surface to compute, and how it is stored."""
 
     type: Annotated[Literal["1d", "2d", "none"], Name]
     database_name: CheckpointName | None

@@ -140,7 +140,7 @@ def require_loggers(names: Sequence[str]) -> None:
 
 
 @contextmanager
-def open_loggers(names: Sequence[str], run: RunDescription, rows: Sequence[Row]) -> Iterator[list[Observer]]:
+def start_loggers(names: Sequence[str], run: RunDescription, rows: Sequence[Row]) -> Iterator[list[Observer]]:
     """Open loggers, log the rows so far, yield the loggers as observers and close them.
 
     Each logger then has all steps of a resumed run, and none of them twice.

@@ -29,6 +29,8 @@ def evaluation_budget(max_evaluations: float) -> StopRule:
 
     def rule(rows: Sequence[Row]) -> str | None:
         spent = sum(evaluations_spent(row) for row in rows)
-        return f"{spent:g} of {max_evaluations:g} gradient evaluations are used up" if spent >= max_evaluations else None
+        return (
+            f"{spent:g} of {max_evaluations:g} gradient evaluations are used up" if spent >= max_evaluations else None
+        )
 
     return rule

@@ -4,7 +4,7 @@ import pytest
 from composing import tree_for
 
 from fullbatch.app.identity import RunIdentity
-from fullbatch.settings.parse import settings_of
+from fullbatch.settings.parse import parse_tree
 
 HASHES = {
     "": ("5391ecf35494", "1817b77c30b5"),
@@ -23,7 +23,7 @@ HASHES = {
 
 def identity(*overrides: str) -> RunIdentity:
     tree = tree_for(*overrides)
-    return RunIdentity.of(settings_of(tree), tree)
+    return RunIdentity.of(parse_tree(tree), tree)
 
 
 def test_hashes_never_change() -> None:

@@ -13,7 +13,7 @@ from composing import composed
 from running import SMALL, rows_of, run_in_process
 
 from fullbatch.settings.parse import parse
-from fullbatch.training.loggers import RunDescription, open_loggers
+from fullbatch.training.loggers import RunDescription, start_loggers
 
 TABLE = "table_default_convergence_results.csv"
 TIMES = ("train_time", "valid_time")
@@ -159,7 +159,7 @@ def test_steps_that_wandb_has_are_not_logged_again(tmp_path: Path, monkeypatch: 
     fake = Fake(step=3)
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=fake.init))
     rows = [{"step": step, "train_loss": 1 / step} for step in range(1, 5)]
-    with open_loggers(["wandb"], RunDescription("a", "b", tmp_path, {}), rows) as (observe,):
+    with start_loggers(["wandb"], RunDescription("a", "b", tmp_path, {}), rows) as (observe,):
         observe({"step": 5, "train_loss": 0.2})
     assert [row["step"] for row in fake.rows] == [3, 4, 5]
 
@@ -169,7 +169,10 @@ def test_a_logger_that_fails_does_not_end_the_run(
 ) -> None:
     fake = Fake(fails_at=2)
     monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(init=fake.init))
-    with caplog.at_level(logging.WARNING), open_loggers(["trackio"], RunDescription("a", "b", tmp_path, {}), []) as (observe,):
+    with (
+        caplog.at_level(logging.WARNING),
+        start_loggers(["trackio"], RunDescription("a", "b", tmp_path, {}), []) as (observe,),
+    ):
         for step in range(1, 5):
             observe({"step": step, "train_loss": 1 / step})
     assert [row["step"] for row in fake.rows] == [1]

@@ -13,7 +13,7 @@ from running import SMALL, run_in_process
 
 from fullbatch.app import gradient_error
 from fullbatch.app.gradient_error import VARIANTS, Variant, measure, relative_errors
-from fullbatch.settings.parse import plain
+from fullbatch.settings.parse import to_tree
 from fullbatch.training.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -101,21 +101,21 @@ def test_relative_errors_are_those_of_vectors() -> None:
 
 def test_the_error_of_the_gradient_is_that_of_its_numbers() -> None:
     low = [replace(variant, needs="cpu") for variant in VARIANTS if "float16" in variant.name]  # slow, yet possible
-    rows = {row["variant"]: row for row in measure(plain(composed(*DATA)), variants=[*VARIANTS[:4], *low])}
+    rows = {row["variant"]: row for row in measure(to_tree(composed(*DATA)), variants=[*VARIANTS[:4], *low])}
     assert 0 < rows["float32"]["l2"] < 1e-4
     assert rows["float32, run to run"]["l2"] == 0
     assert rows["float32, sums in float64"]["l2"] < 1e-4
     assert 1e-3 < rows["bfloat16 autocast"]["l2"] < 0.5
     assert 1e-4 < rows["float16 autocast, scaled losses"]["l2"] < 0.7 * rows["bfloat16 autocast"]["l2"]
     exact = Variant("float64", gradient_error.FLOAT64)
-    assert [row["l2"] for row in measure(plain(composed(*DATA)), variants=[exact])] == [0.0]
+    assert [row["l2"] for row in measure(to_tree(composed(*DATA)), variants=[exact])] == [0.0]
 
 
 def test_the_checkpoint_s_weights_are_measured(script: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
     def loss_gradient(*arguments: str) -> float:
         gradients = []
         monkeypatch.setattr(gradient_error, "relative_errors", lambda gradient, _: gradients.append(gradient) or errors)
-        list(measure(plain(composed(*DATA, *arguments)), variants=[Variant("any")]))
+        list(measure(to_tree(composed(*DATA, *arguments)), variants=[Variant("any")]))
         return float(gradients[0][0].norm())
 
     errors = gradient_error.Errors(0.0, 0.0, 0.0)
@@ -143,7 +143,7 @@ def test_only_what_may_fail_is_left_out(caplog: pytest.LogCaptureFixture) -> Non
     def broken(model: torch.nn.Module) -> torch.nn.Module:
         raise RuntimeError("no compiler")
 
-    tree = plain(composed(*DATA))
+    tree = to_tree(composed(*DATA))
     assert list(measure(tree, variants=[Variant("fragile", prepare=broken, may_fail=True)])) == []
     assert list(measure(tree, variants=[Variant("elsewhere", needs="tpu")])) == []
     assert "fragile: not supported here (no compiler)" in caplog.text
