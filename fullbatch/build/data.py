@@ -17,7 +17,7 @@ from fullbatch.objective.losses import Loss, loss_function
 from fullbatch.randomness import derive_seed
 from fullbatch.runtime.device import DTYPES
 from fullbatch.runtime.memory_format import MEMORY_FORMATS
-from fullbatch.settings import Data, Hyp, Run
+from fullbatch.settings import Hyp, Run
 from fullbatch.settings.data import LMDB
 
 log = logging.getLogger(__name__)
@@ -51,30 +51,20 @@ def about(key: str) -> Iterator[None]:
 
 def build_data(run: Run, seed: int) -> ImageData:
     """Return the images; with label noise and frozen copies from a database where the settings request them."""
-    data = _load(run.data)
-    noisy = _add_label_noise(run.hyp, data, seed) if run.hyp.label_noise else data
-    if not isinstance(run.data.db, LMDB):
-        return noisy
-    # The database holds the labels without noise, and all copies of a sample get the same noisy label.
-    return build_frozen(run, run.data.db, data, noisy.train.labels)
-
-
-def _load(settings: Data) -> ImageData:
+    settings, fraction = run.data, run.hyp.label_noise
     values = {field.name: getattr(settings, field.name) for field in fields(ImageRequest)}
-    data = load_images(settings.name, ImageRequest(**{**values, "mirrors": settings.mirrors or ()}))
+    data = noisy = load_images(settings.name, ImageRequest(**{**values, "mirrors": settings.mirrors or ()}))
     shape = f"{data.channels}x{data.pixels}x{data.pixels}"
     counts = f"{len(data.train):,} training and {len(data.valid):,} validation images"
     log.info("data %s: %s of %s in %d classes", settings.name, counts, shape, len(data.classes))
-    return data
-
-
-def _add_label_noise(hyp: Hyp, data: ImageData, seed: int) -> ImageData:
-    noisy = with_label_noise(data, hyp.label_noise, Stream.LABELS.seed(seed))
-    replaced = int((noisy.train.labels != data.train.labels).sum())
-    log.info(
-        "label noise %g: %s of %s training labels replaced", hyp.label_noise, f"{replaced:,}", f"{len(data.train):,}"
-    )
-    return noisy
+    if fraction:
+        noisy = with_label_noise(data, fraction, Stream.LABELS.seed(seed))
+        replaced = int((noisy.train.labels != data.train.labels).sum())
+        log.info("label noise %g: %s of %s training labels replaced", fraction, f"{replaced:,}", f"{len(data.train):,}")
+    if not isinstance(settings.db, LMDB):
+        return noisy
+    # The database holds the labels without noise, and all copies of a sample get the same noisy label.
+    return build_frozen(run, settings.db, data, noisy.train.labels)
 
 
 def build_loader(run: Run, data: ImageData, part: ImageSet, seed: int, device: torch.device) -> BlockLoader:

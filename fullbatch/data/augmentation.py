@@ -178,17 +178,16 @@ class _ImageByImage:
         with preserved_rng(images.device):
             for image, seed in zip(images, draw(0).tolist(), strict=True):
                 torch.manual_seed(seed)
-                results.append(self._transform(image))
+                result = _call(self.reference, image)
+                if not isinstance(result, Tensor) or result.dtype != torch.uint8 or result.dim() != 3:
+                    kind = (
+                        f"{result.dtype} {list(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+                    )
+                    raise ValueError(f"returns {kind}; images must stay torch.uint8 [C, H, W], see data.normalize")
+                results.append(result)
         if len({result.shape for result in results}) > 1:
             raise ValueError("returns images of different sizes; add a crop or use a transform with a fixed size")
         return torch.stack(results)
-
-    def _transform(self, image: Tensor) -> Tensor:
-        result = _call(self.reference, image)
-        if not isinstance(result, Tensor) or result.dtype != torch.uint8 or result.dim() != 3:
-            what = f"{result.dtype} {list(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
-            raise ValueError(f"returns {what}; images must stay torch.uint8 [C, H, W] (data.normalize converts them)")
-        return result
 
 
 def _call(transform: Callable[[Tensor], Any], images: Tensor) -> Any:
@@ -266,6 +265,9 @@ def _find(key: str, name: str) -> type:
 
 
 def _construct(transform: type, arguments: Any) -> Any:
+    """Return ``transform`` with ``arguments``; the names of torchvision's enumerations become their members."""
+    from torchvision.transforms import v2  # noqa: PLC0415
+
     positional: Sequence[Any] = ()
     keywords: Mapping[str, Any] = {}
     if isinstance(arguments, Mapping):
@@ -274,13 +276,8 @@ def _construct(transform: type, arguments: Any) -> Any:
         positional = arguments
     elif arguments is not None:
         positional = (arguments,)
-    bound = inspect.signature(transform).bind(*positional, **keywords)
-    return transform(**{name: _as_enum(name, value) for name, value in bound.arguments.items()})
-
-
-def _as_enum(name: str, value: Any) -> Any:
-    """Return the member of a torchvision enumeration for its name, and other values unchanged."""
-    from torchvision.transforms import v2  # noqa: PLC0415
-
-    kinds = {"interpolation": v2.InterpolationMode, "policy": v2.AutoAugmentPolicy}
-    return kinds[name](value.lower()) if name in kinds and isinstance(value, str) else value
+    bound = inspect.signature(transform).bind(*positional, **keywords).arguments
+    for name, kind in (("interpolation", v2.InterpolationMode), ("policy", v2.AutoAugmentPolicy)):
+        if isinstance(bound.get(name), str):
+            bound[name] = kind(bound[name].lower())
+    return transform(**bound)

@@ -204,15 +204,14 @@ def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, 
         values = images.fetch(ids).transpose(0, 1).flatten(1)
         counts = torch.stack([torch.bincount(channel, minlength=256) for channel in values])
         histograms = counts if len(histograms) == 0 else histograms + counts
-    moments = [_moments(histogram.tolist()) for histogram in histograms]
-    return tuple(mean for mean, _ in moments), tuple(std for _, std in moments)
-
-
-def _moments(histogram: list[int]) -> tuple[float, float]:
-    count = sum(histogram)
-    first = sum(value * times for value, times in enumerate(histogram))
-    second = sum(value * value * times for value, times in enumerate(histogram))
-    return first / (255 * count), math.sqrt((count * second - first * first) / (255 * count) ** 2)
+    mean, std = [], []
+    for histogram in histograms.tolist():
+        count = sum(histogram)
+        first = sum(value * times for value, times in enumerate(histogram))
+        second = sum(value * value * times for value, times in enumerate(histogram))
+        mean.append(first / (255 * count))
+        std.append(math.sqrt((count * second - first * first) / (255 * count) ** 2))
+    return tuple(mean), tuple(std)
 
 
 def normalization(

@@ -61,15 +61,14 @@ class TransformingReader:
 
     def read(self, ids: Tensor, step: int) -> Tensor:
         """Return the transformed images; ``ValueError`` names an image that a transform does not fit."""
-        return torch.cat([copy for one in ids.split(1) for copy in self._copies_of(one, step)])
-
-    def _copies_of(self, one: Tensor, step: int) -> list[Tensor]:
-        index = int(one)
-        image = self.images.whole(index)[None]
-        try:
-            return [self.transforms(image, one, step, copy) for copy in range(self.copies)]
-        except ValueError as error:
-            raise ValueError(f"{error} ({self.images.where(index)})") from error
+        results = []
+        for one in ids.split(1):
+            image = self.images.whole(int(one))[None]
+            try:
+                results += [self.transforms(image, one, step, copy) for copy in range(self.copies)]
+            except ValueError as error:
+                raise ValueError(f"{error} ({self.images.where(int(one))})") from error
+        return torch.cat(results)
 
 
 def reader_of(images: Images, augmentation: Augmentation | None, copies: int = 1) -> tuple[Reader, Augmentation | None]:

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:De
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """26 + 4 images, no two sides alike, some of them grey."""
+    """26 + 4 images, no two sides alike, some of them gray."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 13), ("val", 2)):
         for name in "ab":

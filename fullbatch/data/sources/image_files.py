@@ -24,7 +24,11 @@ def read_image(path: Path, channels: int, pixels: int) -> np.ndarray:
         OSError: the file is empty, damaged or not an image; the message names it.
     """
     with _opened(path, channels) as image:
-        return _as_array(image if image.size == (pixels, pixels) else _resized(image, pixels))
+        if image.size == (pixels, pixels):
+            return _as_array(image)
+        from torchvision.transforms.v2 import functional  # noqa: PLC0415
+
+        return _as_array(functional.center_crop(functional.resize(image, [pixels]), [pixels, pixels]))
 
 
 def read_whole_image(path: Path, channels: int) -> np.ndarray:
@@ -66,12 +70,6 @@ def _converted(image: "Image.Image", mode: str) -> "Image.Image":
     if "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert(mode)
-
-
-def _resized(image: "Image.Image", pixels: int) -> "Image.Image":
-    from torchvision.transforms.v2 import functional  # noqa: PLC0415
-
-    return functional.center_crop(functional.resize(image, [pixels]), [pixels, pixels])
 
 
 def scan_images(paths: Iterable[Path]) -> tuple[dict[tuple[int, int], Path], bool]:

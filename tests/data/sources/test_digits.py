@@ -1,4 +1,4 @@
-"""The digits: one fixed stratified split, exact grey values, class-balanced subsets."""
+"""The digits: one fixed stratified split, exact gray values, class-balanced subsets."""
 
 import hashlib
 import subprocess

@@ -1,4 +1,4 @@
-"""Tiny ImageNet: found, unpacked or fetched, and labelled as its files say. A tiny archive stands in; no network."""
+"""Tiny ImageNet from a folder, an archive or a server, labeled as its files say. A tiny archive stands in; no network."""
 
 import hashlib
 import io
@@ -25,9 +25,9 @@ PER_CLASS, VALID = 4, 7
 FOLDER = "tiny-imagenet-200"
 
 
-def image(number: int, grey: bool = False) -> bytes:
+def image(number: int, gray: bool = False) -> bytes:
     """A JPEG of 64x64."""
-    values = np.random.default_rng(number).integers(0, 256, (8, 8) if grey else (8, 8, 3), dtype=np.uint8)
+    values = np.random.default_rng(number).integers(0, 256, (8, 8) if gray else (8, 8, 3), dtype=np.uint8)
     content = io.BytesIO()
     Image.fromarray(values).resize((64, 64)).save(content, "JPEG")
     return content.getvalue()
@@ -39,7 +39,7 @@ def decoded(content: bytes) -> torch.Tensor:
 
 
 def files() -> dict[str, bytes]:
-    """The layout of the real archive; one training and one validation image are grey."""
+    """The layout of the real archive; one training and one validation image are gray."""
     made: dict[str, bytes] = {
         "wnids.txt": "".join(f"{name}\n" for name in reversed(CLASSES)).encode(),  # not sorted, as in the real one
         "words.txt": b"n01443537\tgoldfish, Carassius auratus\n",
@@ -47,10 +47,10 @@ def files() -> dict[str, bytes]:
     for label, name in enumerate(CLASSES):
         made[f"train/{name}/{name}_boxes.txt"] = b"no"
         for number in range(PER_CLASS):
-            content = image(10 * label + number, grey=(label, number) == (1, 2))
+            content = image(10 * label + number, gray=(label, number) == (1, 2))
             made[f"train/{name}/images/{name}_{number}.JPEG"] = content
     for number in range(VALID):
-        made[f"val/images/val_{number}.JPEG"] = image(100 + number, grey=number == 3)
+        made[f"val/images/val_{number}.JPEG"] = image(100 + number, gray=number == 3)
     made["val/val_annotations.txt"] = "".join(
         f"val_{number}.JPEG\t{CLASSES[-1 - number % 3]}\t0\t32\t44\t62\n" for number in reversed(range(VALID))
     ).encode()
@@ -118,7 +118,7 @@ def unpacked(root: Path, **changed: bytes | None) -> Path:
     return root
 
 
-def labelled(part: ImageSet) -> dict[bytes, int]:
+def labels_of(part: ImageSet) -> dict[bytes, int]:
     images = part.images.fetch(torch.arange(len(part)))
     return {bytes(one.numpy()): int(label) for one, label in zip(images, part.labels, strict=True)}
 
@@ -136,8 +136,8 @@ def check(data: ImageData) -> None:
     }
     assert data.classes == data.valid.classes == CLASSES
     assert (data.channels, data.pixels) == (3, 64)
-    assert labelled(data.train) == train
-    assert labelled(data.valid) == valid
+    assert labels_of(data.train) == train
+    assert labels_of(data.valid) == valid
 
 
 def names_below(root: Path) -> set[str]:
@@ -179,13 +179,13 @@ def test_it_comes_from_a_mirror_or_an_address(fake: Fake, served: str, tmp_path:
 
 def test_a_smaller_size_is_class_balanced_and_mixed(fake: Fake, tmp_path: Path) -> None:
     put(fake, tmp_path / "data")
-    whole = labelled(fake.load(tmp_path / "data").train)
+    whole = labels_of(fake.load(tmp_path / "data").train)
     data = fake.load(tmp_path / "data", size=6, valid_size=3)
     assert data.train.labels.bincount().tolist() == [2, 2, 2]
     assert data.valid.labels.bincount().tolist() == [1, 1, 1]
-    assert labelled(data.train).items() <= whole.items()
-    assert labelled(fake.load(tmp_path / "data", size=3).train).items() <= labelled(data.train).items()
-    assert labelled(fake.load(tmp_path / "data", size=6, subset_seed=5).train) != labelled(data.train)
+    assert labels_of(data.train).items() <= whole.items()
+    assert labels_of(fake.load(tmp_path / "data", size=3).train).items() <= labels_of(data.train).items()
+    assert labels_of(fake.load(tmp_path / "data", size=6, subset_seed=5).train) != labels_of(data.train)
     assert data.train.labels.tolist() != sorted(data.train.labels.tolist())
 
 
