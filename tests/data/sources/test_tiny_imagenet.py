@@ -1,4 +1,4 @@
-"""Tiny ImageNet from a folder, an archive or a server, labeled as its files say. A tiny archive stands in; no network."""
+"""Tiny ImageNet from a folder, an archive or a server; a tiny archive stands in for it, without network."""
 
 import hashlib
 import io
