@@ -66,4 +66,4 @@ def keep_foreign(path: Path, stored: StoredModel) -> None:
     if kept.exists() and not filecmp.cmp(path, kept, shallow=False):
         raise ValueError(f"{kept}: in the way of {path}, which would be kept there; move it away")
     shutil.copy2(path, kept)
-    log.warning("%s: a file of another program, kept as %s; it lacks %s", path, kept, ", ".join(stored.notes))
+    log.warning("%s: a file of another program, kept as %s; it lacks %s", path, kept, ", ".join(stored.missing))

@@ -65,7 +65,7 @@ class StoredModel:
     """Number of steps taken."""
     checkpoint: dict[str, Any] = field(default_factory=dict)
     """The whole checkpoint; empty for files of other programs."""
-    notes: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     """Descriptions of what the file lacks."""
 
 
@@ -140,7 +140,7 @@ def _from_list(path: Path, content: list[Any]) -> StoredModel:
     missing = ["the table of the steps so far", "the seed", "the configuration", "an average of the weights"]
     if not isinstance(optimizer, dict) or _has_placeholder(optimizer):
         optimizer, missing = None, ["a readable optimizer state (momentum starts at zero)", *missing]
-    return StoredModel(_state_dict(path, weights), optimizer, step, notes=tuple(missing))
+    return StoredModel(_state_dict(path, weights), optimizer, step, missing=tuple(missing))
 
 
 def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:

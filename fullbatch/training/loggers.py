@@ -1,4 +1,4 @@
-"""Loggers beside the CSV tables: TensorBoard, W&B and trackio, each an observer of the rows of a run."""
+"""Loggers: TensorBoard, W&B and trackio observe the rows of a run, in addition to its table."""
 
 import importlib
 import logging

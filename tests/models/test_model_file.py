@@ -33,7 +33,7 @@ def test_the_model_of_a_list_of_five_gives_the_same_outputs(
     write_list(tmp_path / "x.pth", model, trained(model, inputs), 3)
     stored = read_model(tmp_path / "x.pth")
     assert (stored.step, stored.checkpoint) == (3, {})
-    assert stored.notes[0] == "the table of the steps so far"
+    assert stored.missing[0] == "the table of the steps so far"
     other = small(case).double()
     load_weights(other, stored.weights)
     assert torch.equal(other.eval()(inputs), model.eval()(inputs))
@@ -54,7 +54,7 @@ def test_configuration_nodes_in_the_optimizer_state_cost_only_its_momentum(
     stored = read_model(tmp_path / "x.pth")
     assert same_tensors(stored.weights, model.state_dict())
     assert (stored.step, stored.optimizer) == (3, None)
-    assert stored.notes[0] == "a readable optimizer state (momentum starts at zero)"
+    assert stored.missing[0] == "a readable optimizer state (momentum starts at zero)"
 
 
 def test_a_scheduler_in_the_scheduler_state_costs_nothing(model: nn.Module, tmp_path: Path) -> None:
