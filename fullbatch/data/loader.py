@@ -25,10 +25,7 @@ from fullbatch.typing import Block
 _log = logging.getLogger(__name__)
 _CPU = torch.device("cpu")
 _ORDER, _REPLACEMENT, _KEYS = 0, 1, 2  # streams of the loader's seed
-_DEVICE_SHARE, _RAM_SHARE = (
-    0.25,
-    0.5,
-)  # of the free memory, for the cache
+_DEVICE_SHARE, _RAM_SHARE = 0.25, 0.5  # of the free memory, for the cache
 _DEFAULT_FREE_RAM = 4 << 30  # bytes to assume where the system does not report them
 _CHUNK = 32 << 20  # bytes of images read at once into the cache
 
