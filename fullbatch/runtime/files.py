@@ -69,8 +69,9 @@ def format_error(error: BaseException) -> str:
 
 
 def format_bytes(number: float) -> str:
-    """Return a number of bytes in MiB, or in GiB from 1 GiB on."""
-    return f"{number / 2**20:,.1f} MiB" if number < 2**30 else f"{number / 2**30:,.1f} GiB"
+    """Return a number of bytes in MiB; below 0.1 MiB in KiB, and from 1 GiB on in GiB."""
+    power, unit = (10, "KiB") if number < 0.1 * 2**20 else (20, "MiB") if number < 2**30 else (30, "GiB")
+    return f"{number / 2**power:,.1f} {unit}"
 
 
 def previous_paths(path: Path, keep: int) -> list[Path]:

@@ -237,7 +237,10 @@ CASES = [
         r"^viz\.directions: .*plane needs two",
     ),
     Case(f"{NAMED} viz.recalibrate=True viz.model_eval=False", r"^viz\.recalibrate=True: .*does not use"),
-    Case(f"{NAMED} viz.map_size=2e6 viz.coordinates.x.num=9999", r"^viz\.map_size=2,000,000: .*give at least so much"),
+    Case(
+        f"{NAMED} viz.map_size=2e6 viz.coordinates.x.num=9999",
+        r"^viz\.map_size=2,000,000: .*increase it to at least that",
+    ),
     Case(f"{NAMED} model.width=8", r"^mine: the weights are those of another model"),
     Case(NAMED, r"^checkpoints/mine\.landscape: not an intact database .*no LMDB file", with_surface(b"a letter" * 9)),
     Case(NAMED, r"^checkpoints/mine\.landscape: not an intact database .*no manifest", with_surface(None)),

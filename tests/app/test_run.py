@@ -183,7 +183,7 @@ def test_noise_in_labels_and_copies_without_augmentation_are_announced(
     assert script(*noise) == 0
     shown = capsys.readouterr()
     assert re.search(r"label noise 0\.3: 1\d of 60 training labels replaced", shown.out)
-    assert "maxup-3: without data.augmentations_train all copies of a sample are the same" in shown.err
+    assert "maxup-3: without data.augmentations_train all copies of a sample are equal" in shown.err
 
 
 def test_softmax_regression_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

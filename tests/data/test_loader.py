@@ -178,8 +178,9 @@ def test_images_are_cached_by_default_where_they_fit(
     monkeypatch.setattr(blocks_module, "_free_ram", lambda: free)
     source = Counted(images())
     some_loader = BlockLoader(ImageSet(source, torch.zeros(45, dtype=torch.int64), ("a",)), batch_size=8)
-    size = "(0.0 MiB)" if reads == 1 else "in every step (0.0 MiB; free: 0.0 MiB of ram)"
-    assert caplog.messages == [f"caching 45 images on cpu {size}" if reads == 1 else f"reading 45 images {size}"]
+    size = format_bytes(images().numel())
+    reading = f"reading 45 images in every step ({size}; free: 0.1 KiB of ram)"
+    assert caplog.messages == [f"caching 45 images on cpu ({size})" if reads == 1 else reading]
     before = source.reads
     found = [everything(some_loader)[0] for _ in range(3)]
     assert torch.equal(found[0], found[2])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fullbatch.runtime import files
-from fullbatch.runtime.files import move, previous_paths, write_atomically
+from fullbatch.runtime.files import format_bytes, move, previous_paths, write_atomically
 
 
 def test_predecessors_are_kept_newest_first(tmp_path: Path) -> None:
@@ -80,3 +80,12 @@ def test_a_file_moves_also_to_another_file_system(
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("y", b"content")]
     with pytest.raises(FileNotFoundError):
         move(tmp_path / "nothing", tmp_path / "z")
+
+
+def test_bytes_have_a_unit_that_fits() -> None:
+    assert [format_bytes(n) for n in (3840, 0.4 * 2**20, 2**30, 3 * 2**31)] == [
+        "3.8 KiB",
+        "0.4 MiB",
+        "1.0 GiB",
+        "6.0 GiB",
+    ]
