@@ -11,6 +11,7 @@ from fullbatch.data import loader as blocks_module
 from fullbatch.data.augmentation import Augmentation
 from fullbatch.data.images import ImageSet, TensorImages
 from fullbatch.data.loader import BlockLoader
+from fullbatch.runtime.files import format_bytes
 
 MEAN, STD = (0.2, 0.4), (0.5, 0.25)
 TRANSFORMS = {"RandomCrop": [6, 2], "RandomHorizontalFlip": 0.5, "RandomErasing": 0.5, "RandomRotation": 20}
