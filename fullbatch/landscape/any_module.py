@@ -15,6 +15,7 @@ from fullbatch.landscape.records import manifest_of
 from fullbatch.landscape.store import SurfaceStore
 from fullbatch.landscape.surface import PointEvaluator, Surface, require_plane, surface_of
 from fullbatch.objective.arithmetic import Arithmetic
+from fullbatch.objective.checks import iterate
 from fullbatch.objective.full_batch import Data, FullBatchObjective
 from fullbatch.objective.gradient_penalty import GradRegularizer
 from fullbatch.tensors import global_norm, trainable
@@ -94,7 +95,7 @@ def loss_landscape(
     manifest = manifest_of(
         arrays,
         weights=digest_of_model(model),
-        data=digest_of_data(data),
+        data=digest_of_data(iterate(data, required=True)),
         directions=directions.description,
         settings={**modes, **numbers, "regularizer": strengths, **(settings or {})},
     )

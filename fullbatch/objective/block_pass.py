@@ -54,6 +54,8 @@ class SequentialPass:
 
     def __init__(self, all_reduce: Callable[[Tensors], None] | None = None) -> None:
         self._all_reduce = all_reduce
+        self.has_all_data = all_reduce is None
+        """Whether this process has all the data, so that it must have some."""
 
     def __call__(self, run: Pass) -> None:
         """Run one pass."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fullbatch.objective.evaluations import Evaluation
 from fullbatch.objective.full_batch import FullBatchObjective
+from fullbatch.randomness import preserved_rng
 from fullbatch.tensors import preserved, trainable
 from fullbatch.typing import Block
 
@@ -30,7 +31,9 @@ def determinism_culprit(objective: FullBatchObjective) -> str | None:
     random numbers that do not depend on the seed of the block, state outside of the buffers); the last parameter whose
     gradient differs (kernels that sum in no fixed order). The model is unchanged afterwards. Takes a few evaluations.
     """
-    return _compare_data(objective) or _compare_evaluations(objective)
+    with preserved_rng(torch.device("cpu")):  # a DataLoader draws a seed
+        culprit = _compare_data(objective)
+    return culprit or _compare_evaluations(objective)
 
 
 def _compare_data(objective: FullBatchObjective) -> str | None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fullbatch.objective.arithmetic import Arithmetic
 from fullbatch.objective.block_pass import BlockPass, Pass, SequentialPass
+from fullbatch.objective.checks import MeanCheck, iterate, require_repeatable
 from fullbatch.objective.evaluations import Evaluation, LossEvaluation, ValueEvaluation
 from fullbatch.objective.gradient_penalty import GradientPenalty
 from fullbatch.objective.hessian_products import implementation_named
@@ -43,6 +44,7 @@ class FullBatchObjective:
         model: any module that maps inputs to outputs.
         loss_fn: (outputs, labels) -> mean loss of the sub-batch. Where it has an attribute ``copies``, so many
             consecutive rows of the inputs are copies of one sample (Maxup), and a sub-batch has all of a sample's.
+            That it is a mean is tested once, unless it has an attribute ``check_mean = False``.
         data: an iterable that yields the same (inputs, labels) blocks in every iteration: a list of pairs, a
             ``DataLoader`` without shuffling, or ``fullbatch.typing.Blocks``, whose keys then seed dropout.
         sub_batch: a block of n samples is one forward pass per max(n // sub_batch, 1) nearly equal parts; None: one.
@@ -55,7 +57,9 @@ class FullBatchObjective:
             each with its own part of the data: ``SequentialPass(all_reduce)``.
 
     Raises:
-        ValueError: for an unknown ``gradient_average``.
+        ValueError: for an unknown ``gradient_average``, a loss of PyTorch with ``reduction="sum"`` or class weights, an
+            iterator as data, or a ``DataLoader`` that shuffles; in the first evaluation, for any other loss that is not
+            a mean over samples; in every evaluation, for data without samples or a block without samples.
     """
 
     def __init__(
@@ -73,12 +77,15 @@ class FullBatchObjective:
     ) -> None:
         if gradient_average not in ("exact", "moving"):
             raise ValueError(f"gradient_average={gradient_average}: accepted are exact and moving")
+        require_repeatable(data)
         self.model, self.data, self.sub_batch = model, data, sub_batch
         self.regularizer, self.gradient_average = regularizer, gradient_average
         self.block_pass: BlockPass = block_pass or SequentialPass()
         self.copies: int = getattr(loss_fn, "copies", 1)
         clip = ClipByNorm(batch_clip) if isinstance(batch_clip, int | float) else batch_clip
-        self.sub_batch_objective = SubBatchObjective(model, loss_fn, regularizer, clip, arithmetic or Arithmetic())
+        self.sub_batch_objective = SubBatchObjective(
+            model, loss_fn, regularizer, clip, arithmetic or Arithmetic(), MeanCheck(loss_fn)
+        )
 
     @property
     def arithmetic(self) -> Arithmetic:
@@ -92,6 +99,7 @@ class FullBatchObjective:
 
     def over(self, data: Data, block_pass: BlockPass | None = None) -> "FullBatchObjective":
         """Return the same objective on other data, visited by another ``block_pass`` where given."""
+        require_repeatable(data)
         other = copy.copy(self)
         other.data, other.block_pass = data, block_pass or self.block_pass
         return other
@@ -209,7 +217,7 @@ class FullBatchObjective:
         if hasattr(self.data, "sizes"):
             sizes = cast(Sequence[int], self.data.sizes)
         else:
-            sizes = [len(labels) // self.copies for _, labels, *_ in self.data]
+            sizes = [len(labels) // self.copies for _, labels, *_ in iterate(self.data)]
         return sum(self._num_parts(size, chunks) for size in sizes)
 
     def _pass(
@@ -228,7 +236,8 @@ class FullBatchObjective:
 
     def _split(self, data: Data, chunks: int = 1) -> Iterator[list[Block]]:
         device = device_of(self.model)
-        for index, (inputs, labels, *key) in enumerate(cast(Iterable[tuple[Any, ...]], data)):
+        required = data is self.data and getattr(self.block_pass, "has_all_data", False)
+        for index, (inputs, labels, *key) in enumerate(iterate(data, required=required)):
             block_key = int(key[0]) if key else derive_seed(0, index)
             count = self._num_parts(len(labels) // self.copies, chunks)
             pieces = zip(self._cut(inputs.to(device), count), self._cut(labels.to(device), count), strict=True)

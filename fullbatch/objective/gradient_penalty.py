@@ -112,14 +112,18 @@ class GradientPenalty:
 class _RandomStates:
     """The states of the random number generators before the model's last forward pass.
 
-    An object of its own, so that the hook keeps this alive and not the regularizer.
+    The hook itself, so that the model keeps this alive and not the regularizer. In copies and files of the model its
+    place is taken by ``{}.get``, which as a hook does nothing and needs no import of this package.
     """
 
     def __init__(self) -> None:
         self.states: tuple[Tensor, ...] = ()
 
-    def record(self, module: nn.Module, _: Any) -> None:
+    def __call__(self, module: nn.Module, _: Any) -> None:
         self.states = rng_states(device_of(module))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, ({}, "get")  # get(module, inputs) returns its default, the inputs
 
 
 class GradRegularizer(GradientPenalty):
@@ -169,7 +173,7 @@ class GradRegularizer(GradientPenalty):
         self.model, self.loss_fn = model, loss_fn
         self.arithmetic = Arithmetic(autocast=mixed_precision, loss_scale=loss_scale)
         self._random = _RandomStates()
-        hook = model.register_forward_pre_hook(self._random.record)
+        hook = model.register_forward_pre_hook(self._random)
         self._remove_hook = weakref.finalize(self, hook.remove)
 
     def close(self) -> None:

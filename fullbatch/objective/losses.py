@@ -27,6 +27,15 @@ class Loss:
         """The number of consecutive rows of a sub-batch that belong to one sample."""
         return getattr(self.reduction, "copies", 1)
 
+    @property
+    def check_mean(self) -> bool:
+        """Whether an objective tests that this is a mean over samples: not with a reduction of this module.
+
+        Those are means, except for ``maximum``, which depends on the sub-batches by design.
+        """
+        ours = self.reduction in (mean, mean_of_incorrect, maximum) or isinstance(self.reduction, MeanOfMaxima)
+        return not (ours and isinstance(self.per_sample, CrossEntropy | SquaredDistance))
+
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of the sub-batch."""
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))

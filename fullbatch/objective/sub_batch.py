@@ -1,12 +1,13 @@
 """One evaluation of a sub-batch: its loss, its gradient, and its loss as a function of the parameters."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fullbatch.objective.arithmetic import Arithmetic
+from fullbatch.objective.checks import MeanCheck
 from fullbatch.objective.gradient_penalty import GradientPenalty
 from fullbatch.objective.hessian_products import Forward, SubBatchLoss, gradient_of
 from fullbatch.randomness import seeded
@@ -39,7 +40,8 @@ class SubBatchGradient(NamedTuple):
 class SubBatchObjective:
     """Loss and gradient of one sub-batch, whose key fixes the dropout masks of every evaluation.
 
-    The gradient is g_b by autograd, then g_b + eta/4 H_b v_b with a ``penalty``, then the ``clip``.
+    The gradient is g_b by autograd, then g_b + eta/4 H_b v_b with a ``penalty``, then the ``clip``. The
+    ``mean_check`` is made in the first evaluation and shared by the copies of this object.
     """
 
     model: nn.Module
@@ -47,10 +49,11 @@ class SubBatchObjective:
     penalty: GradientPenalty | None = None
     clip: ClipByNorm | None = None
     arithmetic: Arithmetic = field(default_factory=Arithmetic)
+    mean_check: MeanCheck | None = None
 
     def plain(self) -> "SubBatchObjective":
         """Return the same objective without penalty and clip."""
-        return SubBatchObjective(self.model, self.loss_fn, arithmetic=self.arithmetic)
+        return replace(self, penalty=None, clip=None)
 
     def loss(self, block: Block) -> SubBatchValue:
         """Return the loss without a gradient."""
@@ -80,7 +83,10 @@ class SubBatchObjective:
         device = device_of(self.model)
         with seeded(block.key, device), self.arithmetic.autocast_on(device):
             outputs = forward(block.inputs)
-            return outputs.detach(), self.loss_fn(outputs, block.labels)
+            loss = self.loss_fn(outputs, block.labels)
+            if self.mean_check is not None and self.mean_check.pending:
+                self.mean_check(outputs, block.labels, loss)
+            return outputs.detach(), loss
 
 
 def _accuracy(outputs: Tensor, labels: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Two evaluations agree, or the one who is to blame is named."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -35,8 +36,19 @@ def test_seeded_dropout_and_batch_norm_are_innocent(name: str) -> None:
 def test_a_loader_is_innocent_until_it_shuffles() -> None:
     pairs = TensorDataset(*samples())
 
-    def culprit_of(**options: Any) -> str | None:  # a DataLoader draws a seed from the global generator: a trace
-        return determinism_culprit(FullBatchObjective(build("tanh"), F.cross_entropy, DataLoader(pairs, 8, **options)))
+    class Hidden:
+        """An objective refuses a loader that shuffles, unless it does not see it."""
+
+        def __init__(self, **options: Any) -> None:
+            self.options = options
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter(DataLoader(pairs, 8, **self.options))
+
+    def culprit_of(**options: Any) -> str | None:
+        with pytest.raises(ValueError, match="shuffles") if options else nullcontext():
+            assert culprit(build("tanh"), DataLoader(pairs, 8, **options)) is None
+        return culprit(build("tanh"), Hidden(**options))
 
     assert culprit_of() is None
     assert culprit_of(shuffle=True) == "the data: the same samples in another order (shuffled in every iteration)"

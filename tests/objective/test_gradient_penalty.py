@@ -1,9 +1,12 @@
 """The regularizer against a dense Hessian, by order of convergence, and without a trace."""
 
 import copy
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -190,8 +193,24 @@ def test_the_constructor_takes_its_arguments_in_the_documented_order() -> None:
 def test_a_copy_of_the_model_does_not_drag_the_regularizer_along() -> None:
     model = build("tanh")
     regularizer_of(model)
-    hooks = copy.deepcopy(model)._forward_pre_hooks.values()
-    assert all(hook.__self__.__class__.__name__ == "_RandomStates" for hook in hooks)
+    copied, (inputs, _) = copy.deepcopy(copy.deepcopy(model)), samples()
+    assert not any(type(hook).__module__.startswith("fullbatch") for hook in copied._forward_pre_hooks.values())
+    assert torch.equal(copied(inputs), model(inputs))
+
+
+def test_a_saved_model_does_not_need_the_package(tmp_path: Path) -> None:
+    """It is loaded, and evaluated, by a process in which the package cannot be imported."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(32, 3)).double()
+    regularizer = regularizer_of(model)
+    torch.save(model, tmp_path / "model.pt")
+    torch.save(model(samples()[0]), tmp_path / "outputs.pt")
+    torch.save(samples()[0], tmp_path / "inputs.pt")
+    code = """import sys; sys.modules["fullbatch"] = None
+import torch
+model, inputs, outputs = (torch.load(f"{n}.pt", weights_only=False) for n in ("model", "inputs", "outputs"))
+assert torch.equal(model(inputs), outputs)"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert regularizer.active
 
 
 @pytest.mark.parametrize("normalized", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
