@@ -155,6 +155,7 @@ def test_rounding_does_not_refuse_a_mean_nor_accept_a_sum(
     inputs, labels = samples(seed=seed)
     data, arithmetic = [(inputs.to(dtype), labels)], Arithmetic(autocast=autocast)
     FullBatchObjective(model, F.cross_entropy, data, arithmetic=arithmetic).loss()
+    FullBatchObjective(model, lambda *a: 1e6 * F.cross_entropy(*a), data, arithmetic=arithmetic).loss()
     FullBatchObjective(model, lambda *a: unreduced(*a).mean().to(dtype), data, arithmetic=arithmetic).loss()
     with pytest.raises(ValueError, match="not a mean"):
         FullBatchObjective(model, lambda *a: unreduced(*a).sum(), data, arithmetic=arithmetic).loss()
