@@ -89,7 +89,7 @@ def build_loader(run: Run, data: ImageData, part: ImageSet, seed: int, device: t
         augmentation=augmentation,
         reading=ReadOptions(
             caching="ram" if run.data.caching is True else run.data.caching,
-            num_workers=min(run.impl.threads, torch.get_num_threads()),
+            num_workers=torch.get_num_threads(),
             pin_memory=run.impl.pin_memory,
             non_blocking=run.impl.non_blocking,
             persistent_workers=run.impl.persistent_workers,

@@ -62,7 +62,7 @@ def _freeze(run: Run, settings: LMDB, data: ImageData, split: str) -> ImageSet:
     options = LMDBOptions(
         settings.max_readers, settings.readahead, settings.meminit, settings.max_spare_txns, access=settings.access
     )
-    workers = min(run.impl.threads, torch.get_num_threads())
+    workers = torch.get_num_threads()
     writing = Writing(
         num_workers=workers if workers > 1 else 0,
         write_frequency=settings.write_frequency,

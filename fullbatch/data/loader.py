@@ -5,7 +5,6 @@ of a step can be requested again and come out the same.
 """
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,14 +18,14 @@ from fullbatch.data.reading import DirectReader, FromFiles, InMemory, Reader, So
 from fullbatch.randomness import derive_seed, random_bits, random_integers
 from fullbatch.runtime.files import format_bytes
 from fullbatch.runtime.logs import progress
+from fullbatch.runtime.resources import available_memory
 from fullbatch.runtime.stop_requests import stop_if_interrupted
 from fullbatch.typing import Block
 
 _log = logging.getLogger(__name__)
 _CPU = torch.device("cpu")
 _ORDER, _REPLACEMENT, _KEYS = 0, 1, 2  # streams of the loader's seed
-_DEVICE_SHARE, _RAM_SHARE = 0.25, 0.5  # of the free memory, for the cache
-_DEFAULT_FREE_RAM = 4 << 30  # bytes to assume where the system does not report them
+_DEVICE_SHARE, _RAM_SHARE = 0.25, 0.5  # of the available memory, for the cache
 _CHUNK = 32 << 20  # bytes of images read at once into the cache
 
 
@@ -229,7 +228,7 @@ def _choose_caching(reader: Reader, device: torch.device, reading: ReadOptions) 
         return reading.caching
     images = reader.images
     size = images.fetch(torch.arange(1)).numel() * len(images)
-    free = {"ram": _free_ram()}
+    free = {"ram": available_memory()}
     if device.type == "cuda":
         free = {"device": torch.cuda.mem_get_info(device)[0], **free}
     chosen: str | bool = False
@@ -244,10 +243,3 @@ def _choose_caching(reader: Reader, device: torch.device, reading: ReadOptions) 
         how = f"caching %s %s on {device if chosen == 'device' else _CPU} (%s)"
     _log.info(how, f"{len(images):,}", reading.name, format_bytes(size))
     return chosen
-
-
-def _free_ram() -> int:
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return _DEFAULT_FREE_RAM

@@ -4,11 +4,12 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 
 from fullbatch.runtime.allocator import keep_freed_memory
+from fullbatch.runtime.resources import available_cores, default_threads
 
 log = logging.getLogger(__name__)
 
@@ -45,27 +46,30 @@ def find_device(name: str, local_rank: int | None = None) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def set_up(*, threads: int, benchmark: bool, deterministic: bool, processes: int = 1, tf32: bool = False) -> int:
+def set_up(
+    *, threads: int | Literal["auto"], benchmark: bool, deterministic: bool, processes: int = 1, tf32: bool = False
+) -> int:
     """Set PyTorch's global flags and return the number of threads.
 
     Args:
-        threads: of the CPU; capped at the cores available to this process, which the ``processes`` of a machine share.
+        threads: of the CPU; ``auto`` is OMP_NUM_THREADS or, without it, all cores. At most the share of this process in
+            the available cores, but at least 1.
         benchmark: let cuDNN time its algorithms and choose the fastest.
         deterministic: use deterministic algorithms only.
         processes: number of processes of this job on this machine.
         tf32: allow TF32 for float32 on CUDA. PyTorch's own default allows it for convolutions.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = min(threads, max(cores // processes, 1))
+    most = max(available_cores() // processes, 1)
+    number = min(default_threads() if threads == "auto" else threads, most)
     keep_freed_memory()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(number)
     torch.backends.cudnn.benchmark = benchmark and not deterministic
     _set_tf32(tf32)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuBLAS is not deterministic
     if deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports torch's compiler (seconds)
         torch.use_deterministic_algorithms(deterministic)
-    return threads
+    return number
 
 
 @contextmanager

@@ -49,6 +49,14 @@ def _scale(value: Any) -> bool | float:
     return float(value)
 
 
+def _threads(value: Any) -> int | str:
+    """Return a positive number, or 'auto' in any case."""
+    name = str(value).lower()
+    if isinstance(value, bool) or not (name == "auto" or (name.isdecimal() and int(name) > 0)):
+        raise ValueError("should be a positive number or auto")
+    return name if name == "auto" else int(name)
+
+
 def _positive_or_minus_one(value: int) -> int:
     if value < 1 and value != -1:
         raise ValueError("should be a positive number, or -1")
@@ -106,7 +114,7 @@ class Impl:
     deterministic: bool
     check_determinism: bool
     pin_memory: bool
-    threads: Count
+    threads: Annotated[int | Literal["auto"], BeforeValidator(_threads)]
     persistent_workers: bool
     mixed_precision: Annotated[Literal[True, False, "auto", "float16"], BeforeValidator(_true_for_bfloat16)]
     tf32: Annotated[Literal[True, False, "auto"], Name]

@@ -1,7 +1,5 @@
 """Blocks: a pure function of (seed, step), however they are cut, cached, read or counted."""
 
-import os
-
 import pytest
 import torch
 from block_loading import block_loader
@@ -176,7 +174,7 @@ def test_images_are_cached_by_default_where_they_fit(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, free: int, reads: int
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr(blocks_module, "_free_ram", lambda: free)
+    monkeypatch.setattr(blocks_module, "available_memory", lambda: free)
     source = Counted(images())
     some_loader = BlockLoader(ImageSet(source, torch.zeros(45, dtype=torch.int64), ("a",)), batch_size=8)
     size = format_bytes(images().numel())
@@ -193,13 +191,3 @@ def test_memory_format_and_dtype_are_those_asked_for() -> None:
     assert block.inputs.dtype == torch.float64
     assert block.inputs.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(block.inputs, next(iter(loader(dtype=torch.float64).blocks(0))).inputs)
-
-
-def test_free_memory_is_measured_or_assumed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert blocks_module._free_ram() > 1 << 20
-
-    def unknown(name: str) -> int:
-        raise ValueError(name)
-
-    monkeypatch.setattr(os, "sysconf", unknown)
-    assert blocks_module._free_ram() == 4 << 30

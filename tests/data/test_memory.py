@@ -15,7 +15,7 @@ import sys, pathlib, torch
 from fullbatch.data import loader as blocks
 from fullbatch.data.dataset import ImageRequest, load_images
 folder, free, workers = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-blocks._free_ram = lambda: free
+blocks.available_memory = lambda: free
 options = {"pixels": 512, "channels": 3, "mean": [0.0] * 3, "std": [1.0] * 3}
 part = load_images("imagefolder", ImageRequest(str(folder), **options)).train
 warm = blocks.BlockLoader(part, batch_size=2, reading=blocks.ReadOptions(False, workers))

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from fullbatch.runtime import device
 from fullbatch.runtime.device import find_device, set_up
+from fullbatch.runtime.resources import available_cores
 
 
 @pytest.fixture(autouse=True)
@@ -43,10 +45,19 @@ def test_each_process_gets_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyP
 
 
 def test_threads_are_capped_at_the_cores() -> None:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     assert set_up(threads=10_000, benchmark=True, deterministic=False) == cores
     assert set_up(threads=10_000, benchmark=True, deterministic=False, processes=cores) == 1
     assert set_up(threads=1, benchmark=True, deterministic=False) == torch.get_num_threads() == 1
+
+
+def test_automatic_threads_are_the_default_capped_at_the_share_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "available_cores", lambda: 8)
+    for default, processes, threads in ((8, 1, 8), (8, 3, 2), (2, 1, 2), (2, 3, 2), (3, 4, 2), (64, 1, 8)):
+        monkeypatch.setattr(device, "default_threads", lambda default=default: default)
+        assert set_up(threads="auto", benchmark=True, deterministic=False, processes=processes) == threads
+        assert torch.get_num_threads() == threads
+        assert set_up(threads=5, benchmark=True, deterministic=False) == 5  # whatever OMP_NUM_THREADS is
 
 
 def test_deterministic_algorithms_are_switched_on_and_off() -> None:

@@ -39,7 +39,7 @@ def test_the_documented_defaults() -> None:
     assert (hyp.grad_reg.eps, hyp.grad_reg.implementation, hyp.norm_bias.norm_type) == (1e-2, "forward-differences", 1)
     assert (optim.name, optim.lr, optim.weight_decay) == ("gd", 0.1, 5e-4)
     impl = run.impl
-    assert (impl.dtype, impl.threads, impl.validate_every_nth_step, impl.checkpoint.keep) == ("float", 8, 100, 1)
+    assert (impl.dtype, impl.threads, impl.validate_every_nth_step, impl.checkpoint.keep) == ("float", "auto", 100, 1)
 
 
 CROP_224 = {"RandomResizedCrop": 224, "RandomHorizontalFlip": 0.5}
@@ -175,6 +175,8 @@ MISTAKES = {
     "hyp.optim.line_search=wolfe hyp.gradient_average=moving": r"hyp\.gradient_average=moving: not with .*wolfe",
     "hyp.optim.line_search=wolfe hyp/optim_modification=sam": r"hyp/optim_modification=SAM: not with .*wolfe",
     "hyp/optim=lbfgs hyp/optim_modification=larc": r"hyp/optim_modification=LARC: not with hyp/optim=lbfgs",
+    "impl.threads=0": r"impl\.threads: should be a positive number or auto \(got 0\)",
+    "impl.threads=some": r"impl\.threads: should be a positive number or auto",
     "impl.JIT=script": r"impl\.JIT: TorchScript is not supported",
     "impl.compile=fast": r"impl\.compile",
     "impl.mixed_precision=half": r"impl\.mixed_precision",
