@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fullbatch.runtime.figures import import_matplotlib, png_figure
 from fullbatch.training.state import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -33,28 +35,29 @@ def draw_edge_of_stability(runs: Mapping[str, Sequence[Row]], path: Path, title:
     if not measured:
         return False
     try:
-        from matplotlib.figure import Figure  # noqa: PLC0415
+        import_matplotlib()
     except ImportError:
         log.info("no figure of the sharpness: matplotlib is not installed (pip install 'fullbatch[plot]')")
         return False
-    figure = Figure(figsize=(1.5 + 4.5 * len(measured), 6), layout="constrained")
-    if title:
-        figure.suptitle(title)
+    with png_figure(path, (1.5 + 4.5 * len(measured), 6), title) as figure:
+        _draw_runs(figure, measured)
+    return True
+
+
+def _draw_runs(figure: "Figure", measured: Mapping[str, Sequence[Row]]) -> None:
     grid = figure.subplots(2, len(measured), sharex="col", sharey="row", squeeze=False)
     for column, (name, rows) in enumerate(measured.items()):
         _draw_curvature(grid[0, column], rows)
         grid[1, column].plot(*_points(rows, "train_loss"), color=BLUE, linewidth=1.0)
         grid[1, column].set(xlabel="step", yscale="log")
         grid[1, column].grid(alpha=0.3)
-        grid[0, column].set_title(name)
+        grid[0, column].set_title(name, parse_math=False)
     for row, label in enumerate(("curvature", "training loss")):
         grid[row, 0].set_ylabel(label)
     grid[0, 0].set_ylim(0, max(top(rows) for rows in measured.values()))  # the same axis for all runs
     for set_formatter in (grid[1, 0].yaxis.set_major_formatter, grid[1, 0].yaxis.set_minor_formatter):
         set_formatter("{x:.2g}")
     grid[0, 0].legend(frameon=False)
-    figure.savefig(path, dpi=130)
-    return True
 
 
 def _draw_curvature(axes: "Axes", rows: Sequence[Row]) -> None:

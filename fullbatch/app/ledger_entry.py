@@ -50,7 +50,6 @@ class LedgerEntry:
         self._ledger, self._description, self._folder, self._place = ledger, description, folder, place
         self._lease = ExitStack()
         self._attempt: Attempt | None = None
-        self._end: tuple[State, str, Mapping[str, float]] | None = None
         self._earlier: Sequence[Attempt] = ()
         self.already_done: Attempt | None = None
 
@@ -75,8 +74,14 @@ class LedgerEntry:
             _fetch_checkpoint(self._earlier, self._folder)
 
     def end(self, state: State, message: str = "", result: Mapping[str, float] | None = None) -> None:
-        """Set how the run ended; without a call, the error that leaves the context does."""
-        self._end = (state, message, result or {})
+        """Record how the run ended, at once; later calls, and the error that leaves the context, change nothing."""
+        if self._ledger is None or self._attempt is None:
+            return
+        number, self._attempt = self._attempt.number, None
+        try:
+            self._ledger.end(number, state, message, result or {})
+        except ValueError as refused:  # the run has ended, and its result is in its table and checkpoint
+            log.error("%s; there, this run counts as interrupted, and a sweep will look at its checkpoint", refused)
 
     @property
     def was_unfinished(self) -> bool:
@@ -85,12 +90,7 @@ class LedgerEntry:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         with self._lease:
-            if self._ledger is None or self._attempt is None:
-                return
-            try:
-                self._ledger.end(self._attempt.number, *(self._end or _end_after(error)))
-            except ValueError as refused:  # the run has ended, and its result is in its table and checkpoint
-                log.error("%s; there, this run counts as interrupted, and a sweep will look at its checkpoint", refused)
+            self.end(*_end_after(error))
 
     def _begin(self, ledger: Ledger) -> Attempt | list[Attempt]:
         """Record the attempt; return it after all earlier ones, or the attempt that makes it redundant."""

@@ -27,7 +27,7 @@ from fullbatch.build.precision import overflow_advice
 from fullbatch.data.reading import translate_worker_errors
 from fullbatch.results.curves import draw_curves
 from fullbatch.results.ledger import State
-from fullbatch.runtime.files import require_writable
+from fullbatch.runtime.files import format_error, require_writable
 from fullbatch.runtime.locks import claimed
 from fullbatch.runtime.logs import ProgressBar
 from fullbatch.runtime.process_group import Group
@@ -96,9 +96,9 @@ def _train(run: Run, tree: dict[str, Any], paths: RunPaths, group: Group, scope:
 
 
 def execute(job: Job, entry: LedgerEntry, requests: StopRequests, console: Console) -> int:
-    """Train, record, and report the end; return the exit status.
+    """Train, record and report the end, then draw; return the exit status.
 
-    Raises ``DivergedError`` after the run is recorded.
+    Raises ``DivergedError`` at the end.
     """
     training, state, paths, name = job.training, job.training.state, job.paths, job.run.name
     if training.is_done:
@@ -120,20 +120,22 @@ def execute(job: Job, entry: LedgerEntry, requests: StopRequests, console: Conso
             trainer.run()
         except DivergedError as error:
             diverged = error
-    if state.rows:
-        draw_curves(state.rows, paths.folder / f"curves_{name}.png", name)
-        draw_edge_of_stability({name: state.rows}, paths.folder / f"sharpness_{name}.png")
-    if not training.is_done and diverged is None:
-        log.warning("paused %s; the checkpoint is %s", describe_progress(state), paths.checkpoint)
-        entry.end(State.INTERRUPTED, f"paused {describe_progress(state)}")
-        return requests.exit_status
-    add_run(paths.table, run_row(job, diverged))
     if diverged is not None:
+        add_run(paths.table, run_row(job, diverged))
         entry.end(State.DIVERGED, str(diverged))
+        _draw(job)
         last_good = find_checkpoint(paths.checkpoint) or "none, the first step diverged"
         raise DivergedError(f"{diverged}{overflow_advice(job.run)}; the last good checkpoint is {last_good}")
-    log.info("done: %s", reason_of_end(job))
-    return _finish(job, entry, console)
+    if training.is_done:
+        add_run(paths.table, run_row(job, None))
+        log.info("done: %s", reason_of_end(job))
+        status = _finish(job, entry, console)
+    else:
+        log.warning("paused %s; the checkpoint is %s", describe_progress(state), paths.checkpoint)
+        entry.end(State.INTERRUPTED, f"paused {describe_progress(state)}")
+        status = requests.exit_status
+    _draw(job)
+    return status
 
 
 def _finish(job: Job, entry: LedgerEntry, console: Console) -> int:
@@ -141,6 +143,23 @@ def _finish(job: Job, entry: LedgerEntry, console: Console) -> int:
     entry.end(State.FINISHED, reason_of_end(job), result)
     show_result(result, display_name(job.run), console)
     return ExitStatus.DONE
+
+
+def _draw(job: Job) -> None:
+    """Draw the curves and the sharpness; log a figure that cannot be drawn, which does not make the run fail."""
+    name, rows = job.run.name, job.training.state.rows
+    curves, sharpness = (job.paths.folder / f"{kind}_{name}.png" for kind in ("curves", "sharpness"))
+    figures = {
+        curves: lambda: draw_curves(rows, curves, name),
+        sharpness: lambda: draw_edge_of_stability({name: rows}, sharpness),
+    }
+    for path, draw in figures.items() if rows else ():
+        try:
+            draw()
+        except Exception as error:  # whatever matplotlib raises
+            reason = (format_error(error).strip() or type(error).__name__).splitlines()[0]
+            log.warning("%s is not drawn: %s", path, reason)
+            log.debug("where it happened", exc_info=error)
 
 
 def _save(job: Job, requests: StopRequests) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fullbatch.landscape.surface import Surface
+from fullbatch.runtime.figures import png_figure
 
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"  # distinguishable for color-blind readers (Okabe & Ito, 2008)
 DARK = "#222222"
@@ -19,16 +20,12 @@ NAMES = {"loss": "training loss", "full_loss": "full objective", "accuracy": "tr
 
 def draw_png(surface: Surface, path: Path, title: str) -> None:
     """Draw a line (loss and accuracy), or a plane (contours of loss and accuracy, and the loss as a surface)."""
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    if surface.grid.is_plane:
-        figure = Figure(figsize=(16, 5.2), layout="constrained")
-        _draw_plane(figure, surface)
-    else:
-        figure = Figure(figsize=(8, 5), layout="constrained")
-        draw_line(figure.subplots(), surface)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=130)
+    size = (16.0, 5.2) if surface.grid.is_plane else (8.0, 5.0)
+    with png_figure(path, size, title) as figure:
+        if surface.grid.is_plane:
+            _draw_plane(figure, surface)
+        else:
+            draw_line(figure.subplots(), surface)
 
 
 def draw_line(axes: Any, surface: Surface, *, label_accuracy: bool = True) -> Any:
@@ -40,7 +37,8 @@ def draw_line(axes: Any, surface: Surface, *, label_accuracy: bool = True) -> An
         for name, color, style in (("loss", BLUE, "-"), ("full_loss", GREEN, "--"))
         if name in values
     ]
-    axes.set(xlabel=label, ylabel="loss", yscale="log" if is_steep(values["loss"]) else "linear")
+    axes.set(ylabel="loss", yscale="log" if is_steep(values["loss"]) else "linear")
+    axes.set_xlabel(label, parse_math=False)
     axes.grid(alpha=0.3)
     right = axes.twinx()
     if "accuracy" in values:
@@ -103,7 +101,8 @@ def _draw_contours(figure: Any, axes: Any, surface: Surface, values: np.ndarray,
     marks = zip(*_marks(surface), strict=True)
     axes.plot(*marks, style, color="white", markeredgecolor=DARK, markersize=5, linewidth=1)
     labels = [*surface.labels, "y"][:2]
-    axes.set(xlabel=f"x: {labels[0]}", ylabel=f"y: {labels[1]}")
+    axes.set_xlabel(f"x: {labels[0]}", parse_math=False)
+    axes.set_ylabel(f"y: {labels[1]}", parse_math=False)
     axes.set_xlim(surface.grid.x.min, surface.grid.x.max)
     axes.set_ylim(surface.grid.y.min, surface.grid.y.max)
 

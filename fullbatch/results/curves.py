@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from fullbatch.runtime.figures import import_matplotlib, png_figure
 from fullbatch.training.state import Row
 
 log = logging.getLogger(__name__)
@@ -23,20 +24,18 @@ def draw_curves(rows: Sequence[Row], path: Path, title: str) -> None:
     Without matplotlib (the ``plot`` extra) a log message replaces the figure.
     """
     try:
-        from matplotlib.figure import Figure  # noqa: PLC0415
+        import_matplotlib()
     except ImportError:
         log.info("curves are not drawn: matplotlib is not installed (pip install 'fullbatch[plot]')")
         return
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    figure.suptitle(title)
-    for axes, (label, series, scale) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
-        for (column, name), color in zip(series.items(), COLORS, strict=False):
-            points = [(row["step"], row[column]) for row in rows if column in row]
-            if points:
-                sparse = "o-" if len(points) < len(rows) or len(points) == 1 else "-"
-                axes.plot(*zip(*points, strict=True), sparse, color=color, label=name, markersize=3, linewidth=1.4)
-        axes.set(xlabel="step", ylabel=label, yscale=scale)
-        axes.grid(alpha=0.3)
-        if len(series) > 1:
-            axes.legend(frameon=False)
-    figure.savefig(path, dpi=130)
+    with png_figure(path, (11, 7), title) as figure:
+        for axes, (label, series, scale) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+            for (column, name), color in zip(series.items(), COLORS, strict=False):
+                points = [(row["step"], row[column]) for row in rows if column in row]
+                if points:
+                    sparse = "o-" if len(points) < len(rows) or len(points) == 1 else "-"
+                    axes.plot(*zip(*points, strict=True), sparse, color=color, label=name, markersize=3, linewidth=1.4)
+            axes.set(xlabel="step", ylabel=label, yscale=scale)
+            axes.grid(alpha=0.3)
+            if len(series) > 1:
+                axes.legend(frameon=False)

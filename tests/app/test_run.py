@@ -9,7 +9,9 @@ import pytest
 import torch
 from running import SMALL, Script, rows_of, run_in_process, signal_when, start
 
+from fullbatch.app import train
 from fullbatch.cli import report
+from fullbatch.results.ledger import Ledger, State
 from fullbatch.training.checkpoint import load_checkpoint
 
 
@@ -50,6 +52,59 @@ def test_a_run_leaves_what_the_readme_lists(script: Script, tmp_path: Path, caps
     assert "full batch, optimizer gd: lr 0.1, momentum 0.9" in shown
     assert "valid_acc_at_min_loss" in shown
     assert "data digits: 60 training and 40 validation images of 1x8x8 in 10 classes" in shown
+
+
+LINEAR = [argument for argument in SMALL if not argument.startswith("model")] + ["model=linear"]
+
+
+def test_figures_depend_on_no_backend_no_latex_and_no_dollar_in_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
+    monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path))
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    monkeypatch.setenv("PATH", "/nowhere")  # without LaTeX
+    process = start(tmp_path, *LINEAR, "name='$$a_$$'", "analysis=edge_of_stability")
+    shown = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, shown
+    assert "is not drawn" not in shown
+    for path in ("curves_$$a_$$.png", "sharpness_$$a_$$.png"):
+        assert (run_folders(tmp_path)[0] / path).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("no canvas\nand more"), "no canvas"),
+        (OSError(28, "No space left", "a.png"), "a.png: no space left"),
+        (AssertionError(), "AssertionError"),
+    ],
+)
+def test_a_figure_that_cannot_be_drawn_is_a_warning_after_the_run_is_recorded(
+    script: Script,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    reason: str,
+) -> None:
+    recorded = []
+
+    def draw(*_: object) -> None:
+        (attempt,) = Ledger(tmp_path / "tables" / "ledger.sqlite").attempts()
+        (row,) = rows_of(tmp_path / "tables" / "table_fb_digits_runs.csv")
+        recorded.append((attempt.state, row["name"]))
+        raise error
+
+    monkeypatch.setattr(train, "draw_curves", draw)
+    monkeypatch.setattr(train, "draw_edge_of_stability", draw)
+    assert script("name=first", "hyp.steps=2", drawn=True) == 0
+    assert recorded == [(State.FINISHED, "first")] * 2
+    shown = " ".join(capsys.readouterr().err.split())
+    for name in ("curves_first.png", "sharpness_first.png"):
+        assert f"{name} is not drawn: {reason}" in shown
+    assert "and more" not in shown
+    assert "Traceback" not in shown
 
 
 @pytest.mark.slow
@@ -187,8 +242,7 @@ def test_noise_in_labels_and_copies_without_augmentation_are_announced(
 
 
 def test_softmax_regression_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    others = [argument for argument in SMALL if not argument.startswith("model")]
-    assert run_in_process(monkeypatch, tmp_path, *others, "model=linear") == 0
+    assert run_in_process(monkeypatch, tmp_path, *LINEAR) == 0
 
 
 def modified(path: Path) -> float:

@@ -224,8 +224,8 @@ def test_a_ledger_that_cannot_be_written_at_the_end_costs_no_run(
     path = tmp_path / "tables" / "ledger.sqlite"
     with LedgerEntry(Ledger(path), JobDescription("j", "k", "mine", "digits", (), 4, "c"), tmp_path, None) as entry:
         entry.start()
-        entry.end(State.FINISHED)
         path.write_bytes(b"a letter" * 1000)
+        entry.end(State.FINISHED)
     assert "left untouched: move it away" in caplog.text
     assert not (tmp_path / ".running.lock").exists()
     with (

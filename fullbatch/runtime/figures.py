@@ -1,0 +1,44 @@
+"""PNG files drawn by matplotlib, whatever backend its environment names and whatever names contain."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def import_matplotlib() -> None:
+    """Import matplotlib, also if MPLBACKEND names a backend that is not installed, which would be an error."""
+    backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib  # noqa: PLC0415
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend:
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+
+
+@contextmanager
+def png_figure(path: Path, size: tuple[float, float], title: str) -> Iterator["Figure"]:
+    """Yield a figure of the size in inches, which is written when the context ends without an error.
+
+    The title is plain text: ``$`` begins no formula. LaTeX is not used. ``ImportError`` if matplotlib is missing.
+    """
+    import_matplotlib()
+    from matplotlib import rc_context  # noqa: PLC0415
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    with rc_context({"text.usetex": False}):
+        figure = Figure(figsize=size, layout="constrained")
+        canvas = FigureCanvasAgg(figure)
+        if title:
+            figure.suptitle(title, parse_math=False)
+        yield figure
+        canvas.print_figure(path, dpi=130, format="png")
