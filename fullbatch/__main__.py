@@ -4,8 +4,6 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from fullbatch.runtime.resources import let_idle_threads_sleep
-
 COMMANDS = {
     "train": ("train a model, or a sweep of them (-m)", "fullbatch.app.hydra_cli:train"),
     "landscape": ("compute and draw the loss landscape around a checkpoint", "fullbatch.app.hydra_cli:landscape"),
@@ -31,7 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     module, _, function = COMMANDS[name][1].partition(":")
     sys.argv[0] = f"python -m fullbatch {name}"
-    let_idle_threads_sleep()
     status: int = getattr(import_module(module), function)(rest)
     return status
 

@@ -20,7 +20,6 @@ import fullbatch
 from fullbatch.app.argv import COMMAND, normalized
 from fullbatch.app.exit_status import ExitStatus, ends_sweep
 from fullbatch.runtime.files import format_error
-from fullbatch.runtime.resources import let_idle_threads_sleep
 
 CONFIG = Path(fullbatch.__file__).parent.parent / "config"
 PLUGINS = {
@@ -49,7 +48,6 @@ def train(arguments: Sequence[str] | None = None) -> int:
     run = partial(run_hydra, "fullbatch.app.train:train_job", arguments)
     if any(name not in os.environ for name in TORCHRUN):
         return run()
-    let_idle_threads_sleep()
     from fullbatch.app.worker import run_under_torchrun  # noqa: PLC0415 (imports torch)
 
     return run_under_torchrun(run)
@@ -90,7 +88,6 @@ def run_hydra(job: str, arguments: Sequence[str] | None = None) -> int:
         if ends_sweep(status):
             sys.exit(status)
 
-    let_idle_threads_sleep()
     if arguments is not None:
         sys.argv[1:] = arguments
     main = hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="cfg")(task)

@@ -12,14 +12,6 @@ DEFAULT_MEMORY = 4 << 30
 """Bytes to assume where the system does not report its free memory."""
 
 
-def let_idle_threads_sleep() -> None:
-    """Set OMP_WAIT_POLICY=PASSIVE for this process and its children, unless it is set; before torch is imported.
-
-    Threads that wait actively keep the cores from each other where another process is busy: steps take 10 times longer.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
 def available_cores(root: Path = ROOT) -> int:
     """Return how many cores the affinity and the CPU quotas of this process allow, rounded down and at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

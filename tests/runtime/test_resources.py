@@ -10,7 +10,6 @@ from fullbatch.runtime.resources import (
     available_cores,
     available_memory,
     default_threads,
-    let_idle_threads_sleep,
 )
 
 MIB = 1 << 20
@@ -108,12 +107,3 @@ def test_memory_is_measured_or_assumed_without_proc(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(os, "sysconf", unknown)
     assert available_memory(tmp_path) == resources.DEFAULT_MEMORY
-
-
-def test_idle_threads_sleep_unless_the_user_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "environ", {})
-    let_idle_threads_sleep()
-    assert os.environ == {"OMP_WAIT_POLICY": "PASSIVE"}
-    monkeypatch.setattr(os, "environ", {"OMP_WAIT_POLICY": "ACTIVE"})
-    let_idle_threads_sleep()
-    assert os.environ == {"OMP_WAIT_POLICY": "ACTIVE"}
