@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import torch
-
 from fullbatch.analysis.probes import Observation
+from fullbatch.runtime.archives import write_archive
 from fullbatch.runtime.files import naming, write_atomically
 from fullbatch.training.state import Row
 
@@ -58,7 +57,5 @@ class SavedModels:
 
     def __call__(self, observation: Observation) -> Row:
         """Save the model and return no numbers."""
-        buffer = io.BytesIO()
-        torch.save(observation.model.state_dict(), buffer)
-        write_atomically(self.folder / f"step_{observation.step:06d}.pth", buffer.getbuffer())
+        write_archive(self.folder / f"step_{observation.step:06d}.pth", observation.model.state_dict())
         return {}

@@ -20,7 +20,7 @@ from fullbatch.runtime.process_group import Group
 from fullbatch.runtime.stop_requests import StopRequests
 from fullbatch.settings import Run
 from fullbatch.settings.impl import Distributed
-from fullbatch.training.checkpoint import find_checkpoint, resume_from
+from fullbatch.training.checkpoint import resume_from, set_damaged_aside
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +42,10 @@ def prepare(
         if saved is not None and stored is not None:
             with about(str(saved)):
                 resume_from(training.state, stored)
-            if not stored.checkpoint and group.is_main:
-                keep_foreign(saved, stored)
+            if group.is_main:
+                set_damaged_aside(paths.checkpoint, saved)
+                if not stored.checkpoint:
+                    keep_foreign(saved, stored)
             log.info("continuing %s from %s", describe_progress(training.state), saved)
         if impl.check_determinism and not training.is_done:
             training.check_determinism()
@@ -56,8 +58,7 @@ def prepare(
 
 def _read_checkpoint(identity: RunIdentity, paths: RunPaths) -> tuple[Path | None, StoredModel | None, int]:
     """Return the checkpoint's file, its content, and the seed of the run, which is drawn where nothing gives it."""
-    saved = find_checkpoint(paths.checkpoint)
-    stored = None if saved is None else read_matching(saved, identity)
+    saved, stored = read_matching(paths.checkpoint, identity) or (None, None)
     if stored is not None and stored.checkpoint:
         return saved, stored, int(stored.checkpoint["seed"])
     return saved, stored, secrets.randbits(31) if identity.seed is None else identity.seed

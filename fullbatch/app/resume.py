@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fullbatch.app.identity import RunIdentity
-from fullbatch.models.model_file import StoredModel, read_model
+from fullbatch.models.model_file import StoredModel
+from fullbatch.runtime.files import companion
 from fullbatch.runtime.manifests import differences
 from fullbatch.settings.parse import merge_stored
-from fullbatch.training.checkpoint import checkpoint_path, find_checkpoint
+from fullbatch.training.checkpoint import checkpoint_path, read_newest
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +32,10 @@ def restore(tree: dict[str, Any], name: str | None, overrides: Sequence[str]) ->
     """
     if name is None:
         raise ValueError("impl.checkpoint.name: blank; give the name of the checkpoint to evaluate")
-    path = find_checkpoint(checkpoint_path(name))
-    if path is None:
+    newest = read_newest(checkpoint_path(name))
+    if newest is None:
         raise ValueError(f"impl.checkpoint.name={name}: there is no file {checkpoint_path(name)}")
-    stored_model = read_model(path)
+    path, stored_model = newest
     content = stored_model.checkpoint
     if not content:
         log.info("%s: a file of another program; data and model are those of the command line", path)
@@ -46,23 +47,26 @@ def restore(tree: dict[str, Any], name: str | None, overrides: Sequence[str]) ->
     return merged, stored_model
 
 
-def read_matching(path: Path, identity: RunIdentity) -> StoredModel:
-    """Read the checkpoint of a run that is to be continued.
+def read_matching(path: Path, identity: RunIdentity) -> tuple[Path, StoredModel] | None:
+    """Read the checkpoint of a run that is to be continued; see ``read_newest``.
 
     Raises ``ValueError`` where it belongs to a run of another identity; a file of another program has none.
     """
-    stored = read_model(path)
+    newest = read_newest(path)
+    if newest is None:
+        return None
+    path, stored = newest
     if stored.checkpoint and (lines := identity.mismatches(stored.checkpoint)):
         raise ValueError(
             f"{path}: the checkpoint of a run with another configuration ({'; '.join(lines[:5])}); "
             "choose another impl.checkpoint.name, or move the file away"
         )
-    return stored
+    return newest
 
 
 def keep_foreign(path: Path, stored: StoredModel) -> None:
     """Copy a file of another program, which the run's own checkpoints will replace, and log what it lacks."""
-    kept = path.with_name(f"{path.stem}.original{path.suffix}")
+    kept = companion(path, "original")
     if kept.exists() and not filecmp.cmp(path, kept, shallow=False):
         raise ValueError(f"{kept}: in the way of {path}, which would be kept there; move it away")
     shutil.copy2(path, kept)

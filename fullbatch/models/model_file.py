@@ -15,6 +15,7 @@ is dropped; the scheduler state is never used.
 """
 
 import io
+import pickle
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.serialization import safe_globals
 
-from fullbatch.runtime.files import previous_paths
+from fullbatch.runtime.archives import damaged, read_verified
 
 CHECKPOINT_FORMAT = "fullbatch checkpoint"
 CHECKPOINT_VERSION = 1
@@ -97,20 +98,21 @@ def read_pickle(path: Path) -> Any:
     """Return the object that ``torch.save`` wrote, tensors on the CPU; no code in the file is executed.
 
     Raises:
-        ValueError: The file is damaged or contains more than tensors and plain containers.
+        DamagedError: The file is damaged or truncated.
+        ValueError: The file contains more than tensors and plain containers.
     """
-    stored = io.BytesIO(path.read_bytes())  # an OSError here comes from the file system, one below from the content
+    content = read_verified(path)  # an OSError here comes from the file system, one below from the content
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about unusual pickles
-            return torch.load(stored, map_location="cpu", weights_only=True)
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
-        reason = "damaged, truncated, or contains more than tensors and plain containers"
-        message = f"{path}: not a checkpoint of this program ({reason}); the file is left untouched."
-        for previous in previous_paths(path, 1):
-            if previous.exists():
-                message += f" The previous checkpoint is {previous}: rename it to continue from there."
-        raise ValueError(message) from error
+        reason = "contains more than tensors and plain containers"
+        if content.startswith(b"PK") and isinstance(error, pickle.UnpicklingError):
+            raise ValueError(
+                f"{path}: not a checkpoint of this program ({reason}); the file is left untouched"
+            ) from error
+        raise damaged(path, f"or it {reason}") from error
 
 
 def check_checkpoint(path: Path, content: Any) -> None:

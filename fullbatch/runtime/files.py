@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+MAX_VERSIONS = 100
+"""The number of previous versions that are looked for."""
+
 
 def write_atomically(path: Path, content: bytes | memoryview, *, keep: int = 0) -> None:
     """Write a file atomically: at every moment ``path`` is the old or the new file, complete.
@@ -74,9 +77,19 @@ def format_bytes(number: float) -> str:
     return f"{number / 2**power:,.1f} {unit}"
 
 
+def companion(path: Path, kind: str) -> Path:
+    """Return the path beside ``path`` of another version of it."""
+    return path.with_name(f"{path.stem}.{kind}{path.suffix}")
+
+
 def previous_paths(path: Path, keep: int) -> list[Path]:
     """Return the paths of the ``keep`` previous versions of ``path``, the newest first."""
-    return [path.with_name(f"{path.stem}.previous{number or ''}{path.suffix}") for number in range(keep)]
+    return [companion(path, f"previous{number or ''}") for number in range(keep)]
+
+
+def versions(path: Path) -> list[Path]:
+    """Return the paths of a file and of its previous versions, as far as they exist, the newest first."""
+    return [version for version in (path, *previous_paths(path, MAX_VERSIONS)) if version.exists()]
 
 
 def _keep_previous(path: Path, keep: int) -> None:

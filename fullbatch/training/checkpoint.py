@@ -1,11 +1,10 @@
 """Checkpoints: saved atomically, loaded without executing code, and continued from."""
 
-import io
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -14,11 +13,15 @@ from fullbatch.models.model_file import (
     CHECKPOINT_VERSION,
     StoredModel,
     check_checkpoint,
+    read_model,
     read_pickle,
 )
 from fullbatch.models.weights import load_weights
-from fullbatch.runtime.files import previous_paths, write_atomically
+from fullbatch.runtime.archives import DamagedError, write_archive
+from fullbatch.runtime.files import companion, versions
 from fullbatch.training.state import TrainState
+
+log = logging.getLogger(__name__)
 
 
 def save_checkpoint(
@@ -36,16 +39,15 @@ def save_checkpoint(
     """
     content = {"format": CHECKPOINT_FORMAT, "version": CHECKPOINT_VERSION, "config": config, "seed": seed}
     content |= {"state": state, "command": list(command)}
-    buffer = io.BytesIO()  # so that a full disk raises an OSError of the file system, not an error of torch
-    torch.save(content, buffer)
-    write_atomically(path, buffer.getbuffer(), keep=keep)
+    write_archive(path, content, keep=keep)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Return the arguments of ``save_checkpoint`` as a dictionary, tensors on the CPU.
 
     Raises:
-        ValueError: The file is damaged, truncated or of another program.
+        DamagedError: The file is damaged or truncated.
+        ValueError: The file is of another program.
     """
     content = read_pickle(path)
     check_checkpoint(path, content)
@@ -60,7 +62,37 @@ def checkpoint_path(name: str) -> Path:
 
 def find_checkpoint(path: Path) -> Path | None:
     """Return ``path``, or the previous checkpoint if a crash left only that, or None."""
-    return next((candidate for candidate in (path, *previous_paths(path, 1)) if candidate.exists()), None)
+    return next(iter(versions(path)), None)
+
+
+def read_newest(path: Path) -> tuple[Path, StoredModel] | None:
+    """Read ``path`` or, if it is missing or damaged, the newest of the previous checkpoints that is not.
+
+    Returns the path and the content, or None if there is none of these files; logs which files are damaged.
+
+    Raises:
+        DamagedError: All of them are damaged.
+        ValueError: The file cannot be read for another reason, as ``read_model``.
+    """
+    first_error: DamagedError | None = None
+    for version in versions(path):
+        try:
+            stored = read_model(version)
+        except DamagedError as error:
+            first_error = first_error or error
+            continue
+        if first_error is not None:
+            log.warning("%s; continuing with %s", first_error, version)
+        return version, stored
+    if first_error is not None:
+        raise first_error
+    return None
+
+
+def set_damaged_aside(path: Path, intact: Path) -> None:
+    """Rename the damaged checkpoints that are newer than ``intact``, so that new ones do not replace what is intact."""
+    for version in versions(path)[: versions(path).index(intact)]:
+        version.replace(companion(version, "damaged"))
 
 
 def resume_from(state: TrainState, stored: StoredModel) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -80,22 +81,33 @@ def test_two_runs_cannot_share_a_checkpoint(
 
 
 @pytest.mark.slow
-def test_a_torn_checkpoint_is_named_and_the_one_before_continues(
+def test_a_damaged_checkpoint_is_set_aside_and_the_previous_one_continues(
     script: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert script(NAMED, "hyp.steps=5", "hyp.scheduler=") == 0
-    newest, before = (tmp_path / "checkpoints" / name for name in ("mine.pth", "mine.previous.pth"))
-    newest.write_bytes(newest.read_bytes()[:-1000])
-    torn = newest.read_bytes()
-    capsys.readouterr()
-    assert script(NAMED, "hyp.steps=5", "hyp.scheduler=") == 2
-    assert f"The previous checkpoint is {before.relative_to(tmp_path)}" in capsys.readouterr().err
-    assert newest.read_bytes() == torn
-    before.replace(newest)
-    assert len(load_checkpoint(newest)["state"]["rows"]) == 4
-    assert script(NAMED, "hyp.steps=5", "hyp.scheduler=") == 0
-    assert script("impl.checkpoint.name=uninterrupted", "hyp.steps=5", "hyp.scheduler=") == 0
+    arguments = ("hyp.steps=5", "hyp.scheduler=")
+    assert script(NAMED, *arguments) == 0
+    newest, previous, aside = (tmp_path / "checkpoints" / f"mine{kind}.pth" for kind in ("", ".previous", ".damaged"))
+    whole = newest.read_bytes()
+    spoiled = [whole[:-1000], bytearray(whole)]
+    spoiled[1][len(whole) // 2] ^= 4
+    for content in spoiled:
+        newest.write_bytes(content)
+        capsys.readouterr()
+        assert script(NAMED, *arguments) == 0
+        shown = capsys.readouterr()
+        warning = (
+            r"checkpoints/mine\.pth: damaged or truncated \(.*\); .*continuing with checkpoints/mine\.previous\.pth"
+        )
+        assert re.search(warning, shown.out + shown.err)
+        assert aside.read_bytes() == content
+        assert len(load_checkpoint(previous)["state"]["rows"]) == 4
+    assert script("impl.checkpoint.name=uninterrupted", *arguments) == 0
     resumed, expected = (
         load_checkpoint(newest.with_name(f"{name}.pth"))["state"] for name in ("mine", "uninterrupted")
     )
     assert_equal_states(resumed, expected)
+    previous.unlink()
+    newest.write_bytes(spoiled[0])
+    assert script(NAMED, *arguments) == 2
+    assert re.search(r"^checkpoints/mine\.pth: damaged or truncated", capsys.readouterr().err, re.MULTILINE)
+    assert newest.read_bytes() == spoiled[0]

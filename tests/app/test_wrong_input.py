@@ -87,8 +87,8 @@ CASES = [
     Case(LMDB, MISTAKE, r"^db/digits_train_60x1: not an intact database of this", make("db/digits_train_60x1/")),
     Case(LMDB, MISTAKE, r"^db: not a directory|^db/.*: not a directory|^db: file exists", make("db")),
     # checkpoints
-    Case(NAMED, MISTAKE, r"mine\.pth: not a checkpoint of this program \(damaged", with_checkpoint(b"")),
-    Case(NAMED, MISTAKE, r"mine\.pth: not a checkpoint of this program \(damaged", with_checkpoint(b"PK\x03\x04 so")),
+    Case(NAMED, MISTAKE, r"mine\.pth: damaged or truncated \(", with_checkpoint(b"")),
+    Case(NAMED, MISTAKE, r"mine\.pth: damaged or truncated \(", with_checkpoint(b"PK\x03\x04 so")),
     Case(NAMED, MISTAKE, r"mine\.pth: a file of another program", with_checkpoint({"weight": torch.zeros(1)})),
     Case(NAMED, MISTAKE, r"mine\.pth: not a checkpoint of this program .*contains more than", with_checkpoint(Evil())),
     Case(NAMED, MISTAKE, r"mine\.pth: is a directory", make("checkpoints/mine.pth/")),

@@ -12,8 +12,17 @@ from torch import nn
 
 from fullbatch.models.model_file import read_model
 from fullbatch.optim.ema import ExponentialMovingAverage
+from fullbatch.runtime.archives import DamagedError
+from fullbatch.runtime.files import versions
 from fullbatch.runtime.manifests import differences
-from fullbatch.training.checkpoint import find_checkpoint, load_checkpoint, resume_from, save_checkpoint
+from fullbatch.training.checkpoint import (
+    find_checkpoint,
+    load_checkpoint,
+    read_newest,
+    resume_from,
+    save_checkpoint,
+    set_damaged_aside,
+)
 from fullbatch.training.state import TrainState
 
 INPUTS = images_for("resnet")
@@ -36,7 +45,7 @@ def test_a_truncated_checkpoint_is_reported_and_left_alone(tmp_path: Path) -> No
     whole = path.read_bytes()
     for cut in (0, 10, 1000, -1000, -1):
         path.write_bytes(whole[:cut])
-        with pytest.raises(ValueError, match=r"x.pth: not a checkpoint of this program .*x.previous.pth: rename it"):
+        with pytest.raises(DamagedError, match=r"x.pth: damaged or truncated .*previous version is .*x.previous.pth$"):
             load_checkpoint(path)
         assert path.read_bytes() == whole[:cut]
 
@@ -77,6 +86,36 @@ def test_the_previous_checkpoint_is_found_if_a_crash_left_only_that(tmp_path: Pa
     previous = find_checkpoint(path)
     assert previous is not None
     assert load_checkpoint(previous)["seed"] == 1
+
+
+def test_the_newest_intact_checkpoint_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "x.pth"
+    assert read_newest(path) is None
+    for seed in range(4):
+        save_checkpoint(path, trainer().state.state_dict(), config={}, seed=seed, keep=2)
+    paths = versions(path)
+    assert [path.name for path in paths] == ["x.pth", "x.previous.pth", "x.previous1.pth"]
+    contents = [path.read_bytes() for path in paths]
+    for number in range(3):
+        newest = read_newest(path)
+        assert newest is not None
+        assert newest[0] == paths[number]
+        assert newest[1].checkpoint["seed"] == 3 - number
+        assert [record.getMessage().split(" (")[0] for record in caplog.records] == (
+            [f"{path}: damaged or truncated"] if number else []
+        )
+        assert all(record.getMessage().endswith(f"continuing with {newest[0]}") for record in caplog.records)
+        caplog.clear()
+        paths[number].write_bytes(contents[number][:-1])
+    with pytest.raises(DamagedError, match=r"x\.pth: damaged"):
+        read_newest(path)
+    paths[2].write_bytes(contents[2])
+    set_damaged_aside(path, paths[2])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "x.damaged.pth": contents[0][:-1],
+        "x.previous.damaged.pth": contents[1][:-1],
+        "x.previous1.pth": contents[2],
+    }
 
 
 def test_differences_name_the_keys() -> None:
