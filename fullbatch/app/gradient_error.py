@@ -1,6 +1,5 @@
 """The error of the full gradient against float64 and from run to run, by dtype, block size and fast path."""
 
-import csv
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from fullbatch.runtime.compilation import compile_in_place
 from fullbatch.runtime.device import describe, find_device, tf32
 from fullbatch.settings.parse import parse_tree, replace_keys, to_tree
 from fullbatch.tensors import flatten
+from fullbatch.training.tables import write_table
 
 log = logging.getLogger(__name__)
 
@@ -96,11 +96,7 @@ def gradient_error_job(cfg: DictConfig) -> int:
             errors = (f"{row[norm]:.1e}" for norm in Errors._fields)
             table.add_row(row["variant"], *errors, f"{row['seconds']:.2f}")
         scope.console.print(table)
-        with (folder / "floating_point_accuracy.csv").open("w", newline="", encoding="utf-8") as file:
-            columns = ["variant", *Errors._fields, "seconds"]
-            writer = csv.DictWriter(file, columns, delimiter="\t", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(folder / "floating_point_accuracy.csv", ["variant", *Errors._fields, "seconds"], rows)
     return scope.status
 
 

@@ -11,6 +11,7 @@ from fullbatch.app.paths import RunPaths
 from fullbatch.app.provenance import provenance
 from fullbatch.build.trainer import Training
 from fullbatch.runtime.device import describe
+from fullbatch.runtime.files import write_atomically
 from fullbatch.runtime.process_group import ALONE, Group
 from fullbatch.settings import Run
 from fullbatch.settings.parse import flatten, to_yaml
@@ -70,8 +71,8 @@ def log_start(job: Job) -> None:
     log.info("model %s, %s parameters", _model_name(run), f"{parameters:,}")
     log.info("%s, optimizer %s: %s%s", mode, run.hyp.optim.name, optimizer, wrapped)
     settings = to_yaml({**job.tree, "seed": job.seed})
-    (job.paths.folder / "config.yaml").write_text(settings, encoding="utf-8")
-    (job.paths.folder / "run.json").write_text(json.dumps(provenance(), indent=2) + "\n", encoding="utf-8")
+    write_atomically(job.paths.folder / "config.yaml", settings.encode())
+    write_atomically(job.paths.folder / "run.json", (json.dumps(provenance(), indent=2) + "\n").encode())
 
 
 def open_loggers(job: Job) -> AbstractContextManager[list[Observer]]:

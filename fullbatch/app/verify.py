@@ -16,7 +16,6 @@ from fullbatch.build.data import about
 from fullbatch.build.trainer import build_training
 from fullbatch.models.weights import load_weights
 from fullbatch.settings.parse import parse_tree, to_tree
-from fullbatch.training.checkpoint import resume_from
 
 
 def verify_job(cfg: DictConfig) -> int:
@@ -37,14 +36,13 @@ def verify(tree: dict[str, Any], overrides: Sequence[str], console: Console) -> 
     run = parse_tree(tree)
     training = build_training(run, int(stored.checkpoint.get("seed", run.seed or 0)))
     model = training.state.evaluated_model
+    state: dict[str, Any] = stored.checkpoint.get("state", {"model": stored.weights, "rows": []})
+    weights = state["model"] if training.state.ema is None else stored.weights
     with about(str(name)):
-        if stored.checkpoint:
-            resume_from(training.state, stored)
-        else:
-            load_weights(model, stored.weights)
+        load_weights(model, weights)
     evaluation = training.validate(model, max((stored.step or 0) - 1, 0))
     loss, accuracy = torch.stack([evaluation.loss, evaluation.accuracy]).tolist()
-    recorded = next((row for row in reversed(training.state.rows) if "valid_loss" in row), {})
+    recorded: dict[str, float] = next((row for row in reversed(state["rows"]) if "valid_loss" in row), {})
     title = f"{name}, {stored.step or 'unknown'} steps"
     table = Table("", "now", f"recorded after step {recorded.get('step', '-')}", title=title)
     for key, value in {"valid_loss": loss, "valid_acc": accuracy}.items():

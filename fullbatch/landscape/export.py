@@ -1,6 +1,7 @@
 """Surfaces as files: CSV, VTK for ParaView, interactive HTML, PNG."""
 
 import csv
+import io
 import json
 import logging
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import numpy as np
 
 from fullbatch.landscape.plotting import BLUE, GREEN, NAMES, ORANGE, draw_png, finite, is_steep, line_of
 from fullbatch.landscape.surface import Surface
+from fullbatch.runtime.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -20,12 +22,13 @@ _EXTRAS = {"matplotlib": "plot", "plotly": "html"}
 def write_csv(surface: Surface, path: Path, title: str = "") -> None:
     """Write one row per point, tab-separated: x, y and the values with all digits; missing values are empty."""
     values = {name: array.reshape(-1) for name, array in surface.quantities().items()}
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(["x", "y", *values])
-        for number, point in enumerate(surface.grid.points()):
-            row = [float(array[number]) for array in values.values()]
-            writer.writerow([*point, *("" if np.isnan(value) else value for value in row)])
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+    writer.writerow(["x", "y", *values])
+    for number, point in enumerate(surface.grid.points()):
+        row = [float(array[number]) for array in values.values()]
+        writer.writerow([*point, *("" if np.isnan(value) else value for value in row)])
+    write_atomically(path, text.getvalue().encode())
 
 
 def write_vtk(surface: Surface, path: Path, title: str = "") -> None:
@@ -46,7 +49,7 @@ def write_vtk(surface: Surface, path: Path, title: str = "") -> None:
     for name, array in values.items():
         numbers = "\n".join(repr(float(value)) for value in array.T.reshape(-1))
         parts.append(f"SCALARS {name} double 1\nLOOKUP_TABLE default\n{numbers}")
-    path.write_text("\n".join(parts) + "\n", encoding="utf-8")
+    write_atomically(path, ("\n".join(parts) + "\n").encode())
 
 
 def write_html(surface: Surface, path: Path, title: str = "") -> None:
@@ -62,7 +65,8 @@ def write_html(surface: Surface, path: Path, title: str = "") -> None:
         figure = make_subplots(specs=[[{"secondary_y": True}]])
         _add_line(figure, surface)
     figure.update_layout(title=title, template="plotly_white", legend={"orientation": "h", "y": 1.06})
-    figure.write_html(path, include_plotlyjs=True, full_html=True, default_height="95vh")
+    page = figure.to_html(include_plotlyjs=True, full_html=True, default_height="95vh")
+    write_atomically(path, page.encode())
 
 
 def _add_line(figure: Any, surface: Surface) -> None:

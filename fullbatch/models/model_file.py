@@ -26,10 +26,12 @@ import torch
 from torch import Tensor
 from torch.serialization import safe_globals
 
+from fullbatch.models.packed_rows import unpack_rows
 from fullbatch.runtime.archives import damaged, read_verified
 
 CHECKPOINT_FORMAT = "fullbatch checkpoint"
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSIONS = (1, 2)
+"""Formats without and with packed rows; the first one is read by earlier versions of this package, too."""
 
 _PREFIXES = ("module.", "_orig_mod.")
 _OF_OMEGACONF = (
@@ -116,13 +118,16 @@ def read_pickle(path: Path) -> Any:
 
 
 def check_checkpoint(path: Path, content: Any) -> None:
-    """Raise ``ValueError`` unless the content of a file is a checkpoint that this version can read."""
+    """Raise ``ValueError`` unless the content of a file is a checkpoint that this version can read; unpack its rows."""
     if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
         raise ValueError(f"{path}: a file of another program, not a checkpoint; the file is left untouched")
-    if content["version"] != CHECKPOINT_VERSION:
-        raise ValueError(
-            f"{path}: checkpoint of format {content['version']}; this version reads format {CHECKPOINT_VERSION}"
-        )
+    if content["version"] not in CHECKPOINT_VERSIONS:
+        readable = " and ".join(map(str, CHECKPOINT_VERSIONS))
+        raise ValueError(f"{path}: checkpoint of format {content['version']}; this version reads formats {readable}")
+    try:
+        content["state"] = unpack_rows(content["state"])
+    except ValueError as error:
+        raise damaged(path, str(error)) from error
 
 
 def _placeholders() -> list[Any]:

@@ -8,6 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+ADVICE = {
+    errno.ENOSPC: "free some space, then repeat the command",
+    errno.EDQUOT: "your quota is used up; free some space, then repeat the command",
+    errno.EFBIG: "raise the limit of file sizes, ulimit -f, then repeat the command",
+    errno.EROFS: "start the command in a folder that can be written",
+}
+"""Error number -> what to do about it."""
 MAX_VERSIONS = 100
 """The number of previous versions that are looked for."""
 
@@ -20,8 +27,9 @@ def write_atomically(path: Path, content: bytes | memoryview, *, keep: int = 0) 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.writing")
+    temporary.unlink(missing_ok=True)  # left by a crash, or a link that leads elsewhere
     try:
-        with naming(path), temporary.open("wb") as file:
+        with naming(path), temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -65,10 +73,11 @@ def require_writable(path: Path) -> None:
 
 
 def format_error(error: BaseException) -> str:
-    """Return the message of an error; for an error of the file system, 'file: what was wrong'."""
+    """Return the message of an error; for an error of the file system, 'file: what was wrong (what to do)'."""
     if not isinstance(error, OSError) or error.filename is None or not error.strerror:
         return str(error)
-    return f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}"
+    advice = f" ({ADVICE[error.errno]})" if error.errno in ADVICE else ""
+    return f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}{advice}"
 
 
 def format_bytes(number: float) -> str:

@@ -70,6 +70,15 @@ def reshard_blocks(shards: Sequence[Shard], size: int) -> list[Shard]:
     return resharded
 
 
+def covers(shards: Sequence[Shard], num_blocks: int) -> bool:
+    """Return whether the ranges of the shards have each of ``num_blocks`` blocks once."""
+    ranges = sorted((r.start, r.position, r.stop) for shard in shards for r in shard.ranges)
+    ends = [0, *(stop for _, _, stop in ranges)]
+    return ends[-1] == num_blocks and all(
+        start == end and start <= position <= stop for (start, position, stop), end in zip(ranges, ends, strict=False)
+    )
+
+
 def _consecutive(blocks: Sequence[int]) -> list[BlockRange]:
     ranges: list[BlockRange] = []
     for block in blocks:

@@ -5,21 +5,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from torch.optim import Optimizer
-
 from fullbatch.models.model_file import (
     CHECKPOINT_FORMAT,
-    CHECKPOINT_VERSION,
+    CHECKPOINT_VERSIONS,
     StoredModel,
     check_checkpoint,
     read_model,
     read_pickle,
 )
+from fullbatch.models.packed_rows import KEY
 from fullbatch.models.weights import load_weights
 from fullbatch.runtime.archives import DamagedError, write_archive
 from fullbatch.runtime.files import companion, versions
 from fullbatch.training.state import TrainState
+from fullbatch.training.stored_state import check_optimizer
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +36,8 @@ def save_checkpoint(
 
     ``keep`` earlier checkpoints stay beside it, see ``previous_paths``.
     """
-    content = {"format": CHECKPOINT_FORMAT, "version": CHECKPOINT_VERSION, "config": config, "seed": seed}
+    version = CHECKPOINT_VERSIONS[KEY in state]
+    content: dict[str, Any] = {"format": CHECKPOINT_FORMAT, "version": version, "config": config, "seed": seed}
     content |= {"state": state, "command": list(command)}
     write_archive(path, content, keep=keep)
 
@@ -111,24 +111,8 @@ def resume_from(state: TrainState, stored: StoredModel) -> None:
     load_weights(state.model, stored.weights)
     if state.ema is not None:
         load_weights(state.ema.model, stored.weights)
-    if stored.optimizer is not None:
-        _load_moments(state.optimizer, stored.optimizer)
+    if stored.optimizer is not None:  # learning rate, weight decay and so on remain those of this run
+        check_optimizer(state.optimizer, stored.optimizer, same_settings=False)
+        groups = state.optimizer.state_dict()["param_groups"]
+        state.optimizer.load_state_dict({"state": stored.optimizer["state"], "param_groups": groups})
     state.rows = [{"step": step} for step in range(1, stored.step + 1)]
-
-
-def _load_moments(optimizer: Optimizer, stored: dict[str, Any]) -> None:
-    """Load momentum buffers and moments; learning rate, weight decay and so on remain those of ``optimizer``."""
-    own_groups, stored_groups = optimizer.state_dict()["param_groups"], list(stored.get("param_groups", ()))
-    for key in ("momentum", "betas", "history_size"):
-        if (key in own_groups[0]) != (bool(stored_groups) and key in stored_groups[0]):
-            raise ValueError(f"the optimizer state is of another optimizer (only one of the two has '{key}')")
-    sizes, stored_sizes = ([len(group["params"]) for group in groups] for groups in (own_groups, stored_groups))
-    if sizes != stored_sizes:
-        raise ValueError(f"the optimizer state has groups of {stored_sizes} parameters, the optimizer here {sizes}")
-    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
-    for index, values in stored.get("state", {}).items():
-        for name, value in values.items() if index in parameters else ():
-            if isinstance(value, Tensor) and value.ndim > 0 and value.shape != parameters[index].shape:
-                shapes = f"{list(value.shape)} there, {list(parameters[index].shape)} here"
-                raise ValueError(f"the optimizer state is of another model ({name} of parameter {index}: {shapes})")
-    optimizer.load_state_dict({"state": stored.get("state", {}), "param_groups": own_groups})

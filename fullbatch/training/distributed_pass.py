@@ -1,5 +1,6 @@
 """Passes over the blocks of an update: distributed over processes, and saved and resumed inside a step."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,8 +14,10 @@ from fullbatch.objective.running_statistics import RunningStatistics
 from fullbatch.runtime.process_group import ALONE, Group
 from fullbatch.runtime.stop_requests import StopRequest
 from fullbatch.tensors import clones, copy_
-from fullbatch.training.block_shards import Shard, reshard_blocks, shard_blocks
+from fullbatch.training.block_shards import Shard, covers, reshard_blocks, shard_blocks
 from fullbatch.typing import Tensors
+
+log = logging.getLogger(__name__)
 
 
 class PausedError(Exception):
@@ -71,17 +74,28 @@ class StepProgress:
         number = len(self.finished)
         if self.resumed is None or number >= len(self.resumed["finished"]):
             return False
-        copy_(run.sums, self.resumed["finished"][number]["sums"])
-        copy_(list(run.model.buffers()), self.resumed["finished"][number]["buffers"])
+        stored = self.resumed["finished"][number]
+        if not (_fit(stored["sums"], run.sums) and _fit(stored["buffers"], list(run.model.buffers()))):
+            self._drop()
+            return False
+        copy_(run.sums, stored["sums"])
+        copy_(list(run.model.buffers()), stored["buffers"])
         self.finish(run)
         return True
 
     def shards(self, run: Pass, size: int) -> list[Shard]:
         """Return the shards of the next pass for ``size`` processes, with the blocks visited so far."""
         resumed, self.resumed = self.resumed, None  # an unfinished pass is the last one of the attempt
-        if resumed is None:
-            return shard_blocks(len(run.data), size)
-        return reshard_blocks([Shard.from_state_dict(shard) for shard in resumed["parts"]], size)
+        shards = [Shard.from_state_dict(shard) for shard in resumed["parts"]] if resumed else []
+        if resumed is not None and not (covers(shards, len(run.data)) and all(_fits(shard, run) for shard in shards)):
+            self._drop()
+            shards = []
+        return reshard_blocks(shards, size) if shards else shard_blocks(len(run.data), size)
+
+    def _drop(self) -> None:
+        """Compute the rest of the step anew, which gives the same numbers."""
+        self.resumed = None
+        log.warning("the stored progress inside the step does not fit or is not finite; it is computed again")
 
     def state_dict(self, shards: list[dict[str, Any]]) -> dict[str, Any]:
         """Return plain containers and tensors."""
@@ -182,6 +196,20 @@ class DistributedPass:
         table = statistics.table(rows, len(order), start)
         self.group.all_reduce([*run.sums, table])
         statistics.compose_(table)
+
+
+def _fit(stored: Tensors, own: Tensors) -> bool:
+    """Return whether stored tensors are finite and shaped like ``own``."""
+    return [tensor.shape for tensor in stored] == [tensor.shape for tensor in own] and all(
+        not tensor.is_complex() and bool(tensor.isfinite().all()) for tensor in stored
+    )
+
+
+def _fits(shard: Shard, run: Pass) -> bool:
+    """Return whether a stored shard has what a pass needs to continue after the blocks that it has visited."""
+    visited = [r for r in shard.ranges if r.position > r.start]
+    buffers = list(run.model.buffers())
+    return all(_fit(r.buffers, buffers) for r in visited) and (not visited or _fit(shard.sums, run.sums))
 
 
 def _on_cpu(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Everything that is needed to continue a run."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,8 +9,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from fullbatch.models.packed_rows import RowPacker, unpack_rows
 from fullbatch.models.weights import load_weights
 from fullbatch.optim.ema import ExponentialMovingAverage
+from fullbatch.tensors import trainable
+from fullbatch.training.stored_state import check_cached, check_numbers, check_optimizer, check_types
 
 Row = dict[str, float]
 """The values recorded for one step; a value that was not measured has no entry."""
@@ -38,6 +42,7 @@ class TrainState:
     cached: dict[str, Any] | None = None
     """An ``Evaluation`` at the current parameters, with their norm; the next step starts from it."""
     _beginning: dict[str, Any] | None = field(default=None, init=False)
+    _pack: RowPacker = field(default_factory=RowPacker, init=False)
 
     @property
     def step(self) -> int:
@@ -66,22 +71,44 @@ class TrainState:
             **(self._beginning or self._changing()),
             "inside": self.inside,
             "ema": None if self.ema is None else self.ema.model.state_dict(),
-            "rows": self.rows,
+            **self._pack(self.rows),
+            "step": self.step,
             "stopped": self.stopped,
             "memory": self.memory,
             "rng": torch.get_rng_state(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a ``state_dict``; ``ValueError`` lists the entries that do not fit the model."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a ``state_dict``.
+
+        Learning rates, weight decay and so on remain those of the optimizer, which the state dict must have, too.
+
+        Raises:
+            ValueError: Entries are missing, of wrong types, not finite, or belong to another model or optimizer.
+        """
+        state = unpack_rows(state)
+        check_types(state)
+        if state.get("step", len(state["rows"])) != len(state["rows"]):  # not in older checkpoints
+            raise ValueError(f"the entry state.rows has {len(state['rows'])} rows for {state['step']} steps")
+        of_parameters = dict(state["optimizer"]["state"])
+        cached = state.get("cached", of_parameters.pop("known", None))  # older versions kept it there
+        check_optimizer(self.optimizer, {**state["optimizer"], "state": of_parameters}, same_settings=True)
+        check_cached(cached, trainable(self.model))
+        check_numbers("state.memory", state.get("memory"))
+        if (state["ema"] is None) != (self.ema is None):
+            raise ValueError(
+                f"the entry state.ema is {'missing' if self.ema else 'of no use: there is no average here'}"
+            )
         load_weights(self.model, state["model"])
         if self.ema is not None:
-            load_weights(self.ema.model, state["ema"] or state["model"])
-        of_parameters = dict(state["optimizer"]["state"])
-        cached = of_parameters.pop("known", None)  # where earlier versions kept it
-        self.optimizer.load_state_dict({**state["optimizer"], "state": of_parameters})
-        self.cached = state.get("cached", cached)
+            load_weights(self.ema.model, state["ema"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": of_parameters, "param_groups": groups})
+        self.cached = cached
         self.rows, self.stopped = list(state["rows"]), state["stopped"]
         self.memory = dict(state.get("memory", {}))  # not in older checkpoints
         self.inside = state.get("inside")  # not in older checkpoints
-        torch.set_rng_state(state["rng"].cpu())
+        try:
+            torch.set_rng_state(state["rng"].cpu())
+        except (RuntimeError, TypeError) as error:
+            raise ValueError("the entry state.rng is no state of the random number generator") from error

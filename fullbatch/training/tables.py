@@ -38,7 +38,7 @@ class ConvergenceTable:
     def _rewrite(self) -> None:
         for row in self._rows:
             self._columns += [column for column in row if column not in self._columns]
-        _write(self.path, self._columns, self._rows)
+        write_table(self.path, self._columns, self._rows)
 
 
 def add_run(path: Path, row: Mapping[str, Any], *, unless: Sequence[str] = ()) -> None:
@@ -52,7 +52,7 @@ def add_run(path: Path, row: Mapping[str, Any], *, unless: Sequence[str] = ()) -
         if unless and any(all(old.get(key, "") in ("", str(row[key])) for key in unless) for old in rows):
             return
         columns = list(dict.fromkeys(column for some_row in (*rows, row) for column in some_row))
-        _write(path, columns, [*rows, row])
+        write_table(path, columns, [*rows, row])
 
 
 def read_table(path: Path) -> list[Mapping[str, Any]]:
@@ -61,7 +61,8 @@ def read_table(path: Path) -> list[Mapping[str, Any]]:
         return list(csv.DictReader(file, delimiter="\t"))
 
 
-def _write(path: Path, columns: list[str], rows: Iterable[Mapping[str, Any]]) -> None:
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a tab-separated table atomically."""
     text = io.StringIO(newline="")
     writer = _writer(text, columns)
     writer.writeheader()
@@ -69,5 +70,5 @@ def _write(path: Path, columns: list[str], rows: Iterable[Mapping[str, Any]]) ->
     write_atomically(path, text.getvalue().encode())
 
 
-def _writer(file: Any, columns: list[str]) -> "csv.DictWriter[str]":
+def _writer(file: Any, columns: Sequence[str]) -> "csv.DictWriter[str]":
     return csv.DictWriter(file, columns, delimiter="\t", restval="", lineterminator="\n")

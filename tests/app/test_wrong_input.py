@@ -170,7 +170,22 @@ def lose_weights(content: dict[str, Any]) -> None:
     del content["state"]["model"]["fc.weight"]
 
 
+def spoil_momentum(content: dict[str, Any]) -> None:
+    content["state"]["optimizer"]["state"][0]["momentum_buffer"][0] = torch.inf
+
+
+def change_weight_decay(content: dict[str, Any]) -> None:
+    content["state"]["optimizer"]["param_groups"][0]["weight_decay"] = 0.5
+
+
+def lose_generator(content: dict[str, Any]) -> None:
+    content["state"]["rng"] = content["state"]["rng"][:10]
+
+
 SPOILED = {
+    spoil_momentum: r"mine\.pth: the file holds non-finite values \(the entry state\.optimizer\.state\.0\.mom",
+    change_weight_decay: r"mine\.pth: the entry state\.optimizer\.param_groups\.0\.weight_decay is 0\.5, in the config",
+    lose_generator: r"mine\.pth: the entry state\.rng is no state of the random number generator",
     spoil_weights: r"mine\.pth: 1 entries of the weights are not finite \(fc\.bias\)",
     lose_weights: r"mine\.pth: the weights are those of another model: 1 entries differ \(fc\.weight: \(10, 16\)",
 }
@@ -207,7 +222,9 @@ def test_a_full_disk_costs_no_checkpoint(
         assert script(NAMED) == MISTAKE
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert_refused(capsys.readouterr(), r"^checkpoints/mine\.pth: file too large; the last checkpoint is")
+    assert_refused(
+        capsys.readouterr(), r"^checkpoints/mine\.pth: file too large \(raise .*ulimit -f.*\); the last checkpoint is"
+    )
     assert contents(tmp_path) == before
     assert script(NAMED) == 0
 

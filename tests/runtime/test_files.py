@@ -2,12 +2,13 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from fullbatch.runtime import files
-from fullbatch.runtime.files import format_bytes, move, previous_paths, write_atomically
+from fullbatch.runtime.files import format_bytes, format_error, move, previous_paths, write_atomically
 
 
 def test_predecessors_are_kept_newest_first(tmp_path: Path) -> None:
@@ -50,6 +51,37 @@ def test_the_file_reaches_the_disk_before_its_name(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(Path, "replace", lambda self, to: (events.append("replace"), replace(self, to))[1])
     write_atomically(tmp_path / "x", b"content")
     assert events == ["fsync", "replace", "fsync"]
+
+
+def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(b"valuable")
+    (tmp_path / ".x.writing").symlink_to(other)
+    write_atomically(tmp_path / "x", b"content")
+    assert (other.read_bytes(), (tmp_path / "x").read_bytes()) == (b"valuable", b"content")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "x"]
+
+
+def test_a_file_has_the_permissions_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "x", b"content")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS])
+def test_an_error_of_the_disk_names_the_file_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.os, "fsync", fail)
+    with pytest.raises(OSError, match="x") as error:
+        write_atomically(tmp_path / "x", b"new")
+    assert re.fullmatch(rf"{tmp_path}/x: [a-z].* \(.*(folder|command).*\)", format_error(error.value))
 
 
 def test_file_systems_without_links_get_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
