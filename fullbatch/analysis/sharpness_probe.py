@@ -81,12 +81,14 @@ class SharpnessProbe:
 
     def _eigenpairs(self, operator: Operator, observation: Observation, name: str) -> Eigenpairs:
         """Return the eigenpairs, starting from and updating ``memory[name]``."""
+        size, start = sum(p.numel() for p in trainable(observation.model)), observation.memory.get(name)
+        usable = isinstance(start, Tensor) and start.ndim == 2 and start.shape[1] == size  # files may hold anything
         pairs = largest_eigenpairs(
             operator,
             self.top_k,
             tolerance=self.tolerance,
             max_matvecs=self.max_matvecs,
-            start=observation.memory.get(name),
+            start=start if usable else None,
             seed=self.seed,
         )
         observation.memory[name] = pairs.memory

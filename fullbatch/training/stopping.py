@@ -27,8 +27,16 @@ def evaluations_spent(row: Row) -> float:
 def evaluation_budget(max_evaluations: float) -> StopRule:
     """Stop when the steps have cost ``max_evaluations`` gradient evaluations of the whole training set."""
 
+    counted: Sequence[Row] = ()
+    costs: list[float] = []
+
     def rule(rows: Sequence[Row]) -> str | None:
-        spent = sum(evaluations_spent(row) for row in rows)
+        nonlocal counted
+        if rows is not counted:
+            counted = rows
+            costs.clear()
+        costs.extend(evaluations_spent(row) for row in rows[len(costs) :])  # each row once, however many there are
+        spent = sum(costs)
         return (
             f"{spent:g} of {max_evaluations:g} gradient evaluations are used up" if spent >= max_evaluations else None
         )
