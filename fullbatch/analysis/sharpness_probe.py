@@ -3,12 +3,15 @@
 import logging
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from fullbatch.analysis.eigenvalues import Eigenpairs, Operator, largest_eigenpairs
 from fullbatch.analysis.gradient_statistics import batch_sharpness
 from fullbatch.analysis.operators import curvature
 from fullbatch.analysis.probes import Observation
 from fullbatch.analysis.spectrum import spectral_density, trace
 from fullbatch.analysis.stability import decay_of_loss, preconditioner, stability_threshold
+from fullbatch.tensors import trainable
 from fullbatch.training.state import Row
 
 log = logging.getLogger(__name__)
