@@ -109,7 +109,7 @@ def test_code_anywhere_in_a_list_is_refused_and_not_run(
             content = evil
         torch.save(content, path)
         before = path.read_bytes()
-        with pytest.raises(ValueError, match=r"x\.pth: not a checkpoint of this program \(damaged, truncated, or con"):
+        with pytest.raises(ValueError, match=r"x\.pth: not a checkpoint of this program \(con"):
             read_model(path)
         assert list(tmp_path.iterdir()) == [path], place
         assert path.read_bytes() == before
@@ -125,7 +125,7 @@ def test_code_anywhere_in_a_list_is_refused_and_not_run(
         ([{}, {}, {}, {}, 3], "contains no model"),
         ({"epoch": 3}, "contains no model"),
         (torch.zeros(2), "contains no model"),
-        ({"format": "fullbatch checkpoint", "version": 99}, "checkpoint of format 99; this version reads format 1"),
+        ({"format": "fullbatch checkpoint", "version": 99}, "checkpoint of format 99; this version reads formats 1"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
