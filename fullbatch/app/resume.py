@@ -56,6 +56,9 @@ def read_matching(path: Path, identity: RunIdentity) -> tuple[Path, StoredModel]
     if newest is None:
         return None
     path, stored = newest
+    seed = stored.checkpoint.get("seed", 0)
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"{path}: the entry seed is {seed}; accepted: numbers from 0 to 2^63 - 1")
     if stored.checkpoint and (lines := identity.mismatches(stored.checkpoint)):
         raise ValueError(
             f"{path}: the checkpoint of a run with another configuration ({'; '.join(lines[:5])}); "

@@ -182,7 +182,12 @@ def lose_generator(content: dict[str, Any]) -> None:
     content["state"]["rng"] = content["state"]["rng"][:10]
 
 
+def change_seed(content: dict[str, Any]) -> None:
+    content["seed"] = -1
+
+
 SPOILED = {
+    change_seed: r"mine\.pth: the entry seed is -1; accepted: numbers from 0",
     spoil_momentum: r"mine\.pth: the file holds non-finite values \(the entry state\.optimizer\.state\.0\.mom",
     change_weight_decay: r"mine\.pth: the entry state\.optimizer\.param_groups\.0\.weight_decay is 0\.5, in the config",
     lose_generator: r"mine\.pth: the entry state\.rng is no state of the random number generator",
