@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from fullbatch import FullBatchObjective, build_model
 from fullbatch.objective.block_pass import SequentialPass
 from fullbatch.runtime.device import describe
-from fullbatch.runtime.process_group import ALONE, Group, join_group, open_store
+from fullbatch.runtime.process_group import ALONE, Group, join_group
 from fullbatch.runtime.ranks import Ranks
+from fullbatch.runtime.rendezvous import PrivateRendezvous, private_rendezvous
 
 
 def objective(options: argparse.Namespace, group: Group) -> FullBatchObjective:
@@ -42,11 +43,11 @@ def seconds(some: FullBatchObjective, threads: int) -> float:
     return time.perf_counter() - start
 
 
-def run_second(port: int, options: argparse.Namespace) -> None:
-    with join_group(Ranks(1, 2), "127.0.0.1", open_store("127.0.0.1", port, serve=False), backend="gloo") as group:
+def run_second(rendezvous: PrivateRendezvous, options: argparse.Namespace) -> None:
+    with join_group(Ranks(1, 2), rendezvous, backend="gloo") as group:
         shared = objective(options, group)
         for _ in range(options.repetitions + 1):
-            group.broadcast(None)  # waits while the first process measures itself alone
+            group.broadcast(b"")  # waits while the first process measures itself alone
             seconds(shared, 1)
 
 
@@ -56,7 +57,7 @@ def measured(options: argparse.Namespace, group: Group) -> list[tuple[float, flo
     times = []
     for _ in range(options.repetitions + 1):
         one = seconds(alone, 2)
-        group.broadcast(None)
+        group.broadcast(b"")
         times.append((one, seconds(shared, 1)))
     return times[1:]  # the first warms up
 
@@ -69,12 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     options = parser.parse_args(arguments)
 
-    store = open_store("127.0.0.1", 0, serve=True)
-    other: Any = multiprocessing.get_context("spawn").Process(target=run_second, args=(store.port, options))
-    other.start()
-    with join_group(Ranks(0, 2), "127.0.0.1", store, backend="gloo") as group:
-        times = measured(options, group)
-    other.join()
+    with private_rendezvous(2) as (first, second):
+        other: Any = multiprocessing.get_context("spawn").Process(target=run_second, args=(second, options))
+        other.start()
+        second.close()
+        with join_group(Ranks(0, 2), first, backend="gloo") as group:
+            times = measured(options, group)
+        other.join()
 
     console = Console()
     for name, column in (("one process, two threads", 0), ("two processes, one thread each", 1)):

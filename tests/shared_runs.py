@@ -12,8 +12,9 @@ from stop_requests import SignalAt
 from torch import Tensor, multiprocessing, nn
 
 from fullbatch.build.trainer import build_training
-from fullbatch.runtime.process_group import Group, join_group, open_store
+from fullbatch.runtime.process_group import Group, join_group
 from fullbatch.runtime.ranks import Ranks
+from fullbatch.runtime.rendezvous import PrivateRendezvous, private_rendezvous
 from fullbatch.runtime.stop_requests import StopRequests
 from fullbatch.settings.parse import parse_tree
 from fullbatch.training.checkpoint import load_checkpoint, save_checkpoint
@@ -77,7 +78,8 @@ def continued(tree: Tree, group: Group, folder: Path) -> Result:
 
 def all_equal(group: Group, result: Result) -> bool:
     """Whether all processes have the same bits."""
-    gathered = group.gather([tensor.numpy().tobytes() for tensor in result["tensors"].values()] + [str(result["rows"])])
+    tensors = [tensor.numpy().tobytes() for tensor in result["tensors"].values()]
+    gathered = group.gather(b"".join([*tensors, str(result["rows"]).encode()]))
     return gathered is None or all(other == gathered[0] for other in gathered)
 
 
@@ -106,7 +108,7 @@ def tasks(size: int, trees: dict[str, Tree], folder: Path, before: Path | None) 
 
 def _stop(stopped: dict[str, Any], rank: int, block: int, place: Path, group: Any) -> None:
     interrupted(stopped, group, rank, block, place)
-    group.broadcast(None)  # the file is there before the others read it
+    group.broadcast(b"")  # the file is there before the others read it
 
 
 def _continue(stopped: dict[str, Any], place: Path, group: Any) -> Any:
@@ -117,12 +119,10 @@ def perform(todo: dict[str, Task], group: Group) -> dict[str, Any]:
     return {name: task(group) for name, task in todo.items()}
 
 
-def _follow(port: int, rank: int, size: int, make_tasks: Callable[..., dict[str, Task]], arguments: Any) -> None:
+def _follow(ranks: Ranks, rendezvous: PrivateRendezvous, make_tasks: Callable[..., Any], arguments: Any) -> None:
     torch.set_num_threads(1)
     try:
-        with join_group(
-            Ranks(rank, size), "127.0.0.1", open_store("127.0.0.1", port, serve=False), backend="gloo"
-        ) as group:
+        with join_group(ranks, rendezvous, backend="gloo") as group:
             perform(make_tasks(*arguments), group)
     except BaseException:
         traceback.print_exc()
@@ -132,20 +132,21 @@ def _follow(port: int, rank: int, size: int, make_tasks: Callable[..., dict[str,
 @contextmanager
 def together(size: int, make_tasks: Callable[..., dict[str, Task]], *arguments: Any) -> Iterator[dict[str, Any]]:
     """Let ``size`` processes perform the tasks one after the other; yield the results of the first process."""
-    store = open_store("127.0.0.1", 0, serve=True)
-    context = multiprocessing.get_context("spawn")
-    others = [
-        context.Process(target=_follow, args=(store.port, rank, size, make_tasks, arguments)) for rank in range(1, size)
-    ]
-    for process in others:
-        process.start()
-    try:
-        with join_group(Ranks(0, size), "127.0.0.1", store, backend="gloo") as group:
-            yield perform(make_tasks(*arguments), group)
-    finally:
-        for process in others:
-            process.join(60)
-            process.kill()
+    with private_rendezvous(size) as rendezvous:
+        context = multiprocessing.get_context("spawn")
+        others = []
+        for rank in range(1, size):
+            arguments_of_rank = (Ranks(rank, size), rendezvous[rank], make_tasks, arguments)
+            others.append(context.Process(target=_follow, args=arguments_of_rank))
+            others[-1].start()
+            rendezvous[rank].close()
+        try:
+            with join_group(Ranks(0, size), rendezvous[0], backend="gloo") as group:
+                yield perform(make_tasks(*arguments), group)
+        finally:
+            for process in others:
+                process.join(60)
+                process.kill()
     assert [process.exitcode for process in others] == [0] * (size - 1)
 
 

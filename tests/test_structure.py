@@ -265,3 +265,23 @@ def test_every_configuration_file_says_what_it_is() -> None:
     for path in CONFIG.rglob("*.yaml"):
         first = path.read_text(encoding="utf-8").splitlines()[0]
         assert first.startswith("#") or path.stem == "none", path
+
+
+def test_nothing_is_unpickled() -> None:
+    """Neither from files, except by ``torch.load(weights_only=True)``, nor from other processes."""
+    modules = {"pickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve"}
+    collectives = re.compile(r"(broadcast|(all_)?gather|scatter|send|recv)_object(_list|s)?")
+    wrong = set()
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module in modules:
+                wrong.add(f"{short(path)} imports from {node.module}")
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) in modules and node.attr[-5:] != "Error":
+                wrong.add(f"{short(path)}: {ast.unparse(node)}")
+            if isinstance(node, ast.Attribute) and collectives.fullmatch(node.attr):
+                wrong.add(f"{short(path)}: {node.attr}")
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("torch.load", "np.load", "numpy.load")):
+                options = {option.arg: ast.unparse(option.value) for option in node.keywords}
+                if not (options.get("weights_only") == "True" or options.get("allow_pickle") == "False"):
+                    wrong.add(f"{short(path)}: {ast.unparse(node)}")
+    assert wrong == set()

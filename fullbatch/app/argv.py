@@ -15,6 +15,14 @@ COMMAND = "FULLBATCH_COMMAND"
 REPLACED = tuple(f"{group}.augmentations_{split}" for group in ("data", "data.db") for split in ("train", "val"))
 """Tables that a value on the command line replaces as a whole."""
 SWEEP = ("-m", "--multirun")
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+"""The environment variables that torchrun sets."""
+
+
+def is_torchrun_worker() -> bool:
+    """Return whether torchrun has started this process, and not as the first one, which reports mistakes."""
+    rank = os.environ.get("RANK", "0")
+    return all(name in os.environ for name in TORCHRUN) and rank.isdecimal() and int(rank) > 0
 
 
 def command_line() -> list[str]:

@@ -4,12 +4,13 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.errors import HydraException
@@ -17,9 +18,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 import fullbatch
-from fullbatch.app.argv import COMMAND, normalized
+from fullbatch.app.argv import COMMAND, is_torchrun_worker, normalized
 from fullbatch.app.exit_status import ExitStatus, ends_sweep
 from fullbatch.runtime.files import format_error
+from fullbatch.runtime.parents import end_with_parent
 
 CONFIG = Path(fullbatch.__file__).parent.parent / "config"
 PLUGINS = {
@@ -27,8 +29,6 @@ PLUGINS = {
     **dict.fromkeys(("submitit", "slurm"), ("hydra_submitit_launcher", "slurm")),
 }
 """Beginnings of the names of launchers -> the plugin that they need, and the extra that installs it."""
-TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-"""The environment variables that torchrun sets."""
 
 
 class LauncherError(HydraException):
@@ -45,12 +45,13 @@ class JobEndedBadlyError(Exception):
 
 def train(arguments: Sequence[str] | None = None) -> int:
     """Train a model, or the models of a sweep; return the exit status."""
-    run = partial(run_hydra, "fullbatch.app.train:train_job", arguments)
-    if any(name not in os.environ for name in TORCHRUN):
-        return run()
-    from fullbatch.app.worker import run_under_torchrun  # noqa: PLC0415 (imports torch)
-
-    return run_under_torchrun(run)
+    if not is_torchrun_worker():
+        return run_hydra("fullbatch.app.train:train_job", arguments)
+    with tempfile.TemporaryDirectory() as folder:  # what Hydra writes
+        places = [f"hydra.{kind}.dir='{folder}'" for kind in ("run", "sweep")]
+        return run_hydra(
+            "fullbatch.app.train:train_job", [*(sys.argv[1:] if arguments is None else arguments), *places]
+        )
 
 
 def landscape(arguments: Sequence[str] | None = None) -> int:
@@ -108,7 +109,7 @@ def _reporting_errors(main: Callable[[], None]) -> int:
         if described is None:
             raise
         status, message = described
-        sys.stderr.write(f"{message}\n" if message else "")
+        sys.stderr.write(f"{message}\n" if message and not is_torchrun_worker() else "")
         return status
     finally:
         del os.environ["HYDRA_FULL_ERROR"]
@@ -154,3 +155,16 @@ def check_launcher(arguments: Sequence[str]) -> None:
             raise LauncherError(f"hydra/launcher={launcher}: not installed (pip install 'fullbatch[{extra}]')")
         if "slurm" in launcher and not shutil.which("srun"):
             raise LauncherError(f"hydra/launcher={launcher}: there is no srun here; run this where jobs are submitted")
+        if plugin == PLUGINS["joblib"][0]:
+            _watch_parent_of_joblib()
+
+
+def _watch_parent_of_joblib() -> None:
+    """Let the processes of joblib end with this one, which they would otherwise outlive."""
+    from joblib.parallel import LokyBackend, register_parallel_backend  # noqa: PLC0415 (of an extra)
+
+    class WatchingBackend(LokyBackend):
+        def configure(self, *args: Any, **kwargs: Any) -> Any:
+            return super().configure(*args, initializer=end_with_parent, initargs=(os.getpid(), 0.0), **kwargs)
+
+    register_parallel_backend("loky", WatchingBackend)

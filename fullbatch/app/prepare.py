@@ -1,7 +1,9 @@
 """Builds a run, and continues it from its checkpoint."""
 
+import json
 import logging
 import secrets
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,12 @@ import torch
 from fullbatch.app.identity import RunIdentity
 from fullbatch.app.job import Job, describe_progress, log_start
 from fullbatch.app.paths import RunPaths
+from fullbatch.app.processes import require_equal_settings
 from fullbatch.app.resume import keep_foreign, read_matching
 from fullbatch.build.data import Stream, about
 from fullbatch.build.probes import build_probes
 from fullbatch.build.trainer import build_training
-from fullbatch.models.model_file import StoredModel
+from fullbatch.models.model_file import StoredModel, read_model
 from fullbatch.runtime.process_group import Group
 from fullbatch.runtime.stop_requests import StopRequests
 from fullbatch.settings import Run
@@ -30,12 +33,13 @@ def prepare(
 ) -> Job:
     """Build the run and load its checkpoint, if there is one; ``ValueError`` and ``OSError`` for mistakes.
 
-    Only the main process reads checkpoints and draws a seed.
+    Only the main process reads files of checkpoints and draws a seed.
     """
     impl = run.impl
     if isinstance(impl.setup, Distributed):
         torch.multiprocessing.set_sharing_strategy(impl.setup.strategy)
-    saved, stored, seed = group.broadcast(_read_checkpoint(identity, paths) if group.is_main else (None, None, 0))
+    require_equal_settings(tree, group)
+    saved, stored, seed = _share_checkpoint(identity, paths, group)
     torch.manual_seed(Stream.GLOBAL.seed(seed))
     with group.raise_together():
         training = build_training(run, seed, group, requests)
@@ -56,9 +60,26 @@ def prepare(
     return job
 
 
-def _read_checkpoint(identity: RunIdentity, paths: RunPaths) -> tuple[Path | None, StoredModel | None, int]:
-    """Return the checkpoint's file, its content, and the seed of the run, which is drawn where nothing gives it."""
-    saved, stored = read_matching(paths.checkpoint, identity) or (None, None)
-    if stored is not None and stored.checkpoint:
-        return saved, stored, int(stored.checkpoint["seed"])
-    return saved, stored, secrets.randbits(31) if identity.seed is None else identity.seed
+def _share_checkpoint(
+    identity: RunIdentity, paths: RunPaths, group: Group
+) -> tuple[Path | None, StoredModel | None, int]:
+    """Return the checkpoint's file, its content, and the seed of the run, which is drawn where nothing gives it.
+
+    The main process reads the file; the others receive its bytes, and read a copy.
+    """
+    saved, stored, content, seed = None, None, b"", identity.seed
+    if group.is_main:
+        saved, stored = read_matching(paths.checkpoint, identity) or (None, None)
+        content = b"" if saved is None or group.size == 1 else saved.read_bytes()
+        if stored is not None and stored.checkpoint:
+            seed = int(stored.checkpoint["seed"])
+        seed = secrets.randbits(31) if seed is None else seed
+    name, seed = json.loads(group.broadcast(json.dumps([saved and str(saved), seed]).encode()))
+    content = group.broadcast(content)
+    if name is not None and not group.is_main:
+        saved = Path(name)
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / saved.name
+            copy.write_bytes(content)
+            stored = read_model(copy)
+    return saved, stored, int(seed)

@@ -1,56 +1,51 @@
 """The processes of one job: they are started, or wait for the job, and end together.
 
-The process of rank 0 is the main one: the user started it, or it is the first of torchrun's. It alone composes the
-configuration, writes files and logs. The others are workers: they receive the job from it and evaluate their share.
+The process of rank 0 is the main one: the user started it, or it is the first of torchrun's. It alone writes files and
+logs. The others are workers and evaluate their share. A process that was started with a command line composes its own
+configuration; one that another process of the run has started receives it through the pipe to its parent.
 """
 
-import contextlib
+import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.context import SpawnProcess
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from fullbatch.app.identity import content_hash
 from fullbatch.runtime.device import find_device
+from fullbatch.runtime.parents import end_with_parent
 from fullbatch.runtime.peer_monitor import GRACE_SECONDS, PeerLostError
-from fullbatch.runtime.process_group import NO_TIMEOUT, START_TIMEOUT, Group, join_group, open_store
+from fullbatch.runtime.process_group import Group, join_group
 from fullbatch.runtime.ranks import Launch, Ranks, launch_of, started_by_torchrun
+from fullbatch.runtime.rendezvous import (
+    NO_TIMEOUT,
+    START_TIMEOUT,
+    NetworkRendezvous,
+    PrivateRendezvous,
+    Rendezvous,
+    look_up,
+    private_rendezvous,
+)
 from fullbatch.settings import Impl
 from fullbatch.settings.impl import Distributed
-
-if TYPE_CHECKING:
-    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # public, but not listed
+from fullbatch.settings.parse import flatten
 
 log = logging.getLogger(__name__)
 
-NO_MORE_JOBS = "null"
-_num_jobs = 0  # so far; each job of a sweep has its own prefix in the same store
-_stores: dict[tuple[str, int], "TCPStore"] = {}  # served as long as this process lives
+OF_ONE_PROCESS = {f"impl.setup.{key}" for key in ("rank", "processes_per_node", "url", "MASTER_ADDR", "MASTER_PORT")}
+"""Keys in which the processes of a run may differ."""
+_jobs = itertools.count()
 
-
-@dataclass(frozen=True)
-class Assignment:
-    """What workers receive from the main process.
-
-    Args:
-        tree: the configuration.
-        folder: of the run.
-        backend: of torch.distributed.
-    """
-
-    tree: dict[str, Any]
-    folder: str
-    backend: str
-
-
-RunWorker = Callable[[Launch, Ranks, int], int | None]
-"""What a worker process runs, with the number of its job; returns the exit status."""
+RunWorker = Callable[[dict[str, Any], str, Ranks, Rendezvous], int]
+"""What a worker process runs, with the configuration, the backend, and where the processes meet; returns its status."""
 
 
 def launch_from(impl: Impl, environment: Mapping[str, str] = os.environ) -> Launch:
@@ -84,133 +79,87 @@ def local_processes(impl: Impl) -> int:
 
 
 @contextmanager
-def start_workers(
-    launch: Launch,
-    impl: Impl,
-    tree: dict[str, Any],
-    folder: str,
-    run_worker: RunWorker,
-    status: Callable[[], int],
+def join_processes(
+    launch: Launch, impl: Impl, tree: dict[str, Any], run_worker: RunWorker, status: Callable[[], int]
 ) -> Iterator[Group]:
-    """Start the workers of a job, or send it to those that wait for it, and join them; for the main process.
+    """Join the processes of a job; those of this machine are started, unless a launcher has started them.
 
     Args:
         launch: how the processes are started.
         impl: the settings of the device and the backend.
         tree: the configuration of the job.
-        folder: of the run.
         run_worker: what the processes run that this one starts.
         status: returns the exit status of this process, when it leaves.
 
-    Raises ``PeerLostError`` where they do not start.
+    Raises ``PeerLostError`` where the others do not start.
     """
-    if launch.given is not None and launch.given.size == 1:
-        yield Group(launch.given)
-        return
     local = launch.given.local_size if launch.given else local_processes(impl)
-    if launch.given is None and launch.num_nodes == 1 and local == 1:
-        yield Group()
+    if (launch.given.size if launch.given else max(launch.num_nodes, local)) == 1:
+        yield Group(launch.given or Ranks(0, 1))
         return
     assert isinstance(impl.setup, Distributed)
     backend = impl.setup.backend if find_device(impl.device).type == "cuda" else "gloo"
-    store = _store_of(launch)
-    number, job = _next_job(store)
-    ranks = launch.given or _ranks_of_node(job, launch, local)
-    job.set("assignment", json.dumps(vars(Assignment(tree, folder, backend))))
-    meeting = replace(launch, port=store.port)
-    with _started(meeting, ranks, run_worker, number) as children:
+    with ExitStack() as stack:
+        rendezvous: Sequence[Rendezvous]
+        if launch.given is None and launch.num_nodes == 1:
+            ranks, rendezvous = Ranks(0, local, 0, local), stack.enter_context(private_rendezvous(local))
+        else:
+            network = _next_rendezvous(launch)
+            ranks = launch.given or _ranks_of_node(network, launch, local)
+            rendezvous = [network, *[replace(network, serve=False)] * (local - 1)]
         log.info("%d processes, %s", ranks.size, backend)
-        with join_group(
-            ranks, launch.address, job, backend=backend, check=lambda: _require(children), status=status
-        ) as group:
-            yield group
+        work = partial(run_worker, tree, backend)
+        children = stack.enter_context(_started(() if launch.given else rendezvous[1:], ranks, work))
+        group = join_group(ranks, rendezvous[0], backend=backend, check=partial(_require, children), status=status)
+        yield stack.enter_context(group)
 
 
-@contextmanager
-def join_job(
-    launch: Launch,
-    ranks: Ranks | None,
-    local: int,
-    run_worker: RunWorker,
-    number: int | None,
-    status: Callable[[], int],
-) -> Iterator[tuple[Group, Assignment] | None]:
-    """Join the next job of the main process; yield None where it has no more.
+def require_equal_settings(tree: Mapping[str, Any], group: Group) -> None:
+    """Raise ``ValueError`` in the main process, and end the others, where processes were started with other settings.
 
-    Args:
-        launch: how to reach the main process.
-        ranks: of this process; None: the first of its node, which starts the others.
-        local: the number of processes of this node.
-        run_worker: what the processes run that this one starts.
-        number: of the job; None: the next one.
-        status: returns the exit status of this process, when it leaves.
+    Each process has composed its own configuration, or received it from the process that started it. Only hashes of
+    the values travel.
     """
-    number, job = _next_job(_store_of(launch), number)
-    first_of_node = ranks is None and launch.given is None
-    ranks = ranks or launch.given or _ranks_of_node(job, launch, local)
-    job.set_timeout(NO_TIMEOUT)  # the main process may be busy with the job before
-    assignment = json.loads(job.get("assignment"))
-    job.set_timeout(START_TIMEOUT)
-    if assignment is None:
-        yield None
-        return
-    work = Assignment(**assignment)
-    with (
-        _started(launch, ranks if first_of_node else Ranks(0, 1), run_worker, number) as children,
-        join_group(
-            ranks, launch.address, job, backend=work.backend, check=lambda: _require(children), status=status
-        ) as group,
-    ):
-        yield group, work
+    settings = {key: value for key, value in flatten(tree).items() if key not in OF_ONE_PROCESS}
+    hashes = {key: content_hash(value) for key, value in settings.items()}
+    with group.raise_together():
+        expected = json.loads(group.broadcast(json.dumps(hashes).encode()))
+        if keys := sorted(key for key in hashes.keys() | expected.keys() if hashes.get(key) != expected.get(key)):
+            listed = ", ".join(keys[:5])
+            raise ValueError(f"{listed}: not as in process 0; start all processes with the same command line")
 
 
-def shut_down(launch: Launch) -> None:
-    """Tell the workers that torchrun has started that there are no more jobs; for the main process."""
-    if launch.given is not None and launch.given.size > 1:
-        with contextlib.suppress(RuntimeError):
-            _next_job(_store_of(launch))[1].set("assignment", NO_MORE_JOBS)
+def _next_rendezvous(launch: Launch) -> NetworkRendezvous:
+    """Return where the processes of the next job meet; all processes count the jobs of a sweep alike."""
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    serve = launch.is_main and not launch.hosted
+    return NetworkRendezvous(launch.address, launch.port, f"attempt{attempt}/job{next(_jobs)}", serve)
 
 
-def _store_of(launch: Launch) -> "TCPStore":
-    key = (launch.address, launch.port)
-    if key not in _stores:
-        _stores[key] = open_store(launch.address, launch.port, serve=launch.is_main and not launch.hosted)
-    return _stores[key]
-
-
-def _next_job(store: "TCPStore", number: int | None = None) -> tuple[int, "PrefixStore"]:
-    """Return the number of the next job, and where its processes find each other."""
-    from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # noqa: PLC0415 (not in every build)
-
-    global _num_jobs  # noqa: PLW0603 (all processes count the jobs of a sweep alike)
-    _num_jobs = _num_jobs + 1 if number is None else number
-    return _num_jobs, PrefixStore(f"job{_num_jobs}", store)
-
-
-def _ranks_of_node(job: "PrefixStore", launch: Launch, local: int) -> Ranks:
+def _ranks_of_node(rendezvous: NetworkRendezvous, launch: Launch, local: int) -> Ranks:
     """Return the ranks of a node's first process; nodes need not have equally many."""
-    job.set(f"node{launch.node}", str(local))
-    try:
-        counts = [int(job.get(f"node{node}")) for node in range(launch.num_nodes)]
-    except RuntimeError:
-        raise PeerLostError(
-            f"impl.setup.world_size={launch.num_nodes}: not all nodes have started within {START_TIMEOUT}"
-        ) from None
+    store = rendezvous.store()
+    store.set(f"node{launch.node}", str(local))
+    # the main process may be busy with the job before; the others begin with it
+    timeouts = [NO_TIMEOUT, *[START_TIMEOUT] * (launch.num_nodes - 1)]
+    counts = [int(look_up(store, f"node{node}", timeout)) for node, timeout in enumerate(timeouts)]
     return Ranks(sum(counts[: launch.node]), sum(counts), 0, local)
 
 
 @contextmanager
-def _started(launch: Launch, first: Ranks, run_worker: RunWorker, number: int) -> Iterator[list[SpawnProcess]]:
-    """Start the other processes of the node whose first process has the ranks ``first``, unless a launcher does."""
+def _started(
+    rendezvous: Sequence[Rendezvous], first: Ranks, work: Callable[[Ranks, Rendezvous], int]
+) -> Iterator[list[SpawnProcess]]:
+    """Start a process for each rendezvous, with the ranks after ``first``."""
     context = get_context("spawn")
     children: list[SpawnProcess] = []
-    for local_rank in range(1, 1 if launch.given else first.local_size):
+    for local_rank, place in enumerate(rendezvous, 1):
         ranks = replace(first, rank=first.rank + local_rank, local_rank=local_rank)
-        node = max(launch.node, 1)  # any node but the first: these processes do not serve the store
-        arguments = (run_worker, replace(launch, node=node), ranks, number)
-        process = context.Process(target=_exit_as_worker, args=arguments, name=f"rank {ranks.rank}")
-        process.start()
-        children.append(process)
+        arguments = (os.getpid(), work, ranks, place)
+        children.append(context.Process(target=_run_child, args=arguments, name=f"rank {ranks.rank}"))
+        children[-1].start()
+        if isinstance(place, PrivateRendezvous):
+            place.close()
     try:
         yield children
     finally:
@@ -221,8 +170,9 @@ def _started(launch: Launch, first: Ranks, run_worker: RunWorker, number: int) -
                 process.join()
 
 
-def _exit_as_worker(run_worker: RunWorker, launch: Launch, ranks: Ranks, number: int) -> None:
-    os._exit(run_worker(launch, ranks, number) or 0)  # does not wait for threads of libraries
+def _run_child(parent: int, work: Callable[[Ranks, Rendezvous], int], ranks: Ranks, rendezvous: Rendezvous) -> None:
+    end_with_parent(parent)
+    os._exit(work(ranks, rendezvous))  # does not wait for threads of libraries
 
 
 def _require(children: list[SpawnProcess]) -> None:

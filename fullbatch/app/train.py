@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from fullbatch.analysis.figure import draw_edge_of_stability
-from fullbatch.app.argv import command_line
+from fullbatch.app.argv import command_line, is_torchrun_worker
 from fullbatch.app.exit_status import ExitStatus
 from fullbatch.app.identity import RunIdentity
 from fullbatch.app.job import Job, describe_progress, display_name, open_loggers, reason_of_end, run_row, summary
@@ -21,8 +21,8 @@ from fullbatch.app.ledger_entry import LedgerEntry, enter, report_already_done, 
 from fullbatch.app.paths import RunPaths
 from fullbatch.app.plan import print_plan
 from fullbatch.app.prepare import prepare
-from fullbatch.app.processes import launch_from, local_processes, start_workers
-from fullbatch.app.worker import run_worker
+from fullbatch.app.processes import join_processes, launch_from
+from fullbatch.app.worker import DONE_BEFORE, run_launched_worker, run_started_worker
 from fullbatch.build.precision import overflow_advice
 from fullbatch.data.reading import translate_worker_errors
 from fullbatch.results.curves import draw_curves
@@ -48,15 +48,17 @@ def train_job(cfg: DictConfig) -> int:
 
     The processes that a launcher has started besides the main one run as workers.
     """
-    folder, launch, local = Path(HydraConfig.get().runtime.output_dir), None, 1
+    folder, launch = Path(HydraConfig.get().runtime.output_dir), None
     with suppress(ValueError, OSError):  # raised again below, where there is a log
         run = parse(cfg)
-        launch, local = launch_from(run.impl), local_processes(run.impl)
+        launch = launch_from(run.impl)
     if launch is not None and not launch.is_main:
-        status = None if run.plan else run_worker(launch, launch.given, local=local)
+        status = ExitStatus.DONE if run.plan else run_launched_worker(to_tree(cfg), launch, run.impl)
         with suppress(OSError):
             folder.rmdir()  # made by Hydra; empty unless the main process has the same
-        return status or ExitStatus.DONE
+        return status
+    if launch is None and is_torchrun_worker():
+        return ExitStatus.MISTAKE  # which the main process reports
     with job_scope(folder) as scope:
         tree = to_tree(cfg)
         run = parse_tree(tree)
@@ -72,7 +74,7 @@ def _train_with_workers(run: Run, tree: dict[str, Any], folder: Path, scope: Job
         if run.dryrun:  # files go where they do not stay
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         launch, status = launch_from(run.impl), lambda: scope.status
-        group = stack.enter_context(start_workers(launch, run.impl, tree, str(folder), run_worker, status))
+        group = stack.enter_context(join_processes(launch, run.impl, tree, run_started_worker, status))
         with scope.errors():  # here, so that the workers learn how it ended
             scope.status = _train(run, tree, RunPaths.of(run, folder), group, scope)
 
@@ -84,6 +86,7 @@ def _train(run: Run, tree: dict[str, Any], paths: RunPaths, group: Group, scope:
         require_writable(path)
     require_loggers(run.impl.logger)
     with enter(run, identity, paths) as entry, ExitStack() as stack:
+        group.broadcast(b"" if entry.already_done is None else DONE_BEFORE)
         if entry.already_done is not None:
             return report_already_done(entry.already_done, display_name(run), scope.console)
         if run.impl.checkpoint.name is not None:

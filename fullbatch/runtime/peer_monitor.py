@@ -10,12 +10,9 @@ import contextlib
 import json
 import logging
 import os
-import secrets
 import selectors
 import socket
 import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -24,8 +21,10 @@ LOST = 4
 """Exit status of a run that has lost one of its processes."""
 GRACE_SECONDS = 10.0
 """Seconds after the end of one process in which the others end by themselves."""
-LOCAL = ("127.0.0.1", "localhost")
-_KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # detects a machine without power in 20 s
+MAX_TEXT = 20_000
+"""Characters of the message of a failure, which may be a stack trace."""
+MAX_MESSAGE_BYTES = 200_000
+"""Longer messages are refused."""
 
 
 class PeerLostError(RuntimeError):
@@ -80,7 +79,7 @@ class PeerMonitor:
 
     def report_failure(self, status: int, message: str) -> None:
         """Send the reason why this process ends early."""
-        self._send({"failure": [status, message]})
+        self._send({"failure": [status, message[:MAX_TEXT]]})
 
     def close(self, status: int) -> None:
         """Announce the end of this process and wait for the others.
@@ -92,6 +91,8 @@ class PeerMonitor:
         self._send({"close": status})
         self._thread.join(None if self.rank else 1.0 if status else 6 * GRACE_SECONDS)
         for connection in self._connections.values():
+            with contextlib.suppress(OSError):  # the other end is gone
+                connection.shutdown(socket.SHUT_RDWR)  # also for loader processes, which have inherited it
             connection.close()
 
     def _send(self, message: dict[str, Any], exclude: int | None = None) -> None:
@@ -119,24 +120,30 @@ class PeerMonitor:
         except OSError:
             received = b""
         *lines, self._buffers[peer] = (self._buffers[peer] + received).split(b"\n")
+        if len(self._buffers[peer]) > MAX_MESSAGE_BYTES:
+            lines.append(self._buffers[peer])
         for line in lines:
-            if not self._handle(peer, json.loads(line)):
+            message = _read_message(line)
+            if message is None:
+                self._fail(peer, PeerLostError(f"process {peer} of {self.size} sent an invalid message"))
+                return False
+            if not self._handle(peer, *message):
                 return False
         if not received:
             self._fail(peer, PeerLostError(f"process {peer} of {self.size} is gone: it or its machine was killed"))
         return bool(received)
 
-    def _handle(self, peer: int, message: dict[str, Any]) -> bool:
-        if "request" in message:
-            self.requested = max(self.requested, message["request"])
+    def _handle(self, peer: int, kind: str, number: int, text: str) -> bool:
+        """Act on a message; return whether there may be more."""
+        if kind == "request":
+            self.requested = max(self.requested, number)
             if self.rank == 0:
-                self._send(message, exclude=peer)
-        elif "failure" in message:
-            status, text = message["failure"]
-            self._fail(peer, PeerLostError(text, status, reported=peer == 0))
-        elif message["close"] and peer == 0:
-            self._fail(peer, PeerLostError("the run has ended", message["close"], reported=True))
-        return "request" in message
+                self._send({"request": number}, exclude=peer)
+        elif kind == "failure":
+            self._fail(peer, PeerLostError(text, number, reported=peer == 0))
+        elif number and peer == 0:
+            self._fail(peer, PeerLostError("the run has ended", number, reported=True))
+        return kind == "request"
 
     def _fail(self, peer: int, error: PeerLostError) -> None:
         if self._error is not None or self._closing.is_set():
@@ -144,7 +151,7 @@ class PeerMonitor:
         self._error = error
         self._failed.set()
         if self.rank == 0:
-            self._send({"failure": [error.status, str(error)]}, exclude=peer)
+            self._send({"failure": [error.status, str(error)[:MAX_TEXT]]}, exclude=peer)
         threading.Thread(target=self._exit_later, args=(error,), name="exit", daemon=True).start()
 
     def _exit_later(self, error: PeerLostError) -> None:
@@ -155,75 +162,14 @@ class PeerMonitor:
             os._exit(error.status)
 
 
-def connect_peers(
-    rank: int,
-    size: int,
-    address: str,
-    publish: Callable[[str, str], None],
-    look_up: Callable[[str], str],
-    *,
-    timeout: float,
-    check: Callable[[], None] = lambda: None,
-) -> PeerMonitor:
-    """Connect this process: rank 0 publishes the port where it listens, the others look it up.
-
-    Args:
-        rank: of this process.
-        size: the number of processes.
-        address: of the process of rank 0.
-        publish: (name, value) -> None, for the others.
-        look_up: name -> value, once it is published.
-        timeout: seconds to wait for the others.
-        check: called while waiting; raises an error when the others will not come.
-    """
-    if rank == 0:
-        return PeerMonitor(rank, size, _accept(size, address, publish, timeout, check))
-    port, token = look_up("peer_monitor").split()
-    connection = socket.create_connection((address, int(port)), timeout)
-    connection.sendall(json.dumps({"token": token, "rank": rank}).encode() + b"\n")
-    return PeerMonitor(rank, size, {0: _keep_alive(connection)})
-
-
-def _accept(
-    size: int, address: str, publish: Callable[[str, str], None], timeout: float, check: Callable[[], None]
-) -> dict[int, socket.socket]:
-    token, deadline = secrets.token_hex(), time.monotonic() + timeout
-    connections: dict[int, socket.socket] = {}
-    with socket.create_server(("127.0.0.1" if address in LOCAL else "", 0), backlog=size) as server:
-        publish("peer_monitor", f"{server.getsockname()[1]} {token}")
-        server.settimeout(1.0)
-        while len(connections) < size - 1:
-            check()
-            if time.monotonic() > deadline:
-                missing = sorted(set(range(1, size)) - connections.keys())
-                raise PeerLostError(f"processes {missing} of {size} have not connected within {timeout:.0f} seconds")
-            with contextlib.suppress(TimeoutError):
-                connection, _ = server.accept()
-                connection.settimeout(10.0)
-                rank = _read_rank(connection, token)
-                if rank is None:
-                    connection.close()
-                else:
-                    connections[rank] = _keep_alive(connection)
-    return connections
-
-
-def _read_rank(connection: socket.socket, token: str) -> int | None:
-    """Return the rank of a process that has connected; None without the token, as for another program."""
-    received = b""
-    try:
-        while not received.endswith(b"\n") and len(received) < 1000:
-            received += connection.recv(1) or b"\n"  # closed: nothing more will come
-        message = json.loads(received)
-        return int(message["rank"]) if secrets.compare_digest(message["token"], token) else None
-    except (OSError, ValueError, KeyError, TypeError):
+def _read_message(line: bytes) -> tuple[str, int, str] | None:
+    """Return the kind of a message, its number and its text; None for anything else than what ``_send`` sends."""
+    if len(line) > MAX_MESSAGE_BYTES:
         return None
-
-
-def _keep_alive(connection: socket.socket) -> socket.socket:
-    connection.settimeout(None)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPALIVE.items():
-        if hasattr(socket, name):
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return connection
+    try:
+        ((kind, content),) = json.loads(line).items()
+        number, text = content if kind == "failure" else (content, "")
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return None
+    valid = type(number) is int and (kind == "failure") <= number < 1 << 31 and isinstance(text, str)
+    return (kind, number, text) if valid and kind in ("request", "failure", "close") else None

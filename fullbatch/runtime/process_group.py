@@ -1,34 +1,31 @@
 """The processes that share a run, and their collective operations."""
 
+import hmac
 import os
 import socket
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from fullbatch.runtime.files import format_error
-from fullbatch.runtime.peer_monitor import LOCAL, PeerLostError, PeerMonitor, connect_peers
+from fullbatch.runtime.peer_monitor import MAX_TEXT, PeerLostError, PeerMonitor
 from fullbatch.runtime.ranks import Ranks, share
+from fullbatch.runtime.rendezvous import NO_TIMEOUT, Rendezvous
 from fullbatch.tensors import copy_, flatten, unflatten
 from fullbatch.typing import Tensors
 
-if TYPE_CHECKING:
-    from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # public, but not listed
-
-T = TypeVar("T")
 BUCKET = 1 << 24
 """Entries that are reduced at once: large enough for the network, small beside the gradients themselves."""
-START_TIMEOUT = timedelta(minutes=10)
-"""How long processes wait for each other to start."""
-NO_TIMEOUT = timedelta(days=365)
-"""Processes do not time out: a step may take an hour, and the peer monitor detects when one is gone."""
+MAX_BYTES = 1 << 38
+"""What one process sends to another at most, as a checkpoint."""
+PROOF_TIMEOUT = timedelta(minutes=1)
+"""How long processes that are connected wait for each other's proof that they are."""
 
 _SINGLE = Ranks(0, 1)
 
@@ -102,23 +99,36 @@ class Group:
             dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor.tolist()
 
-    def gather(self, value: T) -> list[T] | None:
-        """Return the values of all processes, in the order of ranks, to the main process; None to the others."""
+    def gather(self, content: bytes) -> list[bytes] | None:
+        """Return the bytes of all processes, in the order of ranks, to the main process; None to the others."""
         if self.size == 1:
-            return [value]
-        values: list[Any] | None = [None] * self.size if self.is_main else None
+            return [content]
         with self._peer_errors():
-            dist.gather_object(value, values)
-        return values
+            lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+            dist.all_gather(lengths, torch.tensor([len(content)]))
+            if not self.is_main:
+                for chunk in _chunks(bytearray(content)):
+                    dist.send(chunk, 0)
+                return None
+            contents = [content]
+            for rank in range(1, self.size):
+                buffer = _buffer(int(lengths[rank]))
+                for chunk in _chunks(buffer):
+                    dist.recv(chunk, rank)
+                contents.append(bytes(buffer))
+        return contents
 
-    def broadcast(self, value: T) -> T:
-        """Return the value of the main process."""
+    def broadcast(self, content: bytes) -> bytes:
+        """Return the bytes of the main process."""
         if self.size == 1:
-            return value
-        container = [value]
+            return content
         with self._peer_errors():
-            dist.broadcast_object_list(container, device=torch.device("cpu"))
-        return container[0]
+            length = torch.tensor([len(content)])
+            dist.broadcast(length, 0)
+            buffer = bytearray(content) if self.is_main else _buffer(int(length))
+            for chunk in _chunks(buffer):
+                dist.broadcast(chunk, 0)
+        return content if self.is_main else bytes(buffer)
 
     @contextmanager
     def raise_together(self) -> Iterator[None]:
@@ -131,10 +141,7 @@ class Group:
             yield
         except (ValueError, OSError) as error:
             problem = error
-        messages = ["" if problem is None else format_error(problem)] * self.size
-        if self.size > 1:
-            with self._peer_errors():
-                dist.all_gather_object(messages, messages[0])
+        messages = self._gather_messages("" if problem is None else format_error(problem) or type(problem).__name__)
         if problem is not None and self.is_main:
             raise problem
         rank = next((rank for rank, message in enumerate(messages) if message), None)
@@ -142,6 +149,18 @@ class Group:
             return
         message = f"process {rank} of {self.size}: {messages[rank]}"
         raise ValueError(message) if self.is_main else PeerLostError(message, status=2, reported=True)
+
+    def _gather_messages(self, message: str) -> list[str]:
+        """Return the first characters of the messages of all processes, to all of them."""
+        if self.size == 1:
+            return [message]
+        local = torch.zeros(MAX_TEXT, dtype=torch.uint8)
+        encoded = message.encode(errors="replace")[:MAX_TEXT]
+        local[: len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
+        messages = [torch.empty_like(local) for _ in range(self.size)]
+        with self._peer_errors():
+            dist.all_gather(messages, local)
+        return [bytes(one.tolist()).rstrip(b"\0").decode(errors="replace") for one in messages]
 
     @contextmanager
     def _peer_errors(self) -> Iterator[None]:
@@ -160,8 +179,7 @@ ALONE = Group()
 @contextmanager
 def join_group(
     ranks: Ranks,
-    address: str,
-    store: "Store",
+    rendezvous: Rendezvous,
     *,
     backend: str,
     check: Callable[[], None] = lambda: None,
@@ -171,8 +189,7 @@ def join_group(
 
     Args:
         ranks: of this process.
-        address: of the process of rank 0.
-        store: where the processes of this run, and no others, find each other.
+        rendezvous: where the processes of this run, and no others, find each other.
         backend: ``gloo``, or ``nccl`` for CUDA devices.
         check: called while waiting for the others; raises an error when they will not come.
         status: returns the exit status of this process at the end of the block; the others end with the same one.
@@ -180,21 +197,15 @@ def join_group(
     if ranks.size == 1:
         yield Group(ranks)
         return
-    peer_monitor = connect_peers(
-        ranks.rank,
-        ranks.size,
-        address,
-        store.set,
-        lambda key: store.get(key).decode(),
-        timeout=START_TIMEOUT.total_seconds(),
-        check=check,
-    )
-    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
-    if address in LOCAL and loopback is not None:  # gloo resolves the host name, which may be that of another device
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+    peer_monitor, secret = rendezvous.connect(ranks, check)
+    if rendezvous.on_one_machine:  # whatever the environment says: the host name may be that of another device
+        loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+        os.environ.update(GLOO_SOCKET_IFNAME=loopback, NCCL_SOCKET_IFNAME=f"={loopback}")
     backends, ended = "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo", 1
     try:
+        store = rendezvous.store(ranks.size)
         dist.init_process_group(backends, store=store, rank=ranks.rank, world_size=ranks.size, timeout=NO_TIMEOUT)
+        _exchange_proofs(ranks, secret)
         yield Group(ranks, peer_monitor)
         ended = status()
     except KeyboardInterrupt:
@@ -206,15 +217,29 @@ def join_group(
             dist.destroy_process_group()
 
 
-def open_store(address: str, port: int, *, serve: bool) -> "TCPStore":
-    """Return the store at an address, served by this process or another; ``PeerLostError`` if there is none."""
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # noqa: PLC0415 (not in every build)
+def _exchange_proofs(ranks: Ranks, secret: bytes) -> None:
+    """Prove to each process that this one has the secret of the run.
 
+    The ports of gloo accept anyone. Another program that has connected before a process of the run cannot do this.
+    """
+
+    def proof(sender: int, receiver: int) -> Tensor:
+        digest = hmac.digest(secret, f"{sender} to {receiver}".encode(), "sha256")
+        return torch.frombuffer(bytearray(digest), dtype=torch.uint8)
+
+    peers = [peer for peer in range(ranks.size) if peer != ranks.rank]
+    received = {peer: torch.zeros(32, dtype=torch.uint8) for peer in peers}
+    sent = [proof(ranks.rank, peer) for peer in peers]
     try:
-        return TCPStore(address, port, is_master=serve, timeout=START_TIMEOUT, wait_for_workers=False)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise PeerLostError(f"impl.setup.url: cannot reach the main process at {address}:{port} ({reason})") from None
+        transfers = [dist.isend(one, peer) for one, peer in zip(sent, peers, strict=True)]
+        transfers += [dist.irecv(one, peer) for peer, one in received.items()]
+        for transfer in transfers:
+            if transfer is not None:
+                transfer.wait(PROOF_TIMEOUT)
+    except RuntimeError as error:
+        raise PeerLostError(f"another program disturbs the connections of this run: {error}") from None
+    if not all(torch.equal(one, proof(peer, ranks.rank)) for peer, one in received.items()):
+        raise PeerLostError("another program has connected to a port of this run")
 
 
 def _buckets(tensors: Tensors) -> Iterator[list[Tensor]]:
@@ -226,3 +251,15 @@ def _buckets(tensors: Tensors) -> Iterator[list[Tensor]]:
             yield bucket
             kinds[tensor.dtype, tensor.device] = []
     yield from (bucket for bucket in kinds.values() if bucket)
+
+
+def _buffer(length: int) -> bytearray:
+    """Return an empty buffer; ``PeerLostError`` for a length that no checkpoint has."""
+    if not 0 <= length <= MAX_BYTES:
+        raise PeerLostError(f"another process announces {length:,} bytes; at most {MAX_BYTES:,} are accepted")
+    return bytearray(length)
+
+
+def _chunks(content: bytearray) -> Sequence[Tensor]:
+    """Return views of the bytes, small enough for one transfer each."""
+    return torch.frombuffer(content, dtype=torch.uint8).split(BUCKET) if content else ()

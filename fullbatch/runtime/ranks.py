@@ -110,8 +110,8 @@ def _from_settings(environment: Mapping[str, str], rank: int | str, world_size: 
     if rank == "slurm":
         names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
         rank, world_size, local_rank = (_number(environment, name) for name in names)
-        # "4(x2)" or "4,3"; the first entry is that of this node except on unusual clusters
-        local_size = int((re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", "")) or ["1"])[0])
+        node = _number(environment, "SLURM_NODEID", default=0)
+        local_size = _tasks_of_node(environment.get("SLURM_STEP_TASKS_PER_NODE", ""), node)
         return Ranks(rank, world_size, local_rank, max(local_size, local_rank + 1))
     return Ranks(_below(int(rank), world_size), world_size)
 
@@ -154,10 +154,17 @@ def _meeting_point(
 
 
 def _first_host(environment: Mapping[str, str]) -> str | None:
-    """Return the first host of a list in SLURM's notation: ``gpu[07-09,12],login`` is gpu07."""
+    """Return the first host of a list in SLURM's notation: that of ``rack[2-3]n[07-09,12]-ib,login`` is rack2n07-ib."""
     listed = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST") or ""
-    match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\])?", listed)
-    return f"{match[1]}{match[2] or ''}" if match else None
+    match = re.fullmatch(r"((?:[^\[\],]|\[[^\[\]]+\])+)(,.*)?", listed)
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", match[1]) if match else None
+
+
+def _tasks_of_node(listed: str, node: int) -> int:
+    """Return an entry of a list in SLURM's notation: those of ``4(x2),3`` are 4, 4 and 3; 1 where it is missing."""
+    entries = re.findall(r"(\d+)(?:\(x(\d+)\))?", listed)
+    counts = [int(count) for count, repeated in entries for _ in range(min(int(repeated or 1), node + 1))]
+    return counts[node] if node < len(counts) else 1
 
 
 def _variable(environment: Mapping[str, str], name: str) -> str:

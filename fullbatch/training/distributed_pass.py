@@ -1,5 +1,6 @@
 """Passes over the blocks of an update: distributed over processes, and saved and resumed inside a step."""
 
+import io
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from fullbatch.objective.block_pass import Pass
@@ -179,8 +181,11 @@ class DistributedPass:
         request = self.requests.synchronize()
         if request is not StopRequest.NONE:
             shard.sums = clones(run.sums)
-            shards = self.group.gather(_on_cpu(shard.state_dict()))
-            progress.save(progress.state_dict(shards or []))
+            content = io.BytesIO()
+            torch.save(shard.state_dict(), content)
+            shards = [io.BytesIO(one) for one in self.group.gather(content.getvalue()) or ()]
+            states = [torch.load(one, map_location="cpu", weights_only=True) for one in shards]
+            progress.save(progress.state_dict(states))
         if request is StopRequest.STOP:
             raise PausedError
         return request
@@ -210,12 +215,3 @@ def _fits(shard: Shard, run: Pass) -> bool:
     visited = [r for r in shard.ranges if r.position > r.start]
     buffers = list(run.model.buffers())
     return all(_fit(r.buffers, buffers) for r in visited) and (not visited or _fit(shard.sums, run.sums))
-
-
-def _on_cpu(value: Any) -> Any:
-    """Return a copy of nested dictionaries and lists with the tensors on the CPU."""
-    if isinstance(value, dict):
-        return {key: _on_cpu(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_on_cpu(entry) for entry in value]
-    return value.detach().cpu().clone() if isinstance(value, Tensor) else value

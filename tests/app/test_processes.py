@@ -1,23 +1,28 @@
 """Runs of several processes, started as users start them; some processes are killed."""
 
+import contextlib
 import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
-from composing import composed
+from composing import composed, tree_for
 from running import SCRIPT, SMALL, run_in_process, start
 from shared_runs import distance
 from states import assert_equal_states
 
-from fullbatch.app.processes import launch_from
-from fullbatch.settings.parse import parse
+from fullbatch.app.processes import launch_from, require_equal_settings
+from fullbatch.settings.parse import parse, replace_keys
 from fullbatch.training.checkpoint import load_checkpoint
 from fullbatch.training.tables import read_table
 
@@ -28,11 +33,15 @@ SOON = 30.0
 """Seconds in which the other processes of a run end when one is gone."""
 
 
-def others_of(process: "subprocess.Popen[str]") -> list[int]:
+def children_of(process: int) -> list[int]:
+    """Return the processes that a process has started."""
+    tasks = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(child) for path in tasks for child in path.read_text().split()]
+
+
+def others_of(process: int) -> list[int]:
     """Return the processes that the main process of a run has started."""
-    tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
-    children = [int(child) for path in tasks for child in path.read_text().split()]
-    return [child for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+    return [child for child in children_of(process) if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
 
 
 def lives(process: int) -> bool:
@@ -92,6 +101,126 @@ def test_two_processes_write_the_files_of_one(script: Callable[..., int], tmp_pa
     assert len(read_table(tmp_path / "tables" / "table_fb_digits_runs.csv")) == 2
 
 
+def listening(processes: list[int]) -> set[tuple[str, int]]:
+    """Return the addresses at which processes listen for TCP, in hexadecimal digits, and the ports."""
+    sockets = set()
+    for process in processes:
+        for descriptor in Path(f"/proc/{process}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                sockets.add(os.readlink(descriptor))
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    places = [words[1].split(":") for words in lines if words[3] == "0A" and f"socket:[{words[9]}]" in sockets]
+    return {(address, int(port, 16)) for address, port in places}
+
+
+@contextmanager
+def attacked() -> Iterator[tuple[set[tuple[str, int]], list[str]]]:
+    """Let another user attack this process and its children; yield where they listen, and the successes."""
+    own, seen, successes, ended = listening([os.getpid()]), set[tuple[str, int]](), list[str](), threading.Event()
+    command = [sys.executable, str(Path(__file__).parent.parent / "attacking.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as attacker:
+        assert attacker.stdin is not None
+        assert attacker.stdout is not None
+
+        def watch() -> None:
+            while not ended.wait(0.002):
+                for place in listening([os.getpid(), *others_of(os.getpid())]) - own - seen:
+                    seen.add(place)
+                    attacker.stdin.write(f"{place[1]}\n")
+                    attacker.stdin.flush()
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            yield seen, successes
+        finally:
+            ended.set()
+            watcher.join()
+            attacker.kill()
+            successes += attacker.stdout.readlines()
+
+
+@pytest.mark.slow
+def test_another_user_of_the_machine_changes_nothing(
+    script: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever the environment says, nothing listens beyond this machine; a job that is done needs no second run."""
+    device = next(name for _, name in socket.if_nameindex())
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", device if device != "lo" else "eth0")
+    with attacked() as (seen, successes):
+        status = script("-m", "hyp.steps=2", *TWO)
+    assert seen
+    assert {address for address, _ in seen} == {"0100007F"}
+    assert successes == []
+    shown = capsys.readouterr()
+    assert "Traceback" not in shown.err
+    assert (status, shown.err.count("\n")) in ((0, 0), (4, 1)), shown.err
+    assert script("-m", "hyp.steps=2", *TWO) == 0
+    again = capsys.readouterr()
+    assert again.out.count("this job has finished before") == (status == 0)
+    assert again.err == ""
+    assert script("-m", "impl.checkpoint.name=other", "name=other", "hyp.steps=2") == 0
+    two, one = read_table(tmp_path / "tables" / "table_fb_digits_runs.csv")
+    assert float(two["train_loss"]) == pytest.approx(float(one["train_loss"]), rel=1e-5)
+
+
+class Sequence:
+    """Processes one after the other, the main one first."""
+
+    sent = b""
+
+    def broadcast(self, content: bytes) -> bytes:
+        self.sent = self.sent or content
+        return self.sent
+
+    def raise_together(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+def test_processes_with_other_settings_are_named() -> None:
+    group: Any = Sequence()
+    tree = tree_for(*SMALL, "impl/setup=distributed")
+    other = replace_keys(tree, {"impl.setup.rank": 1, "impl.setup.url": "tcp://a:1", "hyp.steps": 9, "data.path": "/x"})
+    require_equal_settings(tree, group)
+    with pytest.raises(ValueError, match=r"^data\.path, hyp\.steps: not as in process 0; .* the same command line$"):
+        require_equal_settings(other, group)
+    assert b"/x" not in group.sent
+
+
+@pytest.mark.soak
+def test_two_machines_with_different_command_lines(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"impl.setup.url=tcp://127.0.0.1:{server.getsockname()[1]}"
+    for steps, expected in (("2", 0), ("3", 2)):
+        setup = ["impl/setup=distributed", "impl.setup.world_size=2", url, "impl.setup.processes_per_node=2"]
+        second = start(tmp_path, *SMALL, *setup, "impl.setup.rank=1", f"hyp.steps={steps}")
+        first = start(tmp_path, *SMALL, *setup, "impl.setup.rank=0", "hyp.steps=2")
+        shown, other = (process.communicate(timeout=600)[0] for process in (first, second))
+        assert (first.returncode, second.returncode) == (expected, expected), shown + other
+        assert shown.count("process 2 of 4: hyp.steps: not as in process 0") == (expected == 2)
+        assert ("4 processes, gloo" in shown, other) == (True, "")
+
+
+@pytest.mark.soak
+def test_no_process_outlives_a_killed_one(tmp_path: Path) -> None:
+    """Killed at any moment, also before the others have connected; those of a launcher, too."""
+    joblib = ["-m", "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=3"]
+    for arguments, number in ((TWO, 2), (joblib, 4)):
+        for delay in (0.0, 1.0, 3.0, 8.0):
+            process = start(tmp_path, *SMALL, *arguments, "hyp.steps=100000")
+            while len(descendants := children_of(process.pid)) < number:
+                assert process.poll() is None
+                time.sleep(0.01)
+            time.sleep(delay)
+            descendants = children_of(process.pid)
+            process.kill()
+            deadline = time.monotonic() + SOON
+            while any(map(lives, descendants)):
+                assert time.monotonic() < deadline, (arguments, delay)
+                time.sleep(0.1)
+            process.communicate()
+
+
 @pytest.mark.slow
 def test_torchrun(tmp_path: Path) -> None:
     """A sweep, whose workers go on from job to job; a missing setup is named."""
@@ -142,7 +271,7 @@ def test_a_mistake_is_reported_once(
 @pytest.mark.parametrize("victim", ["first", "second"])
 def test_killing_one_of_two_ends_the_other_with_a_message(tmp_path: Path, victim: str) -> None:
     process = started(tmp_path, "hyp.steps=100000", "hyp.scheduler=", *TWO)
-    (other,) = others_of(process)
+    (other,) = others_of(process.pid)
     killed = time.monotonic()
     os.kill(process.pid if victim == "first" else other, signal.SIGKILL)
     shown = process.communicate(timeout=600)[0]  # ends when both have closed it
@@ -164,7 +293,7 @@ def test_a_save_on_request_does_not_stop_the_run(tmp_path: Path) -> None:
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.02)
-    os.kill(others_of(process)[0], signal.SIGTERM)  # in any process
+    os.kill(others_of(process.pid)[0], signal.SIGTERM)  # in any process
     shown = process.communicate(timeout=600)[0]
     assert process.returncode == 128 + signal.SIGTERM
     assert "paused " in shown
@@ -194,7 +323,7 @@ def survive(folder: Path, processes: list[int], events: list[signal.Signals], se
         setup = TWO if number == 2 else []
         process = started(folder, steps, *EXACT, *setup)
         time.sleep(chance.random() / 2)
-        others = others_of(process) if process.poll() is None else []
+        others = others_of(process.pid) if process.poll() is None else []
         victim = chance.choice([process.pid, *others])
         if process.poll() is None:
             os.kill(victim, event)

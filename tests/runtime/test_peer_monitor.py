@@ -5,12 +5,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from queue import Queue
 
 import pytest
 
 from fullbatch.runtime import peer_monitor as module
-from fullbatch.runtime.peer_monitor import LOST, PeerLostError, PeerMonitor, connect_peers
+from fullbatch.runtime.peer_monitor import LOST, PeerLostError, PeerMonitor
 
 
 @pytest.fixture(autouse=True)
@@ -97,30 +96,42 @@ def test_a_process_that_is_not_done_ends_like_the_first(exits: list[int]) -> Non
     assert exits == []
 
 
-def test_other_programs_are_not_accepted(exits: list[int]) -> None:
-    published: Queue[str] = Queue()
-    monitors: dict[int, PeerMonitor] = {}
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[" * 998,
+        b"[" * 150_000,
+        b"x" * 300_000,
+        b"\xff",
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"request": true}',
+        b'{"request": 1e30}',
+        b'{"request": 99999999999}',
+        b'{"request": -1}',
+        b'{"request": 1, "close": 0}',
+        b'{"failure": 2}',
+        b'{"failure": [2, 3]}',
+        b'{"failure": [0, "done"]}',
+        b'{"close": "0"}',
+        b'{"other": 1}',
+    ],
+    ids=lambda line: line[:20].decode(errors="replace"),
+)
+def test_an_invalid_message_ends_the_run_and_not_the_listener(exits: list[int], line: bytes) -> None:
+    monitors = star(4)
+    monitors[1]._connections[0].sendall(line + b"\n")
+    error = error_of(monitors[0])
+    assert (str(error), error.status) == ("process 1 of 4 sent an invalid message", LOST)
+    assert error_of(monitors[2]).status == LOST
+    monitors[3]._connections[0].sendall(b'{"request": 3}\n')
+    eventually(lambda: monitors[0].requested == 3)  # it listens still
+    close(monitors, LOST)
 
-    def join(rank: int, where: str = "") -> None:
-        monitors[rank] = connect_peers(
-            rank, 2, "127.0.0.1", lambda _, value: published.put(value), lambda _: where, timeout=60
-        )
 
-    first = threading.Thread(target=join, args=(0,))
-    first.start()
-    where = published.get(timeout=60)
-    port = int(where.split()[0])
-    for message in (b'{"token": "0", "rank": 1}\n', b"GET / HTTP/1.1\n", b""):
-        with socket.create_connection(("127.0.0.1", port), 60) as stranger:
-            stranger.sendall(message)
-    join(1, where)
-    first.join(60)
-    monitors[1].request(1)
-    eventually(lambda: monitors[0].requested == 1)
-    close([monitors[0], monitors[1]])
-    assert exits == []
-
-
-def test_missing_processes_are_named() -> None:
-    with pytest.raises(PeerLostError, match=r"processes \[1, 2\] of 3 have not connected"):
-        connect_peers(0, 3, "127.0.0.1", lambda _, __: None, lambda _: "", timeout=0.0)
+def test_a_long_report_of_a_failure_is_a_valid_message(exits: list[int]) -> None:
+    monitors = star(2)
+    monitors[1].report_failure(1, "\0\u753b" * 1_000_000)
+    assert str(error_of(monitors[0])).startswith("\0\u753b")
+    close(monitors, 1)
