@@ -70,7 +70,8 @@ class PeerMonitor:
     def explain(self, error: Exception) -> PeerLostError:
         """Return the cause of a failed collective operation; a lost peer is detected within seconds."""
         self._failed.wait(GRACE_SECONDS / 2)
-        return self._error or PeerLostError(f"the processes of the run cannot reach each other: {error}")
+        reason = str(error).partition("\n")[0]
+        return self._error or PeerLostError(f"the processes of the run cannot reach each other: {reason}")
 
     def request(self, number: int) -> None:
         """Send the number of a request to all processes."""

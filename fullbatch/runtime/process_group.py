@@ -24,7 +24,7 @@ BUCKET = 1 << 24
 """Entries that are reduced at once: large enough for the network, small beside the gradients themselves."""
 MAX_BYTES = 1 << 38
 """What one process sends to another at most, as a checkpoint."""
-PROOF_TIMEOUT = timedelta(minutes=1)
+PROOF_TIMEOUT = timedelta(seconds=30)
 """How long processes that are connected wait for each other's proof that they are."""
 
 _SINGLE = Ranks(0, 1)
@@ -204,8 +204,13 @@ def join_group(
     backends, ended = "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo", 1
     try:
         store = rendezvous.store(ranks.size)
-        dist.init_process_group(backends, store=store, rank=ranks.rank, world_size=ranks.size, timeout=NO_TIMEOUT)
-        _exchange_proofs(ranks, secret)
+        try:
+            dist.init_process_group(backends, store=store, rank=ranks.rank, world_size=ranks.size, timeout=NO_TIMEOUT)
+            _exchange_proofs(ranks, secret)
+        except PeerLostError:
+            raise
+        except RuntimeError as error:
+            raise peer_monitor.explain(error) from error
         yield Group(ranks, peer_monitor)
         ended = status()
     except KeyboardInterrupt:
@@ -230,14 +235,11 @@ def _exchange_proofs(ranks: Ranks, secret: bytes) -> None:
     peers = [peer for peer in range(ranks.size) if peer != ranks.rank]
     received = {peer: torch.zeros(32, dtype=torch.uint8) for peer in peers}
     sent = [proof(ranks.rank, peer) for peer in peers]
-    try:
-        transfers = [dist.isend(one, peer) for one, peer in zip(sent, peers, strict=True)]
-        transfers += [dist.irecv(one, peer) for peer, one in received.items()]
-        for transfer in transfers:
-            if transfer is not None:
-                transfer.wait(PROOF_TIMEOUT)
-    except RuntimeError as error:
-        raise PeerLostError(f"another program disturbs the connections of this run: {error}") from None
+    transfers = [dist.isend(one, peer) for one, peer in zip(sent, peers, strict=True)]
+    transfers += [dist.irecv(one, peer) for peer, one in received.items()]
+    for transfer in transfers:
+        if transfer is not None:
+            transfer.wait(PROOF_TIMEOUT)
     if not all(torch.equal(one, proof(peer, ranks.rank)) for peer, one in received.items()):
         raise PeerLostError("another program has connected to a port of this run")
 
