@@ -44,14 +44,17 @@ class JobEndedBadlyError(Exception):
 
 
 def train(arguments: Sequence[str] | None = None) -> int:
-    """Train a model, or the models of a sweep; return the exit status."""
+    """Train a model, or the models of a sweep; return the exit status.
+
+    It is 0 in all of torchrun's processes but the first, which reports what is wrong in any of them: torchrun ends the
+    others as soon as one fails.
+    """
     if not is_torchrun_worker():
         return run_hydra("fullbatch.app.train:train_job", arguments)
     with tempfile.TemporaryDirectory() as folder:  # what Hydra writes
         places = [f"hydra.{kind}.dir='{folder}'" for kind in ("run", "sweep")]
-        return run_hydra(
-            "fullbatch.app.train:train_job", [*(sys.argv[1:] if arguments is None else arguments), *places]
-        )
+        run_hydra("fullbatch.app.train:train_job", [*(sys.argv[1:] if arguments is None else arguments), *places])
+    return ExitStatus.DONE
 
 
 def landscape(arguments: Sequence[str] | None = None) -> int:
