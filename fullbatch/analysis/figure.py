@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fullbatch.runtime.figures import import_matplotlib, png_figure
+from fullbatch.runtime.plain_text import printable
 from fullbatch.training.state import Row
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def _draw_runs(figure: "Figure", measured: Mapping[str, Sequence[Row]]) -> None:
         grid[1, column].plot(*_points(rows, "train_loss"), color=BLUE, linewidth=1.0)
         grid[1, column].set(xlabel="step", yscale="log")
         grid[1, column].grid(alpha=0.3)
-        grid[0, column].set_title(name, parse_math=False)
+        grid[0, column].set_title(printable(name), parse_math=False)
     for row, label in enumerate(("curvature", "training loss")):
         grid[row, 0].set_ylabel(label)
     grid[0, 0].set_ylim(0, max(top(rows) for rows in measured.values()))  # the same axis for all runs

@@ -1,18 +1,21 @@
 """A run that is ready to start or to continue, and its descriptions in logs, files and tables."""
 
+import csv
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from fullbatch.app.identity import RunIdentity
 from fullbatch.app.paths import RunPaths
-from fullbatch.app.provenance import provenance
+from fullbatch.app.provenance import write_record
 from fullbatch.build.trainer import Training
 from fullbatch.runtime.device import describe
-from fullbatch.runtime.files import write_atomically
+from fullbatch.runtime.files import format_error, write_atomically
 from fullbatch.runtime.process_group import ALONE, Group
+from fullbatch.runtime.stop_requests import InterruptedWork
 from fullbatch.settings import Run
 from fullbatch.settings.parse import flatten, to_yaml
 from fullbatch.tensors import device_of
@@ -21,6 +24,7 @@ from fullbatch.training.loggers import RunDescription, start_loggers
 from fullbatch.training.state import TrainState
 from fullbatch.training.step import DivergedError
 from fullbatch.training.summary import CLOSING, summarize
+from fullbatch.training.tables import add_run
 from fullbatch.training.trainer import Observer, Probes
 
 log = logging.getLogger(__name__)
@@ -72,7 +76,7 @@ def log_start(job: Job) -> None:
     log.info("%s, optimizer %s: %s%s", mode, run.hyp.optim.name, optimizer, wrapped)
     settings = to_yaml({**job.tree, "seed": job.seed})
     write_atomically(job.paths.folder / "config.yaml", settings.encode())
-    write_atomically(job.paths.folder / "run.json", (json.dumps(provenance(), indent=2) + "\n").encode())
+    write_record(job.paths.folder, RunIdentity.of(run, job.tree).job)  # as in the ledger, before the seed is drawn
 
 
 def open_loggers(job: Job) -> AbstractContextManager[list[Observer]]:
@@ -83,15 +87,20 @@ def open_loggers(job: Job) -> AbstractContextManager[list[Observer]]:
 
 
 def summary(job: Job) -> dict[str, Any]:
-    """Return the results of the run so far."""
+    """Return the results of the run so far; without its speed, and with a warning, where that cannot be measured."""
     run, training = job.run, job.training
     closing = summarize(training.state.rows, warmup=run.hyp.warmup, window=run.impl.validate_every_nth_step)
     precision = training.problem.arithmetic.matmul_dtype
-    return {**closing, **speed(training.step, precision, processes=job.group.size)}
+    try:
+        return {**closing, **speed(training.step, precision, processes=job.group.size)}
+    except Exception as error:  # of the counter of operations, for a user's model, or of a device without memory
+        log.warning("the speed of the run is not measured: %s", format_error(error) or type(error).__name__)
+        log.debug("where it happened", exc_info=error)
+        return closing
 
 
-def run_row(job: Job, diverged: DivergedError | None) -> dict[str, Any]:
-    """Return the row of the run in the table of runs."""
+def run_row(job: Job, result: Mapping[str, Any], diverged: DivergedError | None = None) -> dict[str, Any]:
+    """Return the row of the run, with its ``summary``, in the table of runs."""
     run = job.run
     return {
         "name": run.name,
@@ -101,7 +110,7 @@ def run_row(job: Job, diverged: DivergedError | None) -> dict[str, Any]:
         "stoch": run.hyp.train_stochastic,
         "augmentations": bool(run.data.augmentations_train),
         **dict.fromkeys(CLOSING, ""),  # a run that diverged early has only some of these columns; tables have them all
-        **summary(job),
+        **result,
         "size": run.data.size,
         "batch_size": run.data.batch_size,
         **flatten(job.tree["hyp"]),
@@ -109,6 +118,26 @@ def run_row(job: Job, diverged: DivergedError | None) -> dict[str, Any]:
         "configuration": job.identity.configuration,
         "folder": str(job.paths.folder),
     }
+
+
+def record_row(
+    job: Job, result: Mapping[str, Any], diverged: DivergedError | None = None, *, unless: Sequence[str] = ()
+) -> None:
+    """Add the row of the run to the table of runs; if that fails, to a table of this name in the run folder.
+
+    A warning says so; the run does not fail. Without any table, the row is in the log.
+    """
+    row, name = run_row(job, result, diverged), job.paths.table.name
+    for path in (job.paths.table, job.paths.folder / name):
+        try:
+            add_run(path, row, unless=unless)
+        except (ValueError, OSError, csv.Error, InterruptedWork) as error:
+            log.warning("%s: without the row of this run (%s)", path, format_error(error))
+        else:
+            if path != job.paths.table:
+                log.warning("the row of this run is in %s", path)
+            return
+    log.error("the row of this run: %s", json.dumps(row, default=str))
 
 
 def reason_of_end(job: Job) -> str:

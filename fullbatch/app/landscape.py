@@ -4,6 +4,7 @@ import logging
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fullbatch.build.landscape import LandscapeJob, build_landscape
 from fullbatch.landscape.export import save_surface
 from fullbatch.landscape.filling import fill
 from fullbatch.landscape.surface import Surface
+from fullbatch.runtime.figures import written
 from fullbatch.settings import Run
 from fullbatch.settings.parse import parse_tree, to_tree
 
@@ -72,9 +74,9 @@ def _compute(run: Run, landscape: LandscapeJob, database: Path, folder: Path, ti
         log.warning("%d of %d values are not finite: the model overflows there", overflowing, values.size)
     stem = f"landscape_{database.name.removesuffix('.landscape')}"
     paths = [folder / f"{stem}.{form}" for form in dict.fromkeys(run.viz.formats)]
-    written = [path.name for path in paths if save_surface(surface, path, title)]
+    names = [path.name for path in paths if written(path, partial(save_surface, surface, path, title))]
     if not run.dryrun:
-        log.info("%s: %s", folder, ", ".join(written) or "no files")
+        log.info("%s: %s", folder, ", ".join(names) or "no files")
     scope.console.print(_table(surface, title))
 
 

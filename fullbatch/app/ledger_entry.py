@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -16,11 +17,14 @@ from fullbatch.app.argv import command_line, jobs_of
 from fullbatch.app.exit_status import ExitStatus
 from fullbatch.app.identity import RunIdentity, content_hash
 from fullbatch.app.paths import CHECKPOINT, RunPaths
-from fullbatch.app.provenance import provenance
+from fullbatch.app.provenance import provenance, read_job
+from fullbatch.app.resume import read_matching
+from fullbatch.results.columns import RUN_COLUMNS
 from fullbatch.results.ledger import Attempt, JobDescription, Ledger, State, SweepPosition, is_redundant, lease_of
 from fullbatch.runtime.files import format_error, move
 from fullbatch.runtime.locks import is_alive, lease
 from fullbatch.runtime.peer_monitor import PeerLostError
+from fullbatch.runtime.plain_text import printable
 from fullbatch.runtime.stop_requests import InterruptedWork
 from fullbatch.settings import Run
 from fullbatch.training.checkpoint import find_checkpoint
@@ -42,12 +46,19 @@ class LedgerEntry:
         description: of the job.
         folder: of the run.
         place: of the job in its sweep; None for a single run.
+        objection: returns why the checkpoint in the folder of an earlier attempt is not the job's; empty if it is.
     """
 
     def __init__(
-        self, ledger: Ledger | None, description: JobDescription, folder: Path, place: SweepPosition | None
+        self,
+        ledger: Ledger | None,
+        description: JobDescription,
+        folder: Path,
+        place: SweepPosition | None,
+        objection: Callable[[Path], str] = lambda _: "",
     ) -> None:
         self._ledger, self._description, self._folder, self._place = ledger, description, folder, place
+        self._objection = objection
         self._lease = ExitStack()
         self._attempt: Attempt | None = None
         self._earlier: Sequence[Attempt] = ()
@@ -71,7 +82,7 @@ class LedgerEntry:
             return
         *self._earlier, self._attempt = attempts
         if self._place is not None and self._earlier and self._earlier[-1].state is not State.DIVERGED:
-            _fetch_checkpoint(self._earlier, self._folder)
+            _fetch_checkpoint([attempt.folder for attempt in self._earlier], self._folder, self._objection)
 
     def end(self, state: State, message: str = "", result: Mapping[str, float] | None = None) -> None:
         """Record how the run ended, at once; later calls, and the error that leaves the context, change nothing."""
@@ -80,8 +91,9 @@ class LedgerEntry:
         number, self._attempt = self._attempt.number, None
         try:
             self._ledger.end(number, state, message, result or {})
-        except ValueError as refused:  # the run has ended, and its result is in its table and checkpoint
-            log.error("%s; there, this run counts as interrupted, and a sweep will look at its checkpoint", refused)
+        except (ValueError, OSError) as error:  # the run has ended, and its result is in its table and checkpoint
+            message = "%s; there, this run counts as interrupted, and a sweep will look at its checkpoint"
+            log.error(message, format_error(error))
 
     @property
     def was_unfinished(self) -> bool:
@@ -124,7 +136,9 @@ def enter(run: Run, identity: RunIdentity, paths: RunPaths) -> LedgerEntry:
         return LedgerEntry(None if run.dryrun else Ledger(paths.ledger), description, paths.folder, None)
     sweep = Path(hydra.runtime.output_dir).absolute().parent
     place = SweepPosition(sweep, int(hydra.job.num), jobs_of(command_line()[1:]))
-    return LedgerEntry(Ledger(paths.ledger), description, paths.folder, place)
+    ledger = Ledger(paths.ledger)
+    objection = partial(_objection, identity=identity, roots=(ledger.launch_folder, Path(run.base_dir), sweep))
+    return LedgerEntry(ledger, description, paths.folder, place, objection)
 
 
 def _end_after(error: BaseException | None) -> tuple[State, str, Mapping[str, float]]:
@@ -138,18 +152,40 @@ def _end_after(error: BaseException | None) -> tuple[State, str, Mapping[str, fl
     return State.FAILED, repr(error), {}
 
 
-def _fetch_checkpoint(attempts: Sequence[Attempt], folder: Path) -> None:
-    """Move the newest checkpoint of these attempts, and its companions, from its run folder into this one."""
-    for attempt in reversed(attempts):
-        if find_checkpoint(attempt.folder / CHECKPOINT) is None:
+def _fetch_checkpoint(folders: Sequence[Path], folder: Path, objection: Callable[[Path], str]) -> None:
+    """Move the newest checkpoint, and its companions, from its run folder into this one."""
+    for earlier in reversed(folders):
+        if find_checkpoint(earlier / CHECKPOINT) is None:
             continue
-        if attempt.folder != folder.absolute():
+        if reason := objection(earlier):  # the ledger is a file, and what it says is no proof
+            log.warning("the checkpoint in %s is left there and not continued: %s", earlier, reason)
+            continue
+        if earlier != folder.absolute():
             # The checkpoint itself goes first: wherever a kill divides the files, the newest one is found.
-            files = attempt.folder.glob(f"{Path(CHECKPOINT).stem}*")
+            files = [path for path in earlier.glob(f"{Path(CHECKPOINT).stem}.*") if path.is_file()]
             for path in sorted(files, key=lambda path: (path.name != CHECKPOINT, path.name)):
                 move(path, folder / path.name)
-            log.info("the checkpoint is that of %s", attempt.folder)
+            log.info("the checkpoint is that of %s", earlier)
         return
+
+
+def _objection(folder: Path, *, identity: RunIdentity, roots: Sequence[Path]) -> str:
+    """Return why the checkpoint in ``folder`` is not that of a job which writes below ``roots``; empty if it is.
+
+    Run folders record their job; those of earlier versions have only the checkpoint's configuration and seed.
+    """
+    if not any(folder.resolve().is_relative_to(root.resolve()) for root in roots):
+        return f"the folder is outside of {', '.join(map(str, roots))}"
+    if any(path.is_symlink() for path in folder.glob(f"{Path(CHECKPOINT).stem}.*")):
+        return "it is a symbolic link"
+    try:
+        job = read_job(folder)
+        newest = read_matching(folder / CHECKPOINT, identity) if job is None else None
+        if newest is not None and not newest[1].checkpoint:
+            return "it is a file of another program"
+    except (ValueError, OSError) as error:
+        return format_error(error)
+    return "" if job in (None, identity.job) else f"it belongs to job {job}, and this is {identity.job}"
 
 
 def report_already_done(attempt: Attempt, title: str, console: Console) -> int:
@@ -159,7 +195,8 @@ def report_already_done(attempt: Attempt, title: str, console: Console) -> int:
         log.error("this job diverged before, in %s (%s); nothing has changed that could change that", folder, message)
         return ExitStatus.DIVERGED
     if attempt.state is State.RUNNING:
-        log.warning("this job is running now: process %d on %s, in %s", attempt.process, attempt.host, folder)
+        message = "this job is running now: process %d on %s, in %s; if there is no such process, remove %s"
+        log.warning(message, attempt.process, attempt.host, folder, lease_of(folder))
         return ExitStatus.DONE
     log.info("this job has finished before, in %s (%s); its result:", folder, message)
     show_result(attempt.result, title, console)
@@ -168,8 +205,8 @@ def report_already_done(attempt: Attempt, title: str, console: Console) -> int:
 
 def show_result(result: Mapping[str, float], title: str, console: Console) -> None:
     """Print the result of a run."""
-    table = Table(title=title, show_header=False)
+    table = Table(title=printable(title), show_header=False)
     for key, value in result.items():
-        percent = key.endswith(("acc", "share")) or key.startswith("valid_acc")
-        table.add_row(key, f"{value:.2%}" if percent else f"{value:.5g}")
+        unit = RUN_COLUMNS[key].unit if key in RUN_COLUMNS else ""
+        table.add_row(key, f"{value:.2%}" if unit == "fraction" else f"{value:.5g}")
     console.print(table)

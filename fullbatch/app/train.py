@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from fullbatch.analysis.figure import draw_edge_of_stability
 from fullbatch.app.argv import command_line, is_torchrun_worker
 from fullbatch.app.exit_status import ExitStatus
 from fullbatch.app.identity import RunIdentity
-from fullbatch.app.job import Job, describe_progress, display_name, open_loggers, reason_of_end, run_row, summary
+from fullbatch.app.job import Job, describe_progress, display_name, open_loggers, reason_of_end, record_row, summary
 from fullbatch.app.job_scope import JobScope, job_scope
 from fullbatch.app.ledger_entry import LedgerEntry, enter, report_already_done, show_result
 from fullbatch.app.paths import RunPaths
@@ -27,7 +28,8 @@ from fullbatch.build.precision import overflow_advice
 from fullbatch.data.reading import translate_worker_errors
 from fullbatch.results.curves import draw_curves
 from fullbatch.results.ledger import State
-from fullbatch.runtime.files import format_error, require_writable
+from fullbatch.runtime.figures import written
+from fullbatch.runtime.files import require_writable
 from fullbatch.runtime.locks import claimed
 from fullbatch.runtime.logs import ProgressBar
 from fullbatch.runtime.process_group import Group
@@ -37,8 +39,8 @@ from fullbatch.settings.parse import parse, parse_tree, to_tree
 from fullbatch.training.checkpoint import find_checkpoint, save_checkpoint
 from fullbatch.training.loggers import require_loggers
 from fullbatch.training.step import DivergedError
-from fullbatch.training.tables import ConvergenceTable, add_run
-from fullbatch.training.trainer import validate_last
+from fullbatch.training.tables import ConvergenceTable
+from fullbatch.training.trainer import Observer, validate_last
 
 log = logging.getLogger(__name__)
 
@@ -103,16 +105,38 @@ def execute(job: Job, entry: LedgerEntry, requests: StopRequests, console: Conso
 
     Raises ``DivergedError`` at the end.
     """
-    training, state, paths, name = job.training, job.training.state, job.paths, job.run.name
+    training, paths = job.training, job.paths
     if training.is_done:
         log.info("this run has finished before (%s); its result:", reason_of_end(job))
-        validate_last(state, training.validate)
+        validate_last(training.state, training.validate)
+        result = summary(job)
         if entry.was_unfinished:  # perhaps it ended between the last checkpoint and the row
-            add_run(paths.table, run_row(job, None), unless=("name", "configuration", "seed"))
-        return _finish(job, entry, console)
-    table = ConvergenceTable(paths.folder / f"table_{name}_convergence_results.csv", [dict(row) for row in state.rows])
-    diverged: DivergedError | None = None
-    with open_loggers(job) as loggers, ProgressBar(console, training.plan.steps, state.step) as bar:
+            record_row(job, result, unless=("name", "configuration", "seed"))
+        entry.end(State.FINISHED, reason_of_end(job), result)
+        show_result(result, display_name(job.run), console)
+        return ExitStatus.DONE
+    with open_loggers(job) as loggers:  # closed after the run is recorded, which may take long
+        diverged = _take_steps(job, requests, loggers, console)
+        if diverged is not None or training.is_done:
+            _record_end(job, entry, console, diverged)
+        else:
+            log.warning("paused %s; the checkpoint is %s", describe_progress(training.state), paths.checkpoint)
+            entry.end(State.INTERRUPTED, f"paused {describe_progress(training.state)}")
+    _draw(job)
+    if diverged is not None:
+        last_good = find_checkpoint(paths.checkpoint) or "none, the first step diverged"
+        raise DivergedError(f"{diverged}{overflow_advice(job.run)}; the last good checkpoint is {last_good}")
+    return ExitStatus.DONE if training.is_done else requests.exit_status
+
+
+def _take_steps(
+    job: Job, requests: StopRequests, loggers: Sequence[Observer], console: Console
+) -> DivergedError | None:
+    """Take the remaining steps; return the error of one that is not finite."""
+    training, rows = job.training, job.training.state.rows
+    path = job.paths.folder / f"table_{job.run.name}_convergence_results.csv"
+    table = ConvergenceTable(path, [dict(row) for row in rows])
+    with ProgressBar(console, training.plan.steps, training.state.step) as bar:
         trainer = training.trainer(
             probes=job.probes,
             observers=[table.append, *loggers, bar],
@@ -122,34 +146,24 @@ def execute(job: Job, entry: LedgerEntry, requests: StopRequests, console: Conso
         try:
             trainer.run()
         except DivergedError as error:
-            diverged = error
-    if diverged is not None:
-        add_run(paths.table, run_row(job, diverged))
-        entry.end(State.DIVERGED, str(diverged))
-        _draw(job)
-        last_good = find_checkpoint(paths.checkpoint) or "none, the first step diverged"
-        raise DivergedError(f"{diverged}{overflow_advice(job.run)}; the last good checkpoint is {last_good}")
-    if training.is_done:
-        add_run(paths.table, run_row(job, None))
-        log.info("done: %s", reason_of_end(job))
-        status = _finish(job, entry, console)
-    else:
-        log.warning("paused %s; the checkpoint is %s", describe_progress(state), paths.checkpoint)
-        entry.end(State.INTERRUPTED, f"paused {describe_progress(state)}")
-        status = requests.exit_status
-    _draw(job)
-    return status
+            return error
+    return None
 
 
-def _finish(job: Job, entry: LedgerEntry, console: Console) -> int:
+def _record_end(job: Job, entry: LedgerEntry, console: Console, diverged: DivergedError | None) -> None:
+    """Record a run that is finished or has diverged in the table of runs and in the ledger; then show its result."""
     result = summary(job)
+    record_row(job, result, diverged)
+    if diverged is not None:
+        entry.end(State.DIVERGED, str(diverged))
+        return
+    log.info("done: %s", reason_of_end(job))
     entry.end(State.FINISHED, reason_of_end(job), result)
     show_result(result, display_name(job.run), console)
-    return ExitStatus.DONE
 
 
 def _draw(job: Job) -> None:
-    """Draw the curves and the sharpness; log a figure that cannot be drawn, which does not make the run fail."""
+    """Draw the curves and the sharpness."""
     name, rows = job.run.name, job.training.state.rows
     curves, sharpness = (job.paths.folder / f"{kind}_{name}.png" for kind in ("curves", "sharpness"))
     figures = {
@@ -157,12 +171,7 @@ def _draw(job: Job) -> None:
         sharpness: lambda: draw_edge_of_stability({name: rows}, sharpness),
     }
     for path, draw in figures.items() if rows else ():
-        try:
-            draw()
-        except Exception as error:  # whatever matplotlib raises
-            reason = (format_error(error).strip() or type(error).__name__).splitlines()[0]
-            log.warning("%s is not drawn: %s", path, reason)
-            log.debug("where it happened", exc_info=error)
+        written(path, draw)
 
 
 def _save(job: Job, requests: StopRequests) -> None:

@@ -4,10 +4,9 @@ import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 
-from rich.console import Console
-
 from fullbatch.app.exit_status import ExitStatus
 from fullbatch.runtime.files import format_error
+from fullbatch.runtime.plain_text import PlainConsole, printable
 
 
 def command_parser(name: str, description: str | None) -> ArgumentParser:
@@ -20,7 +19,7 @@ def run_command(command: Callable[[Namespace], None], options: Namespace) -> int
     try:
         command(options)
     except (ValueError, OSError) as error:
-        Console(file=sys.stderr, soft_wrap=True, highlight=False).print(format_error(error), markup=False)
+        PlainConsole(file=sys.stderr, soft_wrap=True).print(printable(format_error(error)))
         return ExitStatus.MISTAKE
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from fullbatch.data.frozen.store import StoredImages, digest, opened
 from fullbatch.data.reading import reader_of
 from fullbatch.runtime.files import require_writable
 from fullbatch.runtime.lmdb import LMDBOptions
+from fullbatch.runtime.plain_text import PlainConsole
 
 _GAP, _SIDE = 2, 64  # pixels between images; approximate side to which smaller images are enlarged
 
@@ -69,7 +69,7 @@ def _inspect(options: Namespace) -> None:
         table.add_row(name, f"{value:,}" if name in ("count", "validation") else json.dumps(value))
     counts = torch.bincount(inspection.labels, minlength=len(inspection.classes)).tolist()
     table.add_row("samples", ", ".join(f"{name} {n:,}" for name, n in zip(inspection.classes, counts, strict=True)))
-    Console(soft_wrap=True).print(table)
+    PlainConsole(soft_wrap=True).print(table)
     if options.sheet is not None:
         from PIL import Image  # noqa: PLC0415
 

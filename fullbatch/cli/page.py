@@ -8,12 +8,11 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from fullbatch.cli.command import command_parser, run_command
 from fullbatch.results.page import render_page
 from fullbatch.results.recorded import RecordedRun, find_run_tables, read_landscape, read_rows, run_names
 from fullbatch.runtime.files import write_atomically
+from fullbatch.runtime.plain_text import PlainConsole
 from fullbatch.settings.parse import read_settings
 
 
@@ -34,4 +33,4 @@ def _write_page(options: Namespace) -> None:
         runs.append(RecordedRun(name, table.parent, read_rows(table), settings))
     page = render_page(runs, [read_landscape(path) for path in landscapes])
     write_atomically(options.output, page.encode())
-    Console(soft_wrap=True, highlight=False).print(f"{options.output}", markup=False)
+    PlainConsole(soft_wrap=True).print(f"{options.output}")

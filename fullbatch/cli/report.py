@@ -6,7 +6,6 @@ name and settings. Runs are read from the tables/table_fb_<data>_runs.csv of the
 ledger beside them.
 """
 
-import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from fullbatch.results.job_status import OVER
 from fullbatch.results.layout import FORMATS
 from fullbatch.results.ledger import Ledger, by_job, decisive
 from fullbatch.runtime.files import write_atomically
+from fullbatch.runtime.plain_text import PlainConsole
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,9 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _report(options: Namespace) -> None:
     tables = list(dict.fromkeys(table.resolve() for path in options.paths for table in find_tables(path)))
-    text = FORMATS[options.format](read_experiments(tables), _notes_on_unfinished(tables))
+    console = PlainConsole()
+    encoding = console.encoding if options.output is None else "utf-8"
+    text = FORMATS[options.format](read_experiments(tables), _notes_on_unfinished(tables), encoding)
     if options.output is None:
-        sys.stdout.write(text)
+        console.file.write(text)
     else:
         write_atomically(options.output, text.encode())
 

@@ -15,15 +15,17 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fullbatch.app.paths import LEDGER, TABLES
 from fullbatch.cli.command import command_parser, run_command
 from fullbatch.results.job_status import JobStatus, common_overrides, job_statuses
-from fullbatch.results.ledger import Ledger, State
+from fullbatch.results.ledger import Ledger, State, lease_of
+from fullbatch.runtime.plain_text import PlainConsole, count_of, printable
 
 STYLES = {State.FINISHED: "green", State.RUNNING: "cyan", State.DIVERGED: "magenta", State.FAILED: "red"}
+_LONGEST = 1e10  # seconds; times in damaged tables may be anything
 WIDTH = 240
 """Width of a table that is not printed to a terminal, in characters."""
 
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_status(options: Namespace) -> None:
-    console = Console(highlight=False)
+    console = PlainConsole()
     if not console.is_terminal:
         console.width = WIDTH
     ledger = Ledger(find_ledger(options.where))
@@ -51,8 +53,8 @@ def _print_status(options: Namespace) -> None:
     counts = Counter(status.state for status in statuses)
     parts = [f"{counts[state]} {state.value}" for state in State if counts[state]]
     console.print(_table(listed, common_overrides(statuses) if len(statuses) > 1 else set()))
-    console.print(f"{len(statuses)} jobs: {', '.join(parts)}" if statuses else "no jobs", markup=False)
-    console.print(_remaining_time(statuses), markup=False)
+    console.print(f"{count_of(len(statuses), 'job')}: {', '.join(parts)}" if statuses else "no jobs")
+    console.print(_remaining_time(statuses))
 
 
 def find_ledger(path: Path | None) -> Path:
@@ -70,8 +72,12 @@ def _forget(ledger: Ledger, jobs: Sequence[str], statuses: Sequence[JobStatus]) 
     for job in jobs:
         if job not in states:
             raise ValueError(f"--forget {job}: there is no such job; known: {', '.join(states) or 'none'}")
-        if states[job] is State.RUNNING:
-            raise ValueError(f"--forget {job}: this job is running now")
+    for attempt in ledger.attempts():
+        if attempt.job in jobs and attempt.state is State.RUNNING:
+            raise ValueError(
+                f"--forget {attempt.job}: process {attempt.process} on {attempt.host} is running this job; stop it "
+                f"first, or, if there is no such process, remove {lease_of(attempt.folder)}"
+            )
     ledger.forget(jobs)
 
 
@@ -81,19 +87,20 @@ def _table(statuses: Sequence[JobStatus], common: set[str]) -> Table:
         table.add_column(title, no_wrap=title not in ("overrides", "where"), overflow="fold")
     for status in statuses:
         overrides = " ".join(text for text in status.overrides if text not in common and not text.startswith("name="))
-        state = status.state.value
         where = "" if status.folder is None else os.path.relpath(status.folder)
         if status.message and status.state in (State.FAILED, State.DIVERGED):
             where = f"{where}: {status.message}"
+        if status.problem:
+            where = f"{where}; {status.problem}"
         table.add_row(
-            status.job,
-            status.name,
-            overrides,
-            f"[{STYLES[status.state]}]{state}[/]" if status.state in STYLES else state,
+            printable(status.job),
+            printable(status.name),
+            printable(overrides),
+            Text(status.state.value, style=STYLES.get(status.state, "")),
             "" if status.steps is None else f"{status.step}/{status.steps}",
             "" if status.accuracy is None else f"{100 * status.accuracy:.2f}",
             _format_duration(status.seconds_left),
-            where,
+            printable(where),
         )
     return table
 
@@ -110,4 +117,6 @@ def _remaining_time(statuses: Sequence[JobStatus]) -> str:
 
 
 def _format_duration(seconds: float | None) -> str:
-    return "" if seconds is None or seconds == 0 else str(timedelta(seconds=max(1, round(seconds))))
+    if seconds is None or seconds == 0:
+        return ""
+    return str(timedelta(seconds=max(1, round(seconds)))) if 0 < seconds < _LONGEST else "unknown"

@@ -13,6 +13,7 @@ import numpy as np
 from fullbatch.landscape.plotting import BLUE, GREEN, NAMES, ORANGE, draw_png, finite, is_steep, line_of
 from fullbatch.landscape.surface import Surface
 from fullbatch.runtime.files import write_atomically
+from fullbatch.runtime.plain_text import html_text
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def write_html(surface: Surface, path: Path, title: str = "") -> None:
     else:
         figure = make_subplots(specs=[[{"secondary_y": True}]])
         _add_line(figure, surface)
-    figure.update_layout(title=title, template="plotly_white", legend={"orientation": "h", "y": 1.06})
+    figure.update_layout(title=html_text(title), template="plotly_white", legend={"orientation": "h", "y": 1.06})
     page = figure.to_html(include_plotlyjs=True, full_html=True, default_height="95vh")
     write_atomically(path, page.encode())
 
@@ -102,7 +103,7 @@ def _add_plane(figure: Any, surface: Surface) -> None:
         x=[x for x, _ in marks], y=[y for _, y in marks], mode=mode, marker=style, line_color="white", showlegend=False
     )
     figure.add_trace(path, row=1, col=2)
-    labels = [*surface.labels, "y"][:2]
+    labels = [html_text(label) for label in (*surface.labels, "y")][:2]
     figure.update_xaxes(title_text=f"x: {labels[0]}", range=[xs[0], xs[-1]], row=1, col=2)
     figure.update_yaxes(title_text=f"y: {labels[1]}", range=[ys[0], ys[-1]], row=1, col=2)
     camera = {"eye": {"x": -1.4, "y": -1.6, "z": 1.1}}

@@ -1,20 +1,16 @@
 """Experiments: runs that differ only in their seed, read from the tables of runs."""
 
+import csv
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fullbatch.results.columns import is_setting
 from fullbatch.training.tables import read_table
 
 TABLES = "table_fb_*_runs.csv"
-RESULTS = frozenset(
-    "status valid_acc train_acc valid_loss train_loss full_loss grad_norm param_norm valid_acc_at_min_loss max_val_acc "
-    "avg_step_time total_time evaluations loss_evaluations steps_taken searches_failed".split()
-)
-"""Columns with results of a run; the others identify it or are settings."""
-_IDENTITY = frozenset("name seed configuration folder template_name".split())
 
 
 @dataclass
@@ -80,7 +76,7 @@ def read_experiments(tables: Iterable[Path]) -> list[Experiment]:
     for path in tables:
         for row in _read_runs(path):
             name = experiment_name(row["name"], row["seed"])
-            settings = {key: value for key, value in row.items() if key not in RESULTS | _IDENTITY}
+            settings = {key: value for key, value in row.items() if is_setting(key)}
             configuration = row.get("configuration") or repr(sorted(settings.items()))
             data = path.name.removeprefix("table_fb_").removesuffix("_runs.csv")
             new = Experiment(name, data, settings, row.get("configuration") or "unknown")
@@ -117,11 +113,19 @@ def distinguishing_settings(experiments: Sequence[Experiment]) -> list[list[str]
 def _read_runs(path: Path) -> list[Mapping[str, str]]:
     try:
         rows = read_table(path)
-    except (UnicodeDecodeError, ValueError) as error:
+    except (UnicodeDecodeError, ValueError, csv.Error) as error:
         raise ValueError(f"{path}: not a table of runs ({error})") from error
     if not rows or not re.fullmatch(r"table_fb_.+_runs\.csv", path.name):
         raise ValueError(f"{path}: not a table of runs (these are named table_fb_<data>_runs.csv and have rows)")
     for column in ("name", "status", "seed", "valid_acc"):
         if column not in rows[0]:
             raise ValueError(f"{path}: not a table of runs (without a column {column})")
+    for number, row in enumerate(rows, 1):
+        if None in row or None in row.values():
+            raise ValueError(f"{path}: damaged: row {number} has another number of cells than the first line")
+        for column in ("valid_acc", "train_acc"):
+            try:
+                float(row.get(column) or 0)
+            except ValueError:
+                raise ValueError(f"{path}: damaged: {column} in row {number} is {row[column]!r}") from None
     return rows

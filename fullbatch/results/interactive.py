@@ -10,6 +10,7 @@ from fullbatch.analysis.figure import STYLES, top
 from fullbatch.landscape.plotting import NAMES, finite, is_steep
 from fullbatch.results.curves import PANELS
 from fullbatch.results.recorded import LandscapeTable, RecordedRun
+from fullbatch.runtime.plain_text import html_text
 from fullbatch.training.state import Row
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -126,7 +127,8 @@ def _scatter(x: np.ndarray, y: np.ndarray, name: str, line: Mapping[str, Any]) -
     from plotly.graph_objects import Scatter  # noqa: PLC0415
 
     mode = "lines+markers" if len(x) == 1 else "lines"
-    return Scatter(x=to_lists(x), y=to_lists(y.reshape(-1)), name=name, line=line, mode=mode, showlegend=False)
+    values = {"x": to_lists(x), "y": to_lists(y.reshape(-1))}
+    return Scatter(**values, name=html_text(name), line=line, mode=mode, showlegend=False)  # plotly shows HTML
 
 
 def to_lists(values: np.ndarray) -> Any:

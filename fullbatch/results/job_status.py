@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fullbatch.results.ledger import Attempt, Ledger, State, by_job, decisive
-from fullbatch.training.tables import read_table
+from fullbatch.results.recorded import read_rows
+from fullbatch.runtime.files import format_error
 
 OVER = (State.FINISHED, State.DIVERGED)
 """States of jobs that take no more time."""
@@ -28,6 +29,7 @@ class JobStatus:
         seconds: total time, expected or measured.
         folder: folder of the run.
         message: how it ended.
+        problem: why its table of steps cannot be read.
     """
 
     job: str
@@ -41,6 +43,7 @@ class JobStatus:
     seconds: float | None = None
     folder: Path | None = None
     message: str = ""
+    problem: str = ""
 
 
 def job_statuses(ledger: Ledger) -> list[JobStatus]:
@@ -67,22 +70,28 @@ def common_overrides(statuses: Iterable[JobStatus]) -> set[str]:
 
 def _status_of(attempt: Attempt) -> JobStatus:
     path = attempt.folder / f"table_{attempt.name}_convergence_results.csv"
-    rows = read_table(path) if path.exists() else []
-    accuracies = [row["valid_acc"] for row in rows if row.get("valid_acc")]
-    spent = sum(float(row.get(column) or 0) for row in rows for column in ("train_time", "valid_time"))
+    rows, problem = [], ""
+    try:
+        rows = read_rows(path, may_be_empty=True) if path.is_file() else []
+    except (ValueError, OSError) as error:
+        problem = format_error(error)
+    accuracies = [row["valid_acc"] for row in rows if "valid_acc" in row]
+    spent = sum(row.get(column, 0.0) for row in rows for column in ("train_time", "valid_time"))
+    taken = attempt.result.get("steps_taken")  # a finished run that is repeated writes no table
     seconds = spent / len(rows) * attempt.steps if rows else None
     status = JobStatus(
         attempt.job,
         attempt.name,
         attempt.overrides,
         attempt.state,
-        step=len(rows),
+        step=taken if isinstance(taken, int) else len(rows),
         steps=attempt.steps,
-        accuracy=attempt.result.get("valid_acc", float(accuracies[-1]) if accuracies else None),
+        accuracy=attempt.result.get("valid_acc", accuracies[-1] if accuracies else None),
         seconds_left=None if seconds is None else seconds - spent,
         seconds=seconds,
         folder=attempt.folder,
         message=attempt.message,
+        problem=problem,
     )
     if attempt.state in OVER:
         return replace(status, seconds_left=0.0, seconds=attempt.result.get("total_time"))

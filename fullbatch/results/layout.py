@@ -5,11 +5,11 @@ import io
 import statistics
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from fullbatch.results.experiments import Experiment, distinguishing_settings, format_mean
 from fullbatch.results.published import SOURCE, PublishedResult, equal_cells, find_published
+from fullbatch.runtime.plain_text import PlainConsole, count_of, csv_cell, markdown, printable
 
 TITLES = ("experiment", "mini-batching", "steps", "modifications", "seeds", "validation %", "training %", "published %")
 _DEFAULTS: Mapping[str, tuple[str, str]] = {
@@ -48,10 +48,14 @@ def notes(experiments: Sequence[Experiment]) -> list[str]:
     for one in experiments:
         published = _published(one)
         if one.diverged:
-            lines.append(f"{one.name}: diverged and not in the mean: seeds {', '.join(one.diverged)}")
+            seeds = f"seed{'s' if len(one.diverged) > 1 else ''} {', '.join(one.diverged)}"
+            lines.append(f"{one.name}: diverged and not in the mean: {seeds}")
         if one.num_repeated:
             different = f"; {one.num_different} of them had another accuracy" if one.num_different else ""
-            lines.append(f"{one.name}: {one.num_repeated} runs repeat a seed; the last one counts{different}")
+            repeat = "repeats" if one.num_repeated == 1 else "repeat"
+            lines.append(
+                f"{one.name}: {count_of(one.num_repeated, 'run')} {repeat} a seed; the last one counts{different}"
+            )
         if published is not None and published.differences:
             lines.append(f"{one.name}: differs from the published experiment: {'; '.join(published.differences)}")
     if any(_published_cells(one) for one in experiments):
@@ -59,34 +63,34 @@ def notes(experiments: Sequence[Experiment]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def as_text(experiments: Sequence[Experiment], more_notes: Sequence[str]) -> str:
-    """Return tables as wide as the terminal."""
-    text, terminal = io.StringIO(), Console()
-    console = Console(file=text, width=terminal.width if terminal.is_terminal else WIDTH, highlight=False)
+def as_text(experiments: Sequence[Experiment], more_notes: Sequence[str], encoding: str) -> str:
+    """Return tables as wide as the terminal, in characters that the encoding has."""
+    text, terminal = io.StringIO(), PlainConsole()
+    console = PlainConsole(file=text, width=terminal.width if terminal.is_terminal else WIDTH, encoding=encoding)
     for title, rows in sections(experiments).items():
-        table = Table(title=title, title_justify="left")
+        table = Table(title=printable(title), title_justify="left")
         for number, column in enumerate(TITLES):
             table.add_column(column, justify="right" if number in (2, 4, 5, 6, 7) else "left")
         for _, cells in rows:
-            table.add_row(*cells)
+            table.add_row(*map(printable, cells))
         console.print(table)
-    console.print("\n".join([*notes(experiments), *more_notes]), markup=False, soft_wrap=True)
+    console.print("\n".join(map(printable, [*notes(experiments), *more_notes])), soft_wrap=True)
     return text.getvalue()
 
 
-def as_markdown(experiments: Sequence[Experiment], more_notes: Sequence[str]) -> str:
+def as_markdown(experiments: Sequence[Experiment], more_notes: Sequence[str], _: str) -> str:
     """Return tables in Markdown."""
     lines = []
     for title, rows in sections(experiments).items():
-        lines += [f"**{title}**", ""]
-        for cells in (TITLES, ["---"] * 2 + ["---:", "---"] + ["---:"] * 4, *(cells for _, cells in rows)):
-            escaped = (cell.replace("|", "\\|") for cell in cells)
-            lines.append(f"| {' | '.join(escaped)} |")
+        lines += [f"**{markdown(title)}**", ""]
+        cells = [map(markdown, cells) for _, cells in rows]
+        for row in (TITLES, ["---"] * 2 + ["---:", "---"] + ["---:"] * 4, *cells):
+            lines.append(f"| {' | '.join(row)} |")
         lines.append("")
-    return "\n".join(lines + [f"- {note}" for note in [*notes(experiments), *more_notes]]) + "\n"
+    return "\n".join(lines + [f"- {markdown(note)}" for note in [*notes(experiments), *more_notes]]) + "\n"
 
 
-def as_csv(experiments: Sequence[Experiment], _: Sequence[str]) -> str:
+def as_csv(experiments: Sequence[Experiment], _: Sequence[str], __: str) -> str:
     """Return one comma-separated table without notes: accuracies in percent, unrounded; empty cells for no value."""
     text = io.StringIO(newline="")
     columns = [*TITLES[:5], "diverged", "valid_mean", "valid_deviation", "train_mean", "train_deviation"]
@@ -100,7 +104,7 @@ def as_csv(experiments: Sequence[Experiment], _: Sequence[str]) -> str:
                 numbers.append(statistics.mean(percent) if percent else "")
                 numbers.append(statistics.stdev(percent) if len(percent) > 1 else "")
             identity = [*one.title[1:], *cells[:4], len(one.runs), len(one.diverged)]
-            writer.writerow([*identity, *numbers, *(_published_cells(one) or ("", ""))])
+            writer.writerow(map(csv_cell, [*identity, *numbers, *(_published_cells(one) or ("", ""))]))
     return text.getvalue()
 
 

@@ -8,30 +8,18 @@ waits. If a process is killed, its last change is either complete or absent.
 import json
 import os
 import socket
-import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
+from fullbatch.results.ledger_file import LedgerFile, Transaction
 from fullbatch.runtime.locks import is_held
 
-APPLICATION, VERSION = 0x46424C47, 1  # "FBLG"
-SECONDS_TO_WAIT = 60.0
-
-_SCHEMA = (
-    f"PRAGMA application_id = {APPLICATION}",
-    f"PRAGMA user_version = {VERSION}",
-    "CREATE TABLE attempts (number INTEGER PRIMARY KEY, job TEXT NOT NULL, configuration TEXT NOT NULL, "
-    "name TEXT NOT NULL, data TEXT NOT NULL, overrides TEXT NOT NULL, steps INTEGER NOT NULL, "
-    "circumstances TEXT NOT NULL, folder TEXT NOT NULL, state TEXT NOT NULL, message TEXT NOT NULL, "
-    "result TEXT NOT NULL, host TEXT NOT NULL, process INTEGER NOT NULL, started REAL NOT NULL, ended REAL)",
-    "CREATE INDEX jobs ON attempts (job)",
-    "CREATE TABLE planned (sweep TEXT NOT NULL, number INTEGER NOT NULL, overrides TEXT NOT NULL, job TEXT, "
-    "PRIMARY KEY (sweep, number))",
-)
+MAX_MESSAGE = 10_000
+"""Characters of a message that are stored."""
 
 
 class State(str, Enum):
@@ -146,7 +134,8 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._launch_folder = path.absolute().parent.parent
+        self.launch_folder = path.absolute().parent.parent
+        self._file = LedgerFile(path)
 
     def begin(
         self,
@@ -162,63 +151,85 @@ class Ledger:
         Returns:
             The attempt that ``decide`` returned; or all earlier attempts, followed by the new one.
         """
-        with self._open(write=True) as connection:
+        with self._file.open(write=True) as transaction:
             if position is not None:
-                _record_sweep(connection, position, description.job)
-            attempts = self._attempts(connection, "WHERE job = ?", description.job)
+                _record_sweep(transaction, position, description.job)
+            attempts = [self._attempt(row) for row in transaction.rows("attempts", "WHERE job = ?", description.job)]
             redundant_after = decide(attempts)
-            return redundant_after or [*attempts, self._insert(connection, description, folder)]
+            return redundant_after or [*attempts, self._insert(transaction, description, folder)]
 
     def end(self, number: int, state: State, message: str = "", result: Mapping[str, float] | None = None) -> None:
         """Record how an attempt ended."""
-        values = (state.value, message, json.dumps(dict(result or {})), time.time(), number)
-        statement = "UPDATE attempts SET state = ?, message = ?, result = ?, ended = ? WHERE number = ?"
-        with self._open(write=True) as connection:
-            connection.execute(statement, values)
+        values = {"state": state.value, "message": message[:MAX_MESSAGE], "result": json.dumps(dict(result or {}))}
+        with self._file.open(write=True) as transaction:
+            for row in transaction.rows("attempts", "WHERE number = ?", number):
+                transaction.put("attempts", {**row, **values, "ended": time.time()})
 
     def forget(self, jobs: Sequence[str]) -> None:
         """Remove all attempts at these jobs."""
-        with self._open(write=True) as connection:
+        with self._file.open(write=True) as transaction:
             for job in jobs:
-                connection.execute("DELETE FROM attempts WHERE job = ?", (job,))
-                connection.execute("DELETE FROM planned WHERE job = ?", (job,))
+                transaction.forget(job)
 
     def attempts(self) -> list[Attempt]:
         """Return all attempts, oldest first; running ones whose process has ended count as interrupted."""
-        with self._open(write=False) as connection:
-            return self._attempts(connection)
+        with self._file.open(write=False) as transaction:
+            return [self._attempt(row) for row in transaction.rows("attempts")]
 
     def waiting(self) -> list[tuple[str, ...]]:
         """Return the overrides of the jobs of sweeps that have not been started."""
-        query = "SELECT overrides FROM planned GROUP BY overrides HAVING max(job IS NOT NULL) = 0 ORDER BY min(rowid)"
-        with self._open(write=False) as connection:
-            return [tuple(json.loads(row["overrides"])) for row in connection.execute(query)]
+        with self._file.open(write=False) as transaction:
+            rows = transaction.rows("planned")
+        started = {row["overrides"] for row in rows if row["job"] is not None}
+        waiting = dict.fromkeys(row["overrides"] for row in rows if row["overrides"] not in started)
+        return [self._overrides(text) for text in waiting]
 
-    def _attempts(self, connection: sqlite3.Connection, condition: str = "", *values: str) -> list[Attempt]:
-        rows = connection.execute(f"SELECT * FROM attempts {condition} ORDER BY number", values)
-        return [self._attempt(dict(row)) for row in rows]
-
-    def _attempt(self, row: dict[str, object]) -> Attempt:
+    def _attempt(self, row: Mapping[str, Any]) -> Attempt:
         attempt = Attempt(
             **{
                 **row,
-                "folder": self._launch_folder / str(row["folder"]),
-                "state": State(row["state"]),
-                "overrides": tuple(json.loads(str(row["overrides"]))),
-                "result": json.loads(str(row["result"])),
+                "folder": self.launch_folder / row["folder"],
+                "state": self._state(row["state"]),
+                "overrides": self._overrides(row["overrides"]),
+                "result": self._result(row["result"]),
             }
         )
         if attempt.state is State.RUNNING and not is_held(lease_of(attempt.folder)):
             return replace(attempt, state=State.INTERRUPTED, message="the process was killed")
         return attempt
 
-    def _insert(self, connection: sqlite3.Connection, description: JobDescription, folder: Path) -> Attempt:
+    def _state(self, text: str) -> State:
+        if text not in {state.value for state in State} - {State.WAITING.value}:
+            raise self._file.damaged(f"{text[:40]!r} is no state of an attempt")
+        return State(text)
+
+    def _overrides(self, text: str) -> tuple[str, ...]:
+        overrides = self._json(text)
+        if not isinstance(overrides, list) or not all(isinstance(one, str) for one in overrides):
+            raise self._file.damaged(f"{text[:40]!r} is no list of overrides")
+        return tuple(overrides)
+
+    def _result(self, text: str) -> dict[str, float]:
+        result = self._json(text)
+        if not isinstance(result, dict) or not all(type(value) in (int, float) for value in result.values()):
+            raise self._file.damaged(f"{text[:40]!r} is no result of a run")
+        return result
+
+    def _json(self, text: str) -> Any:
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            raise self._file.damaged(f"{text[:40]!r} is not JSON") from None
+
+    def _insert(self, transaction: Transaction, description: JobDescription, folder: Path) -> Attempt:
         folder = folder.absolute()
-        inside = folder.is_relative_to(self._launch_folder)
+        inside = folder.is_relative_to(self.launch_folder)
+        last = transaction.rows("attempts", "WHERE number = (SELECT max(number) FROM attempts)")
         row = {
             **vars(description),
+            "number": last[0]["number"] + 1 if last else 1,
             "overrides": json.dumps(description.overrides),
-            "folder": str(folder.relative_to(self._launch_folder) if inside else folder),
+            "folder": str(folder.relative_to(self.launch_folder) if inside else folder),
             "state": State.RUNNING.value,
             "message": "",
             "result": "{}",
@@ -227,53 +238,17 @@ class Ledger:
             "started": time.time(),
             "ended": None,
         }
-        columns, values = ", ".join(row), ", ".join(f":{name}" for name in row)
-        row["number"] = connection.execute(f"INSERT INTO attempts ({columns}) VALUES ({values})", row).lastrowid
+        transaction.put("attempts", row)
         return self._attempt(row)
 
-    @contextmanager
-    def _open(self, *, write: bool) -> Iterator[sqlite3.Connection]:
-        if write:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        address = f"{self.path.absolute().as_uri()}?mode={'rwc' if write else 'rw'}"
-        try:
-            with closing(sqlite3.connect(address, SECONDS_TO_WAIT, isolation_level=None, uri=True)) as connection:
-                connection.row_factory = sqlite3.Row
-                connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-                self._check(connection, write)
-                yield connection
-                connection.execute("COMMIT")
-        except sqlite3.OperationalError as error:  # locked, read-only, full disk
-            raise ValueError(f"{self.path}: {error}") from error
-        except sqlite3.DatabaseError as error:
-            raise ValueError(self._refusal(str(error))) from error
 
-    def _check(self, connection: sqlite3.Connection, write: bool) -> None:
-        def pragma(statement: str) -> object:
-            return connection.execute(f"PRAGMA {statement}").fetchone()[0]
-
-        program, version = pragma("application_id"), pragma("user_version")
-        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        is_new = tables == program == version == 0
-        if is_new and write:
-            for statement in _SCHEMA:
-                connection.execute(statement)
-        elif is_new or program != APPLICATION:
-            raise ValueError(self._refusal("made by another program"))
-        elif version != VERSION:
-            raise ValueError(f"{self.path}: a ledger of format {version}; this version reads format {VERSION}")
-        elif (result := pragma("quick_check(1)")) != "ok":
-            raise ValueError(self._refusal(str(result)))
-
-    def _refusal(self, reason: str) -> str:
-        reason = " ".join(reason.split())
-        return f"{self.path}: not an intact ledger ({reason}); left untouched: move it away to start a new one"
-
-
-def _record_sweep(connection: sqlite3.Connection, position: SweepPosition, job: str) -> None:
+def _record_sweep(transaction: Transaction, position: SweepPosition, job: str) -> None:
     """Record all jobs of a sweep, once, and that ``job`` has been started at its position."""
     sweep = str(position.sweep)
+    present = {row["number"]: row for row in transaction.rows("planned", "WHERE sweep = ?", sweep)}
     for number, overrides in enumerate(position.jobs):
-        values = (sweep, number, json.dumps(list(overrides)))
-        connection.execute("INSERT OR IGNORE INTO planned (sweep, number, overrides) VALUES (?, ?, ?)", values)
-    connection.execute("UPDATE planned SET job = ? WHERE sweep = ? AND number = ?", (job, sweep, position.number))
+        if number not in present:
+            present[number] = {"sweep": sweep, "number": number, "overrides": json.dumps(list(overrides)), "job": None}
+            transaction.put("planned", present[number])
+    if position.number in present:
+        transaction.put("planned", {**present[position.number], "job": job})

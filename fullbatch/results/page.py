@@ -1,6 +1,5 @@
 """An HTML page with results, curves and configurations of runs; it needs no network."""
 
-import html
 from collections.abc import Iterable, Mapping, Sequence
 
 from fullbatch.results.interactive import (
@@ -14,6 +13,7 @@ from fullbatch.results.interactive import (
     sharpness_legend,
 )
 from fullbatch.results.recorded import LandscapeTable, RecordedRun, differing_keys
+from fullbatch.runtime.plain_text import html_text
 
 RESULTS: Mapping[str, tuple[str, str]] = {
     "valid_acc": ("validation accuracy", "{:.2%}"),
@@ -50,7 +50,7 @@ def render_page(runs: Sequence[RecordedRun], landscapes: Sequence[LandscapeTable
         from plotly.offline import get_plotlyjs  # noqa: PLC0415
     except ImportError:
         raise ValueError("a page needs plotly, which is not installed (pip install 'fullbatch[html]')") from None
-    title = html.escape(", ".join(dict.fromkeys([*(run.name for run in runs), *(one.name for one in landscapes)])))
+    title = html_text(", ".join(dict.fromkeys([*(run.name for run in runs), *(one.name for one in landscapes)])))
     parts = [*_runs(runs), *(_section(f"Loss landscape: {one.name}", draw_landscape(one)) for one in landscapes)]
     parts += _configurations([run for run in runs if run.settings])
     head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style><script>{get_plotlyjs()}</script>'
@@ -96,17 +96,17 @@ def _configurations(runs: Sequence[RecordedRun]) -> list[str]:
         parts.append(_section("Differences of the configurations", table))
     for run in runs:
         table = _table(["key", "value"], run.settings.items())
-        parts.append(f"<details><summary>Configuration of {html.escape(run.name)}</summary>{table}</details>")
+        parts.append(f"<details><summary>Configuration of {html_text(run.name)}</summary>{table}</details>")
     return parts
 
 
 def _section(title: str, content: str) -> str:
-    return f"<h2>{html.escape(title)}</h2>\n{content}"
+    return f"<h2>{html_text(title)}</h2>\n{content}"
 
 
 def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
-    body = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    head = "".join(f"<th>{html_text(title)}</th>" for title in titles)
+    body = "\n".join("<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
 
 
@@ -114,4 +114,4 @@ def _legend_entry(label: str, color: str, dash: str) -> str:
     line = (
         f'<line x1="0" y1="5" x2="34" y2="5" stroke="{color}" stroke-width="2.5" stroke-dasharray="{_PATTERNS[dash]}"/>'
     )
-    return f'<span class="key"><svg width="34" height="10">{line}</svg>{html.escape(label)}</span>'
+    return f'<span class="key"><svg width="34" height="10">{line}</svg>{html_text(label)}</span>'

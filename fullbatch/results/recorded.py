@@ -72,13 +72,13 @@ def run_names(paths: Sequence[Path]) -> list[str]:
     ]
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Read a table of steps; ``ValueError`` if the file is not one."""
+def read_rows(path: Path, *, may_be_empty: bool = False) -> list[Row]:
+    """Read a table of steps; ``ValueError`` if the file is not one, or has no rows and must have some."""
     try:
         rows = [{key: float(cell) for key, cell in row.items() if cell} for row in read_table(path)]
     except _ERRORS as error:
         raise ValueError(f"{path}: not a table of the steps of a run ({error})") from error
-    if not rows or any("step" not in row for row in rows):
+    if not (rows or may_be_empty) or any("step" not in row for row in rows):
         raise ValueError(f"{path}: not a table of the steps of a run (it has no {'column step' if rows else 'rows'})")
     return rows
 

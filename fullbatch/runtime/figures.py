@@ -1,14 +1,21 @@
 """PNG files drawn by matplotlib, whatever backend its environment names and whatever names contain."""
 
+import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fullbatch.runtime.files import format_error
+from fullbatch.runtime.plain_text import printable
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+log = logging.getLogger(__name__)
 
 
 def import_matplotlib() -> None:
@@ -22,6 +29,21 @@ def import_matplotlib() -> None:
     if backend:
         with suppress(ValueError):
             matplotlib.rcParams["backend"] = backend
+
+
+def written(path: Path, write: Callable[[], object]) -> bool:
+    """Write a figure, or another file with what is recorded elsewhere; return whether it was written.
+
+    A warning replaces an error, as of a broken configuration of matplotlib: the computation does not fail after its
+    end. A function that returns False has written nothing.
+    """
+    try:
+        return write() is not False
+    except Exception as error:  # whatever the library raises
+        reason = (format_error(error).strip() or type(error).__name__).splitlines()[0]
+        log.warning("%s is not written: %s", path, reason)
+        log.debug("where it happened", exc_info=error)
+        return False
 
 
 @contextmanager
@@ -39,6 +61,6 @@ def png_figure(path: Path, size: tuple[float, float], title: str) -> Iterator["F
         figure = Figure(figsize=size, layout="constrained")
         canvas = FigureCanvasAgg(figure)
         if title:
-            figure.suptitle(title, parse_math=False)
+            figure.suptitle(printable(title), parse_math=False)
         yield figure
         canvas.print_figure(path, dpi=130, format="png")

@@ -10,6 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fullbatch.runtime.plain_text import PlainConsole, printable
+
 log = logging.getLogger(__name__)
 
 
@@ -18,20 +20,25 @@ class ConsoleHandler(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
-        self.out = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-        self.err = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self.out = PlainConsole(file=sys.stdout, soft_wrap=True)
+        self.err = PlainConsole(file=sys.stderr, soft_wrap=True)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one message."""
         console = self.err if record.levelno >= logging.WARNING else self.out
-        console.print(self.format(record), markup=False)
+        console.print(self.format(record))
+
+
+class _PlainFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n\t")
 
 
 @contextmanager
 def job_log(file: Path) -> Iterator[ConsoleHandler]:
     """Log to the terminal and, with times and stack traces, to ``file``; yield the terminal."""
     console, to_file = ConsoleHandler(), logging.FileHandler(file, encoding="utf-8")
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    to_file.setFormatter(_PlainFormatter("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("fullbatch")
     package.setLevel(logging.DEBUG)
     package.addHandler(console)
@@ -69,7 +76,7 @@ class ProgressBar:
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[values]}"),
+            TextColumn("{task.fields[values]}", markup=False),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
@@ -104,12 +111,17 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int], N
     Yields a function to call with the number of items that were done. A live bar on a terminal, elsewhere a line
     every 10 seconds.
     """
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    console = PlainConsole(file=sys.stdout, soft_wrap=True)
     start = last_line = time.monotonic()
     count = done
-    columns = (TextColumn(what), MofNCompleteColumn(), BarColumn(bar_width=None), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=None),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(what, total=total, completed=done)
+        task = bar.add_task(printable(what), total=total, completed=done)
 
         def advance(number: int) -> None:
             nonlocal count, last_line

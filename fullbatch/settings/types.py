@@ -1,14 +1,18 @@
 """Types of settings: numbers with their ranges, names in any case, and the selection of a dataclass by name."""
 
 import math
+import os
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+
+from fullbatch.runtime.plain_text import printable
 
 SETTINGS = ConfigDict(extra="forbid", allow_inf_nan=False)
 """Configuration of every dataclass: unknown keys and numbers that are not finite are errors."""
 
 _LARGEST = (2 - 2**-23) * 2.0**127
+_LONGEST_NAME = 200  # file systems allow 255 bytes, and files of a run add to its name
 
 
 def _lower(value: Any) -> Any:
@@ -36,13 +40,21 @@ def _below_2_63(value: int) -> int:
 def _file_name(value: str) -> str:
     if "/" in value or "\\" in value or "\0" in value:
         raise ValueError("should be part of a file name, without slashes")
-    return value
+    return _plain(value)
 
 
 def _below(value: str) -> str:
     if value.startswith("/") or ".." in value.split("/") or "\0" in value or value.endswith("/"):
         raise ValueError("should be the name of a file below checkpoints/")
-    return value
+    return _plain(value)
+
+
+def _plain(name: str) -> str:
+    if printable(name) != name:
+        raise ValueError("should be without control characters and invisible characters")
+    if max(len(os.fsencode(part)) for part in name.split("/")) > _LONGEST_NAME:
+        raise ValueError(f"should be at most {_LONGEST_NAME} bytes long")
+    return name
 
 
 def infinity_as_name(value: Any) -> Any:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from fullbatch.runtime.plain_text import printable
 from fullbatch.training.state import Row
 from fullbatch.training.trainer import Observer
 
@@ -102,7 +103,7 @@ def wandb(run: RunDescription) -> Hosted:
 
     hosted_run = library.init(
         project=os.environ.get("WANDB_PROJECT", PROJECT),
-        name=run.name,
+        name=printable(run.name),
         id=run.identifier,
         dir=str(run.folder),
         config=dict(run.configuration),
@@ -116,7 +117,7 @@ def trackio(run: RunDescription) -> Hosted:
     import trackio as library  # noqa: PLC0415
 
     project = os.environ.get("TRACKIO_PROJECT", PROJECT)
-    return Hosted(library.init(project=project, name=run.name, config=dict(run.configuration)))
+    return Hosted(library.init(project=project, name=printable(run.name), config=dict(run.configuration)))
 
 
 LOGGERS: dict[str, tuple[Callable[[RunDescription], Sink], str, str]] = {

@@ -3,18 +3,23 @@
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from fullbatch.runtime.files import naming, write_atomically
+from fullbatch.runtime.locks import hold_lock
+from fullbatch.runtime.stop_requests import stop_if_interrupted
 from fullbatch.training.state import Row
 
 STEP_COLUMNS = (
     "step train_loss train_acc valid_loss valid_acc lr train_time evaluations loss_evaluations full_loss grad_norm "
     "full_grad_norm update_norm param_norm num_clipped valid_time"
 ).split()
+
+
+SECONDS_TO_WAIT = 60.0
+"""For the lock of the table of runs."""
 
 
 class ConvergenceTable:
@@ -45,9 +50,16 @@ def add_run(path: Path, row: Mapping[str, Any], *, unless: Sequence[str] = ()) -
     """Add one row to the table of runs, under a lock and atomically; the columns are the union of those of all rows.
 
     With ``unless``, the row is not added if the table has a row with the same values in these columns.
+
+    Raises:
+        ValueError: another process holds the lock for too long.
+        InterruptedWork: a signal to stop arrived while the lock was waited for.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
+    lock = path.with_name(f".{path.name}.lock")
+    refusal = f"{path}: locked by another process for {SECONDS_TO_WAIT:.0f} s; if there is none, remove {lock}"
+    poll = partial(stop_if_interrupted, f"{path}: stopped while waiting for another process, which holds {lock}")
+    with hold_lock(lock, refusal, poll=poll, timeout=SECONDS_TO_WAIT):
         rows: list[Mapping[str, Any]] = read_table(path) if path.exists() else []
         if unless and any(all(old.get(key, "") in ("", str(row[key])) for key in unless) for old in rows):
             return

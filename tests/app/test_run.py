@@ -67,7 +67,7 @@ def test_figures_depend_on_no_backend_no_latex_and_no_dollar_in_names(
     process = start(tmp_path, *LINEAR, "name='$$a_$$'", "analysis=edge_of_stability")
     shown = process.communicate(timeout=120)[0]
     assert process.returncode == 0, shown
-    assert "is not drawn" not in shown
+    assert "is not written" not in shown
     for path in ("curves_$$a_$$.png", "sharpness_$$a_$$.png"):
         assert (run_folders(tmp_path)[0] / path).read_bytes().startswith(b"\x89PNG")
 
@@ -102,7 +102,7 @@ def test_a_figure_that_cannot_be_drawn_is_a_warning_after_the_run_is_recorded(
     assert recorded == [(State.FINISHED, "first")] * 2
     shown = " ".join(capsys.readouterr().err.split())
     for name in ("curves_first.png", "sharpness_first.png"):
-        assert f"{name} is not drawn: {reason}" in shown
+        assert f"{name} is not written: {reason}" in shown
     assert "and more" not in shown
     assert "Traceback" not in shown
 

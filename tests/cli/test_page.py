@@ -141,6 +141,11 @@ def test_landscapes_are_read_from_their_tables(tmp_path: Path, nx: int, ny: int)
 def test_names_are_escaped(tmp_path: Path) -> None:
     text = written(tmp_path, run(tmp_path / "a", "<b>x&y"))
     assert "<h1>&lt;b&gt;x&amp;y</h1>" in text
+    hostile = "\x1b</script><script>alert(1)"
+    text = written(tmp_path, run(tmp_path / "b", hostile.replace("/", "")), surface(tmp_path / "c", 5, 1))
+    assert "<script>alert" not in text
+    assert "\x1b" not in text
+    assert "b>x" not in draw_curves([RecordedRun("<b>x", tmp_path, ROWS)])  # plotly shows names as HTML
 
 
 MISTAKES = {

@@ -1,8 +1,10 @@
 """The report: means over seeds of the last step, each run once, diverged runs named, published values."""
 
 import csv
+import io
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import pytest
 from composing import ROOT, composed
 
 from fullbatch.cli.report import main as report
+from fullbatch.results.columns import RUN_COLUMNS, Kind
 from fullbatch.results.experiments import experiment_name, format_mean, read_experiments
 from fullbatch.results.ledger import JobDescription, Ledger
 from fullbatch.results.published import SOURCE, find_published, published_rows
+from fullbatch.runtime.plain_text import csv_cell, markdown, printable
 from fullbatch.settings.parse import parse
 from fullbatch.training.tables import add_run
 
@@ -80,7 +84,7 @@ def test_diverged_runs_are_named_and_not_averaged(tmp_path: Path, capsys: pytest
     assert (first["seeds"], first["diverged"], float(first["valid_mean"])) == ("2", "1", pytest.approx(91))
     assert (second["seeds"], second["diverged"], second["valid_mean"]) == ("0", "1", "")
     shown = reported(tmp_path, capsys, "text")
-    assert "fbaug_clip: diverged and not in the mean: seeds 2" in shown
+    assert "fbaug_clip: diverged and not in the mean: seed 2" in shown
     assert re.search(r"wild .*│ 0 \+ 1 diverged │ +diverged │", shown)
 
 
@@ -103,6 +107,38 @@ def test_configurations_of_the_same_name_are_distinguished(tmp_path: Path, capsy
         ("digits", "resnet18"),
     ]
     assert reported(tmp_path, capsys, "markdown").count("**") == 6
+
+
+def test_results_are_no_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever was measured, experiments are told apart by what was chosen."""
+    measured = [name for name, column in RUN_COLUMNS.items() if column.kind is Kind.RESULT and name != "status"]
+    for number in (1, 2):
+        results = dict.fromkeys(measured, 0.1 * number)
+        write(tmp_path, {"name": "mine", "configuration": f"c{number}", "optim.lr": 0.1 * number, **results})
+    assert [row["modifications"] for row in reported(tmp_path, capsys)] == [
+        "clip 0.25, optim.lr 0.1",
+        "clip 0.25, optim.lr 0.2",
+    ]
+
+
+@pytest.mark.parametrize("form", ["text", "markdown", "csv"])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_are_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, form: str, encoding: str
+) -> None:
+    names = ["x[gn]", "[/data/mirror]", ":x:", "=cmd|' /C calc'!A0", "\x1b[31mred", "é", "two\nlines"]
+    write(tmp_path, *({"name": name} for name in names))
+    Ledger(tmp_path / "tables" / "ledger.sqlite").begin(JobDescription("j", "k", "[/x]\x1b", "d", (), 4, "c"), tmp_path)
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert report([str(tmp_path), "--format", form]) == 0
+    stream.flush()
+    shown = stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    assert shown.replace("\n", "").isprintable()
+    expected = {"text": printable, "markdown": markdown, "csv": lambda name: str(csv_cell(name))}[form]
+    for name in names:
+        assert expected(name).encode(encoding, "backslashreplace").decode(encoding) in shown
+    assert form == "csv" or expected("[/x]\x1b on d: not in the table: 1 interrupted") in shown
 
 
 def test_tables_of_older_versions_have_no_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,6 +227,10 @@ def test_tables_come_from_files_and_folders_each_once(tmp_path: Path, capsys: py
         ("table_fb_x_runs.csv", b"", r"table_fb_x_runs\.csv: not a table of runs"),
         ("table_fb_x_runs.csv", b"a\tb\n1\t2\n", r"not a table of runs \(without a column name\)"),
         ("table_fb_x_runs.csv", b"\xff\xfe\x00", r"not a table of runs"),
+        ("table_fb_x_runs.csv", b"name\tstatus\tseed\tvalid_acc\na\tb\t1\thigh\n", r"valid_acc in row 1 is 'high'"),
+        ("table_fb_x_runs.csv", b"name\tstatus\tseed\tvalid_acc\na\tb\n", r"row 1 has another number of cells"),
+        ("table_fb_x_runs.csv", b"name\tstatus\tseed\tvalid_acc\na\tb\t1\t0.5\t3\n", r"row 1 has another number of"),
+        ("table_fb_x_runs.csv", b"name\tstatus\n" + b"x" * 200_000 + b"\t1\n", r"field larger than field limit"),
         ("letter.csv", b"name\tstatus\tseed\tvalid_acc\n1\t2\t3\t4\n", r"letter\.csv: not a table of runs"),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fullbatch.runtime.logs import ProgressBar, job_log
+from fullbatch.runtime.logs import ProgressBar, job_log, progress
 
 ROW = {"step": 3, "train_loss": 0.5, "train_acc": 0.25, "lr": 0.1, "train_time": 1.5}
 
@@ -25,6 +25,17 @@ def test_messages_reach_the_terminal_and_with_times_the_file(
     first, second = (tmp_path / "log.txt").read_text().splitlines()
     assert first.endswith("INFO hello [not markup]")
     assert second.endswith("WARNING beware")
+
+
+def test_text_is_never_markup_or_a_control_sequence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "[/data/mirror] x[gn] :x: {braces} \x1b[31m \u202e\r"
+    shown = "[/data/mirror] x[gn] :x: {braces} \\x1b[31m \\u202e\\r"
+    with job_log(tmp_path / "log.txt"):
+        logging.getLogger("fullbatch").info(text)
+    assert capsys.readouterr().out == f"{shown}\n"
+    assert (tmp_path / "log.txt").read_text().endswith(f" INFO {shown}\n")
+    with progress(text, 2) as advance:
+        advance(1)
 
 
 def test_without_a_terminal_validated_steps_are_lines(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,9 +1,16 @@
 """Tables: cells keep their columns, tables of runs merge columns and lose no row."""
 
 import csv
+import re
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
+from fullbatch.runtime.locks import hold_lock
+from fullbatch.runtime.stop_requests import InterruptedWork, interruption
+from fullbatch.training import tables
 from fullbatch.training.tables import STEP_COLUMNS, ConvergenceTable, add_run, read_table
 
 
@@ -51,3 +58,20 @@ def test_concurrent_runs_lose_no_row(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda n: add_run(tmp_path / "runs.csv", {"name": str(n), f"key{n % 3}": n}), range(40)))
     assert sorted(int(row["name"]) for row in read_table(tmp_path / "runs.csv")) == list(range(40))
+
+
+def test_waiting_for_the_table_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, lock = tmp_path / "runs.csv", tmp_path / ".runs.csv.lock"
+    add_run(path, {"name": "a"})
+    with hold_lock(lock):
+        monkeypatch.setattr(tables, "SECONDS_TO_WAIT", 0.1)
+        with pytest.raises(ValueError, match=re.escape(f"if there is none, remove {lock}")) as refused:
+            add_run(path, {"name": "b"})
+        assert str(refused.value).startswith(f"{path}: ")
+        monkeypatch.setattr(tables, "SECONDS_TO_WAIT", 60)
+        with interruption() as caught:
+            caught.signal = signal.SIGTERM
+            with pytest.raises(InterruptedWork, match="stopped while waiting"):
+                add_run(path, {"name": "b"})
+    add_run(path, {"name": "b"})
+    assert [row["name"] for row in read_table(path)] == ["a", "b"]
