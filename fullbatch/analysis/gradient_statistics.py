@@ -97,18 +97,19 @@ def cosine(left: Tensors, right: Tensors) -> float:
     return product / (left_norm * right_norm) if left_norm * right_norm > 0 else math.nan
 
 
-def gradient_curvature(objective: FullBatchObjective, gradient: Tensors) -> float:
+def gradient_curvature(objective: FullBatchObjective, gradient: Tensors, implementation: str = "autograd") -> float:
     """Return g' H g / ||g||^2, the curvature of L along the gradient g; NaN if g is 0."""
-    product, squared = _numbers([dot(gradient, objective.hessian_product(gradient)), dot(gradient, gradient)])
-    return product / squared if squared > 0 else math.nan
+    product = dot(gradient, objective.hessian_product(gradient, implementation))
+    along, squared = _numbers([product, dot(gradient, gradient)])
+    return along / squared if squared > 0 else math.nan
 
 
-def batch_sharpness(batches: Iterable[FullBatchObjective]) -> float:
+def batch_sharpness(batches: Iterable[FullBatchObjective], implementation: str = "autograd") -> float:
     """Return the mean over batches of g_b' H_b g_b / ||g_b||^2 (Andreyev & Beneventano, 2024).
 
     The curvature of each batch along its own gradient; SGD keeps it near 2/lr. Batches whose gradient is 0 are skipped.
     """
-    curvatures = [gradient_curvature(batch, batch.evaluate().gradient) for batch in batches]
+    curvatures = [gradient_curvature(batch, batch.evaluate().gradient, implementation) for batch in batches]
     defined = [value for value in curvatures if not math.isnan(value)]
     return sum(defined) / len(defined) if defined else math.nan
 

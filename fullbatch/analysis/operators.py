@@ -20,6 +20,11 @@ def hessian(objective: FullBatchObjective, v: Tensors) -> list[Tensor]:
     return objective.hessian_product(v)
 
 
+def central_differences(objective: FullBatchObjective, v: Tensors) -> list[Tensor]:
+    """Return H v by central differences of gradients, which needs no second derivatives of the model's operations."""
+    return objective.hessian_product(v, "central-differences")
+
+
 def gauss_newton(objective: FullBatchObjective, v: Tensors) -> list[Tensor]:
     """Return the mean over sub-batches of J' H_z J v; see ``fullbatch.objective.gauss_newton``."""
     mean = WeightedMean(v, objective.arithmetic.accumulation_dtype)
@@ -31,7 +36,11 @@ def gauss_newton(objective: FullBatchObjective, v: Tensors) -> list[Tensor]:
     return mean.value()
 
 
-MATRICES: dict[str, Product] = {"hessian": hessian, "gauss-newton": gauss_newton}
+MATRICES: dict[str, Product] = {
+    "hessian": hessian,
+    "gauss-newton": gauss_newton,
+    "central-differences": central_differences,
+}
 
 
 def curvature(
@@ -45,7 +54,7 @@ def curvature(
 
     Args:
         objective: L on its data, with the model in its current mode. A regularizer is ignored.
-        matrix: hessian or gauss-newton, in any case.
+        matrix: hessian, gauss-newton, or central-differences (the Hessian without second derivatives), in any case.
         weight_decay: of all trainable parameters, or a list of one number for each of them.
         preconditioner: P, diagonal and positive, shaped like the parameters: the operator is P^-1/2 A P^-1/2.
 

@@ -1,5 +1,6 @@
 """Probes measure a run without changing it: which are due, what they observe, where their results go."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +14,8 @@ from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.randomness import preserved_rng
 from fullbatch.tensors import device_of, mode
 from fullbatch.training.state import Row, TrainState
+
+log = logging.getLogger(__name__)
 
 Note = Callable[[int, str, Sequence[str], Sequence[float]], None]
 """(step, quantity, names, values): records quantities with several values per step."""
@@ -76,7 +79,8 @@ class ProbeSchedule:
     def __call__(self, state: TrainState, *, last: bool) -> Row:
         """Run the probes that are due after the last step of ``state``: at multiples of n and at the ``last`` step.
 
-        The model is in training mode for them, and the random number generators are restored afterwards.
+        The model is in training mode for them, and the random number generators are restored afterwards. A
+        ``ValueError`` of a probe is a warning, and its columns are empty in this row: the run goes on.
         """
         due = [probe for every, probe in self.scheduled if last or state.step % every == 0]
         if not due:
@@ -85,7 +89,12 @@ class ProbeSchedule:
         with mode(state.model, training=True), preserved_rng(device_of(state.model)):
             observation = self.observe(state, self.note)
             for probe in due:
-                row |= {name: value for name, value in probe(observation).items() if not math.isnan(value)}
+                try:
+                    numbers = probe(observation)
+                except ValueError as error:
+                    log.warning("step %d: %s: not measured: %s", state.step, type(probe).__name__, error)
+                else:
+                    row |= {name: value for name, value in numbers.items() if not math.isnan(value)}
         return {**row, "analysis_time": time.perf_counter() - start}
 
     @property

@@ -61,7 +61,7 @@ def sharpness(
         data: blocks of (inputs, labels), the same in every iteration; see ``FullBatchObjective``.
         top_k: number of eigenvalues.
         tolerance: accepted error, relative to the largest magnitude.
-        matrix: hessian or gauss-newton.
+        matrix: hessian, gauss-newton, or central-differences (of gradients, for a model without second derivatives).
         weight_decay: added to all eigenvalues.
         sub_batch: largest number of samples in a forward pass (about); None: the blocks of the data.
         max_matvecs: largest number of products; it then returns without having converged.

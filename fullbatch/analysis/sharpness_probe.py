@@ -43,8 +43,9 @@ class SharpnessProbe:
         """The columns, with the function whose curvature is measured."""
         function = "L + weight_decay/2 ||t||^2 (label smoothing included; decay only where it is part of the loss; "
         function += "the gradient regularizer excluded; batch norm in training mode)"
+        matrix = "hessian, by central differences," if self.matrix == "central-differences" else self.matrix
         return {
-            "sharpness": f"largest eigenvalue of the {self.matrix} of {function}",
+            "sharpness": f"largest eigenvalue of the {matrix} of {function}",
             **{f"sharpness_{n}": f"eigenvalue number {n} of the same matrix" for n in range(2, self.top_k + 1)},
             "sharpness_error": "estimated error, relative to the largest magnitude",
             "sharpness_matvecs": "products with all the data that the eigenvalues took",
@@ -71,7 +72,9 @@ class SharpnessProbe:
         if (threshold := stability_threshold(optimizer)) is not None:
             row["stability_threshold"] = threshold
         if observation.stochastic:
-            row["batch_sharpness"] = batch_sharpness(observation.batches())
+            differences = self.matrix.lower() == "central-differences"
+            implementation = "central-differences" if differences else "autograd"
+            row["batch_sharpness"] = batch_sharpness(observation.batches(), implementation)
         if self.density_vectors:
             density = spectral_density(operator, self.density_vectors, self.density_steps, self.seed)
             names = [str(n) for n in range(len(density.nodes))]

@@ -1,11 +1,14 @@
 """From the settings of the analysis to probes and their output files."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from fullbatch.analysis.gradient_statistics import require_separable
+import torch
+from torch import Tensor
+
+from fullbatch.analysis.gradient_statistics import gradient_curvature, sample_gradient_norms
 from fullbatch.analysis.measurements import (
     FlatnessProbe,
     GradientProbe,
@@ -13,6 +16,7 @@ from fullbatch.analysis.measurements import (
     SampleGradients,
     WorstCase,
 )
+from fullbatch.analysis.operators import MATRICES
 from fullbatch.analysis.outputs import Notes, SavedModels, write_columns
 from fullbatch.analysis.probes import Note, Observation, Probe, ProbeSchedule
 from fullbatch.analysis.sharpness_probe import SharpnessProbe
@@ -110,12 +114,7 @@ def _require_measurable(run: Run, training: Training) -> None:
     top_k = settings.sharpness.top_k
     if settings.sharpness.every is not None and top_k > size:
         raise ValueError(f"analysis.sharpness.top_k={top_k}: the model has {size} parameters, and as many eigenvalues")
-    if settings.sample_gradient_norms is not None:
-        with (
-            about("analysis.sample_gradient_norms"),
-            mode(training.state.model, training=settings.sample_gradient_norms == "train"),
-        ):
-            require_separable(step.objective)
+    _try_derivatives(settings, training)
     if _parts(settings) & {*SPREAD} and not run.dryrun:
         objective, chunks = step.objective_at(0), settings.internal_batch_size_chunks
         if objective.num_sub_batches(chunks) < 2:
@@ -126,6 +125,22 @@ def _require_measurable(run: Run, training: Training) -> None:
     groups = training.state.optimizer.param_groups
     if settings.check_momentum and not any("betas" in group or group.get("momentum") for group in groups):
         log.info("analysis.check_momentum: the optimizer keeps no momentum; nothing is recorded")
+
+
+def _try_derivatives(settings: Analysis, training: Training) -> None:
+    """Raise ``ValueError`` for derivatives that the model does not have: computes them once, on a sub-batch."""
+    model, objective = training.state.model, training.step.objective_at(0).plain()
+    trials: dict[str, Callable[[FullBatchObjective, list[Tensor]], object]] = {}
+    if settings.sharpness.every is not None:
+        trials["sharpness.matrix"] = MATRICES[settings.sharpness.matrix]
+    if settings.compute_gradient_curvature:
+        trials["compute_gradient_curvature"] = gradient_curvature
+    if settings.sample_gradient_norms is not None:
+        trials["sample_gradient_norms"] = lambda objective, _: sample_gradient_norms(objective)
+    for key, trial in trials.items():
+        training_mode = key != "sample_gradient_norms" or settings.sample_gradient_norms == "train"
+        with about(f"analysis.{key}"), mode(model, training=training_mode):
+            trial(objective.over([next(objective.sub_batches())]), [torch.ones_like(p) for p in trainable(model)])
 
 
 def observe(training: Training | Trainer, state: TrainState, note: Note) -> Observation:

@@ -8,10 +8,11 @@ from typing import Any
 from torch import nn
 
 from fullbatch.build.data import Stream, about, build_loader
-from fullbatch.build.precision import build_compiled
+from fullbatch.build.precision import build_compiled, is_regularized
 from fullbatch.build.problem import Problem, build_problem, norm_order
 from fullbatch.objective.determinism import determinism_culprit
 from fullbatch.objective.evaluations import LossEvaluation
+from fullbatch.objective.hessian_products import implementation_named
 from fullbatch.objective.losses import loss_function
 from fullbatch.optim.ema import ExponentialMovingAverage
 from fullbatch.optim.schedules import schedule_named
@@ -81,6 +82,9 @@ def build_training(run: Run, seed: int, group: Group = ALONE, requests: Requests
     valid = valid_loader.blocks(0)[: problem.max_blocks]
     problem.check_compatible(valid)
     build_compiled(run, problem.objective.over(problem.loader.blocks(0)[:1]))
+    if is_regularized(hyp) and implementation_named(hyp.grad_reg.implementation).exact:
+        with about("hyp.grad_reg.implementation"):  # an operation may have no second derivative
+            problem.objective.over([next(problem.objective.sub_batches())]).evaluate()
     plan = TrainingPlan(
         steps=1 if run.dryrun else hyp.steps,
         schedule=schedule,

@@ -24,13 +24,12 @@ from fullbatch.objective.gradient_penalty import GradientPenalty
 from fullbatch.objective.hessian_products import implementation_named
 from fullbatch.objective.means import MovingAverage, WeightedMean
 from fullbatch.objective.sub_batch import SubBatchGradient, SubBatchObjective
-from fullbatch.objective.uncompiled import uncompiled
 from fullbatch.randomness import derive_seed
 from fullbatch.tensors import clones, device_of, global_norm, preserved, trainable
 from fullbatch.transforms.clipping import ClipByNorm
 from fullbatch.typing import Block, Blocks, LossFunction, Tensors
 
-Data = Blocks | Iterable[tuple[Tensor, Tensor]]
+Data = Blocks | Iterable[tuple[Tensor, Tensor] | Block]
 
 
 class FullBatchObjective:
@@ -199,7 +198,7 @@ class FullBatchObjective:
             gradient = point.gradient(create_graph=method.needs_graph)
             return method.product(point, gradient, lambda: v, eps)
 
-        with preserved(list(self.model.buffers())), uncompiled() if method.exact else contextlib.nullcontext():
+        with preserved(list(self.model.buffers())):
             self.block_pass(self._pass(product, mean.add, mean.tensors))
         return mean.value()
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fullbatch.objective.hessian_products import SubBatchLoss
-from fullbatch.objective.uncompiled import uncompiled
+from fullbatch.objective.second_derivatives import require_differentiable, twice_differentiable
 from fullbatch.tensors import products, trainable
 from fullbatch.typing import Tensors
 
@@ -22,7 +22,7 @@ def gauss_newton_product(point: SubBatchLoss, v: Tensors) -> list[Tensor]:
         outputs.append(point.model(inputs))
         return outputs[-1]
 
-    with uncompiled(), torch.enable_grad():
+    with twice_differentiable(), torch.enable_grad():
         loss = point.loss(forward) * point.loss_scale
         (z,), parameters = outputs, trainable(point.model)
         (slope,) = torch.autograd.grad(loss, z, create_graph=True)
@@ -30,6 +30,7 @@ def gauss_newton_product(point: SubBatchLoss, v: Tensors) -> list[Tensor]:
         pulled = torch.autograd.grad(
             z, parameters, weights, create_graph=True, allow_unused=True, materialize_grads=True
         )
+        require_differentiable(point.model, pulled)
         (along,) = torch.autograd.grad(
             pulled, weights, [x.detach().to(p.dtype) for x, p in zip(v, pulled, strict=True)]
         )

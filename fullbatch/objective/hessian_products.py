@@ -7,6 +7,7 @@ be computed where it is needed and does not occupy memory during evaluations.
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from weakref import WeakSet
 
@@ -14,9 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
-from torch.nn.utils.parametrizations import _WeightNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
+from fullbatch.objective.second_derivatives import (
+    require_differentiable,
+    require_right_second_derivatives,
+    twice_differentiable,
+)
 from fullbatch.tensors import (
     add_,
     global_norm,
@@ -50,7 +54,8 @@ class SubBatchLoss:
 
     def gradient(self, create_graph: bool = False) -> list[Tensor]:
         """Return g at the current parameters; zeros for a parameter that the loss does not use."""
-        return gradient_of(self.loss(self.model), self.model, create_graph, self.loss_scale)
+        with twice_differentiable() if create_graph else nullcontext():
+            return gradient_of(self.loss(self.model), self.model, create_graph, self.loss_scale)
 
 
 def gradient_of(loss: Tensor, model: nn.Module, create_graph: bool = False, loss_scale: float = 1.0) -> list[Tensor]:
@@ -90,43 +95,35 @@ def central_differences(point: SubBatchLoss, gradient: Tensors, v: Direction, ep
 
 def reverse_over_reverse(point: SubBatchLoss, gradient: Tensors, v: Direction, eps: float = 0.0) -> list[Tensor]:
     """Return H v exactly by differentiating <g, v> (double backward); ``gradient`` must carry its graph."""
-    _require_right_second_derivatives(point.model)
+    require_right_second_derivatives(point.model)
     carried = [(g, x) for g, x in zip(gradient, v(), strict=True) if g.requires_grad]
     if not carried:
         raise ValueError("the gradients carry no graph: compute them with create_graph=True")
     outputs, directions = zip(*carried, strict=True)
-    product = torch.autograd.grad(
-        outputs,
-        trainable(point.model),
-        products([x.detach() for x in directions], point.loss_scale),  # g is the scaled gradient divided by the scale
-        allow_unused=True,
-        materialize_grads=True,
-    )
+    require_differentiable(point.model, outputs)
+    with twice_differentiable():
+        product = torch.autograd.grad(
+            outputs,
+            trainable(point.model),
+            products([x.detach() for x in directions], point.loss_scale),  # g is the scaled gradient over the scale
+            allow_unused=True,
+            materialize_grads=True,
+        )
     return products(product, 1 / point.loss_scale)
 
 
 def forward_over_reverse(point: SubBatchLoss, gradient: Tensors, v: Direction, eps: float = 0.0) -> list[Tensor]:
     """Return H v exactly as the derivative of g along v, forward mode through the backward pass (Pearlmutter, 1994)."""
-    _require_right_second_derivatives(point.model)
-    if point.model not in _NEEDS_GRAPH:
-        try:
-            return _derivative_of_gradient(point, v(), create_graph=False)
-        except NotImplementedError:
-            # A fused backward pass (of group norm, SiLU, ...) without a derivative in forward mode. With a graph,
-            # PyTorch uses one that is composed of differentiable operators.
-            _NEEDS_GRAPH.add(point.model)
-    return _derivative_of_gradient(point, v(), create_graph=True)
-
-
-def _require_right_second_derivatives(model: nn.Module) -> None:
-    """Raise ``ValueError`` for a module whose backward pass PyTorch differentiates as if norms were constant."""
-    for name, module in model.named_modules():
-        hooked = any(isinstance(hook, WeightNorm) for hook in module._forward_pre_hooks.values())
-        if hooked or isinstance(module, _WeightNorm):
-            raise ValueError(
-                f"weight_norm ({name}): its second derivatives are wrong in PyTorch, so there is no exact H v; "
-                "accepted: forward-differences, central-differences"
-            )
+    require_right_second_derivatives(point.model)
+    with twice_differentiable():
+        if point.model not in _NEEDS_GRAPH:
+            try:
+                return _derivative_of_gradient(point, v(), create_graph=False)
+            except NotImplementedError:
+                # A fused backward pass (of group norm, SiLU, ...) without a derivative in forward mode. With a graph,
+                # PyTorch uses one that is composed of differentiable operators.
+                _NEEDS_GRAPH.add(point.model)
+        return _derivative_of_gradient(point, v(), create_graph=True)
 
 
 _NEEDS_GRAPH: "WeakSet[nn.Module]" = WeakSet()

@@ -1,5 +1,6 @@
 """One evaluation of a sub-batch: its loss, its gradient, and its loss as a function of the parameters."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from fullbatch.objective.arithmetic import Arithmetic
 from fullbatch.objective.checks import MeanCheck
 from fullbatch.objective.gradient_penalty import GradientPenalty
 from fullbatch.objective.hessian_products import Forward, SubBatchLoss, gradient_of
+from fullbatch.objective.second_derivatives import twice_differentiable
 from fullbatch.randomness import seeded
 from fullbatch.tensors import device_of, global_norm
 from fullbatch.transforms.clipping import ClipByNorm, clip_by_norm_
@@ -64,8 +66,10 @@ class SubBatchObjective:
     def gradient(self, block: Block, mean_gradient: Tensors | None = None) -> SubBatchGradient:
         """Return loss and gradient; ``mean_gradient`` is gbar, which a penalty with ``acc_strength`` needs."""
         penalty, scale = self.penalty, self.arithmetic.loss_scale
-        outputs, loss = self._forward(block, self.model)
-        gradient = gradient_of(loss, self.model, penalty is not None and penalty.create_graph, scale)
+        create_graph = penalty is not None and penalty.create_graph
+        with twice_differentiable() if create_graph else nullcontext():
+            outputs, loss = self._forward(block, self.model)
+            gradient = gradient_of(loss, self.model, create_graph, scale)
         with torch.no_grad():
             squared_norm = global_norm(gradient).square()
         if penalty is not None:

@@ -16,13 +16,13 @@ def _six_or_none(value: int) -> int:
 
 @dataclass(frozen=True, config=SETTINGS)
 class Sharpness:
-    """`analysis.sharpness`: top eigenvalues of the Hessian or the Gauss-Newton matrix."""
+    """`analysis.sharpness`: top eigenvalues of the Hessian (exact or by differences) or the Gauss-Newton matrix."""
 
     every: Count | None
     top_k: Count
     tolerance: Annotated[Float, Field(gt=0, lt=1)]
     max_matvecs: Count
-    matrix: Annotated[Literal["hessian", "gauss-newton"], Name]
+    matrix: Annotated[Literal["hessian", "gauss-newton", "central-differences"], Name]
     trace_matvecs: Annotated[NonNegativeInt, AfterValidator(_six_or_none)]
     density_vectors: NonNegativeInt
     density_steps: Count

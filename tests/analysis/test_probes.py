@@ -22,7 +22,7 @@ from fullbatch.analysis.measurements import (
     WorstCase,
 )
 from fullbatch.analysis.outputs import Notes, SavedModels, write_columns
-from fullbatch.analysis.probes import Probe, ProbeSchedule
+from fullbatch.analysis.probes import Observation, Probe, ProbeSchedule
 from fullbatch.analysis.sharpness_probe import SharpnessProbe
 from fullbatch.build.probes import observe
 from fullbatch.models.model_file import read_model
@@ -143,6 +143,19 @@ def test_what_cannot_be_measured_has_no_entry() -> None:
     assert "full_grad_norm_after" in row
     assert not {"grad_SNR", "grad_noise_scale"} & row.keys()
     assert not any(math.isnan(value) for value in row.values())
+
+
+def test_a_probe_that_fails_is_a_warning_and_the_run_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(ParameterNorm):
+        def __call__(self, observation: Observation) -> Row:
+            if observation.step > 1:
+                raise ValueError("a matrix-vector product is not finite")
+            return super().__call__(observation)
+
+    training = run_to(probed([Failing(), WorstCase(rho=0.05, m=4)]), 3)
+    assert ["param_norm_after" in row for row in training.state.rows] == [True, False, False]
+    assert all("worst_case" in row for row in training.state.rows)
+    assert "step 2: Failing: not measured: a matrix-vector product is not finite" in caplog.text
 
 
 def test_a_stochastic_step_has_a_batch_sharpness() -> None:

@@ -50,6 +50,18 @@ MISTAKES = [
         "analysis=edge_of_stability analysis.sharpness.top_k=1000000",
         r"^analysis\.sharpness\.top_k=1000000: the model has \d+ parameters",
     ),
+    (
+        "analysis=edge_of_stability model.nonlin_fn=Hardsigmoid",
+        r"^analysis\.sharpness\.matrix: hardsigmoid_backward has no second derivative.*central-differences",
+    ),
+    (
+        "analysis.compute_gradient_curvature=True model.nonlin_fn=Hardsigmoid",
+        r"^analysis\.compute_gradient_curvature: hardsigmoid_backward has no second derivative",
+    ),
+    (
+        "hyp.grad_reg.implementation=autograd model.nonlin_fn=Hardsigmoid",
+        r"^hyp\.grad_reg\.implementation: hardsigmoid_backward has no second derivative.*central-differences",
+    ),
     # files that are not there
     (FOLDER, r"^data\.path=.*images: no such folder; .*train/<class>/"),
     (f"data=TinyImageNet {HERE}", r"^data\.path=here: TinyImageNet is missing .*into here and"),

@@ -222,7 +222,7 @@ MISTAKES = {
     "analysis.sample_gradient_norms=both": r"analysis\.sample_gradient_norms: .*'train' or 'eval'",
     "analysis.sharpness.top_k=0": r"analysis\.sharpness\.top_k: .*greater than or equal to 1",
     "analysis.sharpness.tolerance=0": r"analysis\.sharpness\.tolerance: .*greater than 0",
-    "analysis.sharpness.matrix=fisher": r"analysis\.sharpness\.matrix: .*'hessian' or 'gauss-newton'",
+    "analysis.sharpness.matrix=fisher": r"analysis\.sharpness\.matrix: .*'hessian', .* or 'central-differences'",
     "analysis.sharpness.trace_matvecs=3": r"analysis\.sharpness\.trace_matvecs: .*0, or greater than",
     "data/db=LMDB data.db.rounds=0": r"data\.db\.rounds: .*greater than or equal to 1",
     "data/db=LMDB data.db.access=both": r"data\.db\.access: .*'get' or 'cursor'",
