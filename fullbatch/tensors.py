@@ -27,6 +27,11 @@ def device_of(module: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
+def dtype_of(module: nn.Module) -> torch.dtype | None:
+    """Return the dtype of the module's first floating-point parameter; None without one."""
+    return next((parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()), None)
+
+
 def global_norm(tensors: Tensors, order: float = 2.0) -> Tensor:
     """Return the norm of all entries taken as one vector, a scalar tensor; ``order`` is 2 or ``math.inf``."""
     norms = torch.stack(torch._foreach_norm(list(tensors), order))

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fullbatch.objective.arguments import accepts_data
 from fullbatch.objective.full_batch import FullBatchObjective
+from fullbatch.objective.means import NO_SAMPLES
 from fullbatch.tensors import global_norm, parameters_at, preserved, scaled_sum, trainable
 from fullbatch.typing import Tensors
 
@@ -35,6 +37,7 @@ class Flatness:
         return math.sqrt(squares / (len(self.distances) - 1))
 
 
+@accepts_data
 def flatness(
     objective: FullBatchObjective,
     directions: Sequence[Tensors],
@@ -50,7 +53,7 @@ def flatness(
     mode and restored bitwise.
 
     Args:
-        objective: L on its data.
+        objective: L on its data; ``model, loss_fn, data`` (and ``sub_batch=``) may be given in its place.
         directions: d, each shaped like the trainable parameters.
         step_size: distance between evaluations.
         threshold: of L.
@@ -81,18 +84,24 @@ def _loss_at(objective: FullBatchObjective, values: Tensors) -> float:
         return float(objective.loss().loss)
 
 
+@accepts_data
 def worst_case(objective: FullBatchObjective, rho: float) -> float:
-    """Return L(t + rho g/||g||) - L(t), the largest increase in a ball to first order (Foret et al., 2021)."""
+    """Return L(t + rho g/||g||) - L(t), the largest increase in a ball to first order (Foret et al., 2021).
+
+    ``model, loss_fn, data`` may be given in place of ``objective``.
+    """
     evaluation = objective.evaluate()
     perturbed = _ascend(trainable(objective.model), evaluation.gradient, rho)
     return _loss_at(objective, perturbed) - float(evaluation.loss)
 
 
+@accepts_data
 def m_sharpness(objective: FullBatchObjective, rho: float) -> float:
     """Return the mean over sub-batches, weighted by size, of l_b(t + rho g_b/||g_b||) - l_b(t).
 
     This is the sharpness of SAM with one perturbation for each m samples (Foret et al., 2021, section 4.1), m the size
-    of the objective's sub-batches. The model is restored bitwise.
+    of the objective's sub-batches. The model is restored bitwise. ``model, loss_fn, data`` may be given in place of
+    ``objective``.
     """
     evaluate, model = objective.sub_batch_objective, objective.model
     increases, sizes = [], []
@@ -102,9 +111,12 @@ def m_sharpness(objective: FullBatchObjective, rho: float) -> float:
             with parameters_at(model, _ascend(trainable(model), evaluation.gradient, rho)):
                 increases.append(evaluate.loss(block).loss - evaluation.loss)
             sizes.append(len(block.labels) // objective.copies)
-    weights = increases[0].new_tensor(sizes)
-    sums = [(torch.stack(increases) * weights).sum(), weights.sum()]
+    values = torch.stack(increases) if increases else trainable(model)[0].new_zeros(0)
+    weights = values.new_tensor(sizes)
+    sums = [(values * weights).sum(), weights.sum()]
     objective.reduce(sums)
+    if not increases and not sums[1]:
+        raise ValueError(NO_SAMPLES)
     return float(sums[0] / sums[1])
 
 

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from fullbatch.objective.arguments import accepts_data
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.means import Welford
 from fullbatch.tensors import dot, flatten, global_norm, in_places, preserved, trainable
@@ -72,11 +73,12 @@ class GradientStatistics:
         return _numbers([torch.linalg.vector_norm(part) for part in self.mean])
 
 
+@accepts_data
 def gradient_statistics(objective: FullBatchObjective, chunks: int = 1) -> GradientStatistics:
     """Compute the statistics of the sub-batches of L in one pass over the data; the model is restored bitwise.
 
     ``chunks`` divides the data into this many times more sub-batches. In training mode, batch norm uses the statistics
-    of these smaller sub-batches.
+    of these smaller sub-batches. ``model, loss_fn, data`` may be given in place of ``objective``.
     """
     moments = Welford(trainable(objective.model), objective.arithmetic.accumulation_dtype)
     norms = []
@@ -97,8 +99,12 @@ def cosine(left: Tensors, right: Tensors) -> float:
     return product / (left_norm * right_norm) if left_norm * right_norm > 0 else math.nan
 
 
+@accepts_data
 def gradient_curvature(objective: FullBatchObjective, gradient: Tensors, implementation: str = "autograd") -> float:
-    """Return g' H g / ||g||^2, the curvature of L along the gradient g; NaN if g is 0."""
+    """Return g' H g / ||g||^2, the curvature of L along the gradient g; NaN if g is 0.
+
+    ``model, loss_fn, data`` may be given in place of ``objective``.
+    """
     product = dot(gradient, objective.hessian_product(gradient, implementation))
     along, squared = _numbers([product, dot(gradient, gradient)])
     return along / squared if squared > 0 else math.nan
@@ -114,11 +120,13 @@ def batch_sharpness(batches: Iterable[FullBatchObjective], implementation: str =
     return sum(defined) / len(defined) if defined else math.nan
 
 
+@accepts_data
 def sample_gradient_norms(objective: FullBatchObjective, max_entries: int = 2**26) -> list[float]:
     """Return the norm of the gradient of each single sample, in the order of the data; the model is restored bitwise.
 
     Samples are vectorized (``torch.func.vmap``), as many at once as have ``max_entries`` entries in their gradients.
-    Dropout draws a mask for each sample. The copies of a sample (Maxup) have one loss.
+    Dropout draws a mask for each sample. The copies of a sample (Maxup) have one loss. ``model, loss_fn, data`` may be
+    given in place of ``objective``.
 
     Raises:
         ValueError: the model mixes the samples of a batch (batch norm in training mode), or cannot be vectorized.
@@ -128,7 +136,7 @@ def sample_gradient_norms(objective: FullBatchObjective, max_entries: int = 2**2
     with preserved(list(objective.model.buffers())):
         chunk = max(max_entries // size, 1)
         norms = [_norms_of_samples(objective, block, chunk) for block in objective.sub_batches()]
-    return [float(norm) for norm in torch.cat(norms).cpu().double()]
+    return [float(norm) for part in norms for norm in part.cpu().double()]
 
 
 def require_separable(objective: FullBatchObjective) -> None:
@@ -147,7 +155,7 @@ def require_separable(objective: FullBatchObjective) -> None:
 def _norms_of_samples(objective: FullBatchObjective, block: Block, chunk: int) -> Tensor:
     from torch.func import functional_call, grad, vmap  # noqa: PLC0415 (slow to import)
 
-    model, evaluate = objective.model, objective.sub_batch_objective
+    model, evaluate = objective.model, replace(objective.sub_batch_objective, first_pass=None)
     values, scale = [p.detach() for p in trainable(model)], evaluate.arithmetic.loss_scale
     parts = [rows.unflatten(0, (-1, objective.copies)) for rows in (block.inputs, block.labels)]
 

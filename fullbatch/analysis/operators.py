@@ -30,7 +30,8 @@ def gauss_newton(objective: FullBatchObjective, v: Tensors) -> list[Tensor]:
     mean = WeightedMean(v, objective.arithmetic.accumulation_dtype)
     with preserved(list(objective.model.buffers())):
         for block in objective.sub_batches():
-            product = gauss_newton_product(objective.sub_batch_objective.point(block), v)
+            with objective.sub_batch_objective.naming(block, "product"):
+                product = gauss_newton_product(objective.sub_batch_objective.point(block), v)
             mean.add(product, len(block.labels) // objective.copies)
     objective.reduce(mean.tensors)
     return mean.value()
@@ -64,6 +65,8 @@ def curvature(
     if matrix.lower() not in MATRICES:
         raise ValueError(f"matrix={matrix}: unknown; known: {', '.join(MATRICES)}")
     product, parameters = MATRICES[matrix.lower()], trainable(objective.model)
+    if not parameters:
+        raise ValueError("model: no parameter requires a gradient; expected at least one")
     factors = None if preconditioner is None else flatten(preconditioner).rsqrt()
     decays = [weight_decay] * len(parameters) if isinstance(weight_decay, int | float) else list(weight_decay)
 

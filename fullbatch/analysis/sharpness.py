@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fullbatch.analysis import spectrum
 from fullbatch.analysis.eigenvalues import Eigenpairs, largest_eigenpairs
 from fullbatch.analysis.operators import curvature
 from fullbatch.analysis.spectrum import SpectralDensity, Trace, trace
-from fullbatch.objective.full_batch import Data, FullBatchObjective
+from fullbatch.objective.arguments import accepts_data
+from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.tensors import trainable, unflatten
-from fullbatch.typing import LossFunction
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,14 @@ class Sharpness:
         return self.eigenvalues[0]
 
 
+@accepts_data
 def sharpness(
-    model: nn.Module,
-    loss_fn: LossFunction,
-    data: Data,
+    objective: FullBatchObjective,
     *,
     top_k: int = 1,
     tolerance: float = 1e-3,
     matrix: str = "hessian",
     weight_decay: float = 0.0,
-    sub_batch: int | None = None,
     max_matvecs: int = 1000,
     start: Sharpness | None = None,
     seed: int = 0,
@@ -53,25 +51,23 @@ def sharpness(
     """Return the largest eigenvalues of the curvature of L + weight_decay/2 ||t||^2 over all the data.
 
     The model is used in its current mode and restored bitwise: in training mode, batch norm uses the statistics of its
-    sub-batch and keeps its buffers.
+    sub-batch and keeps its buffers. A regularizer is no part of L.
 
     Args:
-        model: any module.
-        loss_fn: (outputs, labels) -> mean loss of a sub-batch.
-        data: blocks of (inputs, labels), the same in every iteration; see ``FullBatchObjective``.
+        objective: L on its data; ``model, loss_fn, data`` (and ``sub_batch=``) may be given in its place, for any
+            module, a mean loss, and data as in ``FullBatchObjective``.
         top_k: number of eigenvalues.
         tolerance: accepted error, relative to the largest magnitude.
         matrix: hessian, gauss-newton, or central-differences (of gradients, for a model without second derivatives).
         weight_decay: added to all eigenvalues.
-        sub_batch: largest number of samples in a forward pass (about); None: the blocks of the data.
         max_matvecs: largest number of products; it then returns without having converged.
         start: the result of an earlier call for similar parameters; saves most of the products.
         seed: of the random start.
 
     Raises:
-        ValueError: top_k is not in 1..number of parameters, the tolerance is not positive, or the matrix is unknown.
+        ValueError: top_k is not in 1..number of parameters, the tolerance is not positive, the matrix is unknown, or
+            an operation of the model has no second derivative.
     """
-    objective = FullBatchObjective(model, loss_fn, data, sub_batch=sub_batch)
     operator = curvature(objective, matrix=matrix, weight_decay=weight_decay)
     pairs = largest_eigenpairs(
         operator,
@@ -81,36 +77,27 @@ def sharpness(
         start=None if start is None else start.pairs.memory,
         seed=seed,
     )
-    vectors = [unflatten(vector, trainable(model)) for vector in pairs.vectors]
+    vectors = [unflatten(vector, trainable(objective.model)) for vector in pairs.vectors]
     return Sharpness(pairs.values.tolist(), vectors, pairs.matvecs, pairs.error, pairs.converged, pairs)
 
 
+@accepts_data
 def hessian_trace(
-    model: nn.Module,
-    loss_fn: LossFunction,
-    data: Data,
-    *,
-    num_matvecs: int = 90,
-    matrix: str = "hessian",
-    sub_batch: int | None = None,
-    seed: int = 0,
+    objective: FullBatchObjective, *, num_matvecs: int = 90, matrix: str = "hessian", seed: int = 0
 ) -> Trace:
-    """Estimate the trace of the curvature of L; see ``fullbatch.analysis.spectrum.trace``."""
-    operator = curvature(FullBatchObjective(model, loss_fn, data, sub_batch=sub_batch), matrix=matrix)
-    return trace(operator, num_matvecs, seed)
+    """Estimate the trace of the curvature of L; see ``fullbatch.analysis.spectrum.trace``.
+
+    Takes ``objective``, or ``model, loss_fn, data``, and ``matrix`` as ``sharpness`` does.
+    """
+    return trace(curvature(objective, matrix=matrix), num_matvecs, seed)
 
 
+@accepts_data
 def spectral_density(
-    model: nn.Module,
-    loss_fn: LossFunction,
-    data: Data,
-    *,
-    num_vectors: int = 1,
-    num_steps: int = 80,
-    matrix: str = "hessian",
-    sub_batch: int | None = None,
-    seed: int = 0,
+    objective: FullBatchObjective, *, num_vectors: int = 1, num_steps: int = 80, matrix: str = "hessian", seed: int = 0
 ) -> SpectralDensity:
-    """Estimate the density of the curvature's eigenvalues; see ``fullbatch.analysis.spectrum.spectral_density``."""
-    operator = curvature(FullBatchObjective(model, loss_fn, data, sub_batch=sub_batch), matrix=matrix)
-    return spectrum.spectral_density(operator, num_vectors, num_steps, seed)
+    """Estimate the density of the curvature's eigenvalues; see ``fullbatch.analysis.spectrum.spectral_density``.
+
+    Takes ``objective``, or ``model, loss_fn, data``, and ``matrix`` as ``sharpness`` does.
+    """
+    return spectrum.spectral_density(curvature(objective, matrix=matrix), num_vectors, num_steps, seed)

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fullbatch.objective.arguments import accepts_data
+from fullbatch.objective.blocks import checked
 from fullbatch.objective.evaluations import Evaluation
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.randomness import preserved_rng
@@ -23,6 +25,7 @@ class ModuleCall(NamedTuple):
     outputs: tuple[Tensor, ...]
 
 
+@accepts_data
 def determinism_culprit(objective: FullBatchObjective) -> str | None:
     """Evaluate loss and gradient twice; return None if they agree bitwise, else the cause of the difference.
 
@@ -30,6 +33,7 @@ def determinism_culprit(objective: FullBatchObjective) -> str | None:
     set, or a last block that is dropped after shuffling); the first module whose outputs differ (dropout or other
     random numbers that do not depend on the seed of the block, state outside of the buffers); the last parameter whose
     gradient differs (kernels that sum in no fixed order). The model is unchanged afterwards. Takes a few evaluations.
+    ``objective`` may be given as ``model, loss_fn, data``.
     """
     with preserved_rng(torch.device("cpu")):  # a DataLoader draws a seed
         culprit = _compare_data(objective)
@@ -51,9 +55,9 @@ def _compare_data(objective: FullBatchObjective) -> str | None:
 def _fingerprints(data: Iterable[Any]) -> Tensor:
     """Return two integers for each sample, int64 [N, 2]: sums of its bits, exact in any order of addition."""
     fingerprints = []
-    for inputs, labels, *_ in data:
+    for number, raw in enumerate(data):
         sums = []
-        for values in (inputs, labels):
+        for values in checked(raw, number)[:2]:
             bits = values.detach().cpu().double().reshape(len(values), -1).view(torch.int64)
             sums.append((bits * (2 * torch.arange(bits.shape[1]) + 1)).sum(1))  # odd weights lose no bit
         fingerprints.append(torch.stack(sums, dim=1))

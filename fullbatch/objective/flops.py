@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from fullbatch.objective.full_batch import Data, FullBatchObjective
+from fullbatch.objective.blocks import Data
+from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.uncompiled import uncompiled
 
 

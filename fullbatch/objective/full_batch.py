@@ -9,27 +9,26 @@ which is one autograd over all the data at once, whatever the partition, as long
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fullbatch.objective.arithmetic import Arithmetic
 from fullbatch.objective.block_pass import BlockPass, Pass, SequentialPass
-from fullbatch.objective.checks import MeanCheck, iterate, require_repeatable
+from fullbatch.objective.blocks import BLOCK_SIZE, Data, as_blocks, iterate
+from fullbatch.objective.checks import FirstPass
 from fullbatch.objective.evaluations import Evaluation, LossEvaluation, ValueEvaluation
 from fullbatch.objective.gradient_penalty import GradientPenalty
 from fullbatch.objective.hessian_products import implementation_named
 from fullbatch.objective.means import MovingAverage, WeightedMean
 from fullbatch.objective.sub_batch import SubBatchGradient, SubBatchObjective
 from fullbatch.randomness import derive_seed
-from fullbatch.tensors import clones, device_of, global_norm, preserved, trainable
+from fullbatch.tensors import clones, device_of, dtype_of, global_norm, preserved, trainable
 from fullbatch.transforms.clipping import ClipByNorm
-from fullbatch.typing import Block, Blocks, LossFunction, Tensors
-
-Data = Blocks | Iterable[tuple[Tensor, Tensor] | Block]
+from fullbatch.typing import Block, LossFunction, Tensors
 
 
 class FullBatchObjective:
@@ -43,10 +42,11 @@ class FullBatchObjective:
         model: any module that maps inputs to outputs.
         loss_fn: (outputs, labels) -> mean loss of the sub-batch. Where it has an attribute ``copies``, so many
             consecutive rows of the inputs are copies of one sample (Maxup), and a sub-batch has all of a sample's.
-            That it is a mean is tested once, unless it has an attribute ``check_mean = False``.
-        data: an iterable that yields the same (inputs, labels) blocks in every iteration: a list of pairs, a
-            ``DataLoader`` without shuffling, or ``fullbatch.typing.Blocks``, whose keys then seed dropout.
+            That it is a mean is tested in the first pass, unless it has an attribute ``check_mean = False``.
+        data: a tuple (inputs, labels), a list of such blocks, a ``Dataset``, a ``DataLoader`` without shuffling, or
+            ``fullbatch.typing.Blocks``, whose keys then seed dropout; see ``fullbatch.objective.blocks.as_blocks``.
         sub_batch: a block of n samples is one forward pass per max(n // sub_batch, 1) nearly equal parts; None: one.
+            Data that do not come in blocks are cut into blocks of ``sub_batch`` samples, by default 128.
         regularizer: a ``GradientPenalty``, or a ``GradRegularizer`` around the same model.
         batch_clip: clip each (regularized) sub-batch gradient to this 2-norm, or with this ``ClipByNorm``, before
             averaging.
@@ -56,9 +56,10 @@ class FullBatchObjective:
             each with its own part of the data: ``SequentialPass(all_reduce)``.
 
     Raises:
-        ValueError: for an unknown ``gradient_average``, a loss of PyTorch with ``reduction="sum"`` or class weights, an
-            iterator as data, or a ``DataLoader`` that shuffles; in the first evaluation, for any other loss that is not
-            a mean over samples; in every evaluation, for data without samples or a block without samples.
+        ValueError: for an unknown ``gradient_average``, a loss of PyTorch with ``reduction="sum"`` or class weights,
+            data of another kind, an iterator, or a ``DataLoader`` that shuffles; in the first pass, for any other loss
+            that is not a mean over samples, and for a model or a loss that fails on the data; in every pass, for
+            data without samples, or a block without samples or with other numbers of inputs and labels.
     """
 
     def __init__(
@@ -76,14 +77,18 @@ class FullBatchObjective:
     ) -> None:
         if gradient_average not in ("exact", "moving"):
             raise ValueError(f"gradient_average={gradient_average}: accepted are exact and moving")
-        require_repeatable(data)
-        self.model, self.data, self.sub_batch = model, data, sub_batch
-        self.regularizer, self.gradient_average = regularizer, gradient_average
+        if not isinstance(model, nn.Module) or device_of(model).type == "meta":
+            kind = "on the meta device, without values" if isinstance(model, nn.Module) else type(model).__name__
+            raise ValueError(f"model: {kind}; expected a torch.nn.Module with parameters")
+        self.model, self.regularizer, self.gradient_average = model, regularizer, gradient_average
         self.block_pass: BlockPass = block_pass or SequentialPass()
         self.copies: int = getattr(loss_fn, "copies", 1)
+        self.sub_batch = _positive(sub_batch)
+        self.data = as_blocks(data, self.copies * (self.sub_batch or BLOCK_SIZE))
         clip = ClipByNorm(batch_clip) if isinstance(batch_clip, int | float) else batch_clip
+        self._first_pass = FirstPass(loss_fn)
         self.sub_batch_objective = SubBatchObjective(
-            model, loss_fn, regularizer, clip, arithmetic or Arithmetic(), MeanCheck(loss_fn)
+            model, loss_fn, regularizer, clip, arithmetic or Arithmetic(), self._first_pass
         )
 
     @property
@@ -96,17 +101,20 @@ class FullBatchObjective:
         """Whether the penalty is not zero now, so that the objective's value needs gradients."""
         return self.regularizer is not None and self.regularizer.active
 
-    def over(self, data: Data, block_pass: BlockPass | None = None) -> "FullBatchObjective":
-        """Return the same objective on other data, visited by another ``block_pass`` where given."""
-        require_repeatable(data)
+    def over(
+        self, data: Data, block_pass: BlockPass | None = None, sub_batch: int | None = None
+    ) -> "FullBatchObjective":
+        """Return the same objective on other data, with another ``block_pass`` or ``sub_batch`` where given."""
         other = copy.copy(self)
-        other.data, other.block_pass = data, block_pass or self.block_pass
+        other.sub_batch = _positive(sub_batch) or self.sub_batch
+        other.data = as_blocks(data, self.copies * (other.sub_batch or BLOCK_SIZE))
+        other.block_pass = block_pass or self.block_pass
         return other
 
     def plain(self, sub_batch: int | None = None) -> "FullBatchObjective":
         """Return L itself on the same data: no regularizer, no clip, the exact mean; in parts of ``sub_batch``."""
         other = self._without_penalty()
-        other.gradient_average, other.sub_batch = "exact", sub_batch or self.sub_batch
+        other.gradient_average, other.sub_batch = "exact", _positive(sub_batch) or self.sub_batch
         return other
 
     def _without_penalty(self) -> "FullBatchObjective":
@@ -195,8 +203,9 @@ class FullBatchObjective:
 
         def product(block: Block) -> list[Tensor]:
             point = self.sub_batch_objective.point(block)
-            gradient = point.gradient(create_graph=method.needs_graph)
-            return method.product(point, gradient, lambda: v, eps)
+            with self.sub_batch_objective.naming(block, "product"):
+                gradient = point.gradient(create_graph=method.needs_graph)
+                return method.product(point, gradient, lambda: v, eps)
 
         with preserved(list(self.model.buffers())):
             self.block_pass(self._pass(product, mean.add, mean.tensors))
@@ -214,9 +223,9 @@ class FullBatchObjective:
     def num_sub_batches(self, chunks: int = 1) -> int:
         """Return the number of parts that ``sub_batches`` yields."""
         if hasattr(self.data, "sizes"):
-            sizes = cast(Sequence[int], self.data.sizes)
+            sizes: Sequence[int] = self.data.sizes
         else:
-            sizes = [len(labels) // self.copies for _, labels, *_ in iterate(self.data)]
+            sizes = [len(block.labels) // self.copies for block in iterate(self.data)]
         return sum(self._num_parts(size, chunks) for size in sizes)
 
     def _pass(
@@ -234,17 +243,21 @@ class FullBatchObjective:
         return Pass(self.model, self.data, self._split, evaluate, add_result, sums, updates_buffers)
 
     def _split(self, data: Data, chunks: int = 1) -> Iterator[list[Block]]:
-        device = device_of(self.model)
+        device, first_pass = device_of(self.model), self._first_pass
         required = data is self.data and getattr(self.block_pass, "has_all_data", False)
-        for index, (inputs, labels, *key) in enumerate(iterate(data, required=required)):
-            block_key = int(key[0]) if key else derive_seed(0, index)
+        num_sub_batches = 0
+        for inputs, labels, key in iterate(data, required=required, dtype=dtype_of(self.model)):
             count = self._num_parts(len(labels) // self.copies, chunks)
+            num_sub_batches += count
+            first_pass.pending = num_sub_batches > first_pass.count
             pieces = zip(self._cut(inputs.to(device), count), self._cut(labels.to(device), count), strict=True)
-            yield [Block(*rows, derive_seed(block_key, piece)) for piece, rows in enumerate(pieces)]
+            yield [Block(*rows, derive_seed(key, piece)) for piece, rows in enumerate(pieces)]
 
     def _cut(self, rows: Tensor, count: int) -> Sequence[Tensor]:
         if self.copies == 1:
             return rows.tensor_split(count)
+        if len(rows) % self.copies:
+            raise ValueError(f"data: {len(rows)} rows in a block; expected a multiple of {self.copies}, the copies")
         return [part.flatten(0, 1) for part in rows.unflatten(0, (-1, self.copies)).tensor_split(count)]
 
     def _num_parts(self, size: int, chunks: int = 1) -> int:
@@ -253,6 +266,8 @@ class FullBatchObjective:
 
     def _gradient_mean(self) -> WeightedMean | MovingAverage:
         parameters, dtype = trainable(self.model), self.arithmetic.accumulation_dtype
+        if not parameters:
+            raise ValueError("model: no parameter requires a gradient; expected at least one")
         if self.gradient_average == "exact":
             return WeightedMean(parameters, dtype)
         return MovingAverage(parameters, self.num_sub_batches(), dtype)
@@ -261,3 +276,9 @@ class FullBatchObjective:
         device = device_of(self.model)
         dtype = torch.float32 if device.type == "mps" else torch.float64
         return WeightedMean([torch.zeros((), dtype=dtype, device=device)] * count)
+
+
+def _positive(sub_batch: int | None) -> int | None:
+    if sub_batch is not None and (not hasattr(sub_batch, "__index__") or isinstance(sub_batch, bool) or sub_batch < 1):
+        raise ValueError(f"sub_batch={sub_batch!r}; expected a positive integer, or None for whole blocks")
+    return None if sub_batch is None else int(sub_batch)

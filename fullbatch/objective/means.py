@@ -8,6 +8,8 @@ from torch import Tensor
 from fullbatch.tensors import add_, add_products_, added, scale_, scaled, zeros_like
 from fullbatch.typing import Tensors
 
+NO_SAMPLES = "data: no process has any samples; expected at least one (inputs, labels) pair"
+
 
 class WeightedMean:
     """The mean sum_b w_b x_b / sum_b w_b of lists of tensors, accumulated in ``dtype`` where that is more precise."""
@@ -17,10 +19,12 @@ class WeightedMean:
         self._dtypes = [tensor.dtype for tensor in like]
         self.weight = torch.zeros((), dtype=self._sums[0].dtype, device=like[0].device)
         """The sum of the weights so far."""
+        self._is_empty = True
 
     @torch.no_grad()
     def add(self, values: Tensors, weight: float) -> None:
         """Add one observation with its weight."""
+        self._is_empty = False
         add_(self._sums, values, alpha=weight)
         self.weight += weight
 
@@ -31,7 +35,12 @@ class WeightedMean:
 
     @torch.no_grad()
     def value(self) -> list[Tensor]:
-        """Return the mean in the dtypes of the observations; the sums cannot be used afterwards."""
+        """Return the mean in the dtypes of the observations; the sums cannot be used afterwards.
+
+        Raises ``ValueError`` if neither this process nor those whose sums were added have an observation.
+        """
+        if self._is_empty and not self.weight:
+            raise ValueError(NO_SAMPLES)
         scale_(self._sums, 1 / self.weight)
         return [total.to(dtype) for total, dtype in zip(self._sums, self._dtypes, strict=True)]
 
@@ -100,6 +109,8 @@ class Welford:
         sums = self._mean[0].new_tensor([self.weight, self.count], dtype=torch.float64)
         reduce([*total, sums])
         weight, count = sums.tolist()
+        if weight == 0:
+            raise ValueError(NO_SAMPLES)
         scale_(total, 1 / weight)
         deviation = added(self._mean, total, -1.0)
         add_products_(self._squares, deviation, deviation, self.weight)

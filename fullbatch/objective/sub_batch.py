@@ -1,6 +1,6 @@
 """One evaluation of a sub-batch: its loss, its gradient, and its loss as a function of the parameters."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fullbatch.objective.arithmetic import Arithmetic
-from fullbatch.objective.checks import MeanCheck
+from fullbatch.objective.checks import FirstPass, scalar
 from fullbatch.objective.gradient_penalty import GradientPenalty
 from fullbatch.objective.hessian_products import Forward, SubBatchLoss, gradient_of
 from fullbatch.objective.second_derivatives import twice_differentiable
@@ -43,7 +43,7 @@ class SubBatchObjective:
     """Loss and gradient of one sub-batch, whose key fixes the dropout masks of every evaluation.
 
     The gradient is g_b by autograd, then g_b + eta/4 H_b v_b with a ``penalty``, then the ``clip``. The
-    ``mean_check`` is made in the first evaluation and shared by the copies of this object.
+    ``first_pass`` is shared by the copies of this object.
     """
 
     model: nn.Module
@@ -51,7 +51,7 @@ class SubBatchObjective:
     penalty: GradientPenalty | None = None
     clip: ClipByNorm | None = None
     arithmetic: Arithmetic = field(default_factory=Arithmetic)
-    mean_check: MeanCheck | None = None
+    first_pass: FirstPass | None = None
 
     def plain(self) -> "SubBatchObjective":
         """Return the same objective without penalty and clip."""
@@ -59,7 +59,7 @@ class SubBatchObjective:
 
     def loss(self, block: Block) -> SubBatchValue:
         """Return the loss without a gradient."""
-        with torch.no_grad():
+        with torch.no_grad(), self.naming(block, "loss"):
             outputs, loss = self._forward(block, self.model)
         return SubBatchValue(loss, _accuracy(outputs, block.labels))
 
@@ -67,7 +67,7 @@ class SubBatchObjective:
         """Return loss and gradient; ``mean_gradient`` is gbar, which a penalty with ``acc_strength`` needs."""
         penalty, scale = self.penalty, self.arithmetic.loss_scale
         create_graph = penalty is not None and penalty.create_graph
-        with twice_differentiable() if create_graph else nullcontext():
+        with self.naming(block, "gradient"), twice_differentiable() if create_graph else nullcontext():
             outputs, loss = self._forward(block, self.model)
             gradient = gradient_of(loss, self.model, create_graph, scale)
         with torch.no_grad():
@@ -83,17 +83,23 @@ class SubBatchObjective:
         """Return the sub-batch's loss as a function of the parameters."""
         return SubBatchLoss(self.model, lambda forward: self._forward(block, forward)[1], self.arithmetic.loss_scale)
 
+    def naming(self, block: Block, kind: str) -> AbstractContextManager[None]:
+        """Return a context in which the first errors of a ``kind`` of evaluation describe the block."""
+        return nullcontext() if self.first_pass is None else self.first_pass.naming(block, self.model, kind)
+
     def _forward(self, block: Block, forward: Forward) -> tuple[Tensor, Tensor]:
         device = device_of(self.model)
         with seeded(block.key, device), self.arithmetic.autocast_on(device):
             outputs = forward(block.inputs)
-            loss = self.loss_fn(outputs, block.labels)
-            if self.mean_check is not None and self.mean_check.pending:
-                self.mean_check(outputs, block.labels, loss)
+            if not isinstance(outputs, Tensor):
+                raise ValueError(f"model: returns {type(outputs).__name__}; expected a tensor with one row per sample")
+            loss = scalar(self.loss_fn(outputs, block.labels), self.loss_fn)
+            if self.first_pass is not None and self.first_pass.pending:
+                self.first_pass(outputs, loss, block)
             return outputs.detach(), loss
 
 
 def _accuracy(outputs: Tensor, labels: Tensor) -> Tensor:
-    if outputs.ndim != 2 or labels.ndim != 1:
+    if outputs.ndim != 2 or labels.ndim != 1 or labels.is_floating_point():
         return torch.full((), torch.nan, device=outputs.device)  # accuracy is not defined, as in regression
     return (outputs.argmax(dim=1) == labels).float().mean()

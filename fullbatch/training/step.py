@@ -10,10 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fullbatch.objective.blocks import ConstantBlocks, Data
 from fullbatch.objective.evaluations import Evaluation
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.randomness import derive_seed
-from fullbatch.tensors import device_of, global_norm, trainable
+from fullbatch.tensors import device_of, dtype_of, global_norm, trainable
 from fullbatch.training.closure import StepClosure
 from fullbatch.training.distributed_pass import DistributedPass
 from fullbatch.training.state import Row, TrainState
@@ -73,7 +74,7 @@ class Step:
         state: the model, the optimizer (any ``torch.optim.Optimizer`` whose ``step`` takes a closure), and the
             evaluation that is carried from one step to the next.
         objective: the objective; its data is replaced by the blocks of each update.
-        data: returns the blocks.
+        data: returns the blocks of each step; or data as in ``FullBatchObjective``, the same in every step.
         transforms: applied to the gradient of each update, in order.
         sampling: shuffling, replacement, and the size of an update.
         seed: of the noise.
@@ -84,14 +85,17 @@ class Step:
         self,
         state: TrainState,
         objective: FullBatchObjective,
-        data: TrainingBlocks,
+        data: TrainingBlocks | Data,
         *,
         transforms: Sequence[GradientTransform] = (),
         sampling: Sampling | None = None,
         seed: int = 0,
         block_pass: DistributedPass | None = None,
     ) -> None:
-        self.state, self.objective, self.data = state, objective, data
+        self.state, self.objective = state, objective
+        returns_blocks = callable(getattr(data, "blocks", None))
+        dtype = dtype_of(objective.model)
+        self.data: Any = data if returns_blocks else ConstantBlocks(objective.over(data).data, dtype)
         self.transforms, self.sampling, self.seed = transforms, sampling or Sampling(), seed
         self.block_pass = block_pass or DistributedPass()
         self._constant: bool | None = None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,19 +10,21 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fullbatch.objective.arithmetic import Arithmetic
 from fullbatch.objective.block_pass import SequentialPass
+from fullbatch.objective.blocks import Data, as_blocks, iterate
 from fullbatch.objective.evaluations import LossEvaluation
 from fullbatch.objective.full_batch import FullBatchObjective
-from fullbatch.tensors import copy_, mode, preserved
-from fullbatch.typing import Block, Blocks, LossFunction, Tensors
+from fullbatch.objective.means import NO_SAMPLES
+from fullbatch.tensors import copy_, device_of, mode, preserved
+from fullbatch.typing import LossFunction, Tensors
 
 
 def validate(
     model: nn.Module,
     loss_fn: LossFunction,
-    blocks: Blocks,
+    blocks: Data,
     *,
     flips: bool = False,
-    recalibration: Blocks | None = None,
+    recalibration: Data | None = None,
     arithmetic: Arithmetic | None = None,
     all_reduce: Callable[[Tensors], None] | None = None,
 ) -> LossEvaluation:
@@ -30,14 +33,16 @@ def validate(
     Args:
         model: the module.
         loss_fn: (outputs, labels) -> mean loss.
-        blocks: the data.
+        blocks: the data, as in ``FullBatchObjective``.
         flips: average the probabilities of each image and its mirror image. With cross-entropy the loss is then their
             negative log-likelihood.
         recalibration: training data, on which batch-norm statistics are re-estimated for this validation.
         arithmetic: as in ``FullBatchObjective``.
         all_reduce: adds tensors up over processes, each with its own part of ``blocks`` and ``recalibration``.
     """
-    recalibrated = nullcontext() if recalibration is None else recalibrated_batchnorm(model, recalibration, all_reduce)
+    recalibrated = (
+        nullcontext() if recalibration is None else recalibrated_batchnorm(model, as_blocks(recalibration), all_reduce)
+    )
     with recalibrated, mode(model, training=False):
         evaluated = FlipAveraged(model) if flips else model
         objective = FullBatchObjective(
@@ -61,7 +66,7 @@ class FlipAveraged(nn.Module):
 
 @contextmanager
 def recalibrated_batchnorm(
-    model: nn.Module, blocks: Iterable[Block], all_reduce: Callable[[Tensors], None] | None = None
+    model: nn.Module, blocks: Iterable[Any], all_reduce: Callable[[Tensors], None] | None = None
 ) -> Iterator[None]:
     """Inside, running statistics are the means of the statistics of ``blocks``, weighted by size.
 
@@ -74,11 +79,11 @@ def recalibrated_batchnorm(
             for norm in norms:
                 norm.train()
             num_samples = 0
-            for inputs, labels, _ in blocks:
+            for inputs, labels, _ in iterate(blocks, required=all_reduce is None):
                 num_samples += len(labels)
                 for norm in norms:
                     norm.momentum = len(labels) / num_samples  # the first block replaces the old statistics
-                model(inputs)
+                model(inputs.to(device_of(model)))
             if all_reduce is not None and norms:
                 _average(norms, num_samples, all_reduce)
         for norm, momentum in zip(norms, momenta, strict=True):
@@ -94,6 +99,8 @@ def _average(norms: Sequence[_NormBase], num_samples: int, all_reduce: Callable[
     ]
     total = torch.full((), num_samples, dtype=torch.float64, device=statistics[0].device)
     all_reduce([*sums, total])
+    if not num_samples and not total:
+        raise ValueError(NO_SAMPLES)
     copy_(statistics, [entry / total for entry in sums])
 
 

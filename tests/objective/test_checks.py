@@ -1,7 +1,9 @@
 """An objective refuses data and losses of which the sum over sub-batches is not one number."""
 
 import copy
+import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,9 @@ from fullbatch.objective.arithmetic import Arithmetic
 from fullbatch.objective.block_pass import SequentialPass
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.losses import Loss, loss_function
+from fullbatch.objective.means import NO_SAMPLES
 from fullbatch.tensors import trainable
+from fullbatch.training.validation import recalibrated_batchnorm
 from fullbatch.typing import LossFunction
 
 WEIGHTS = torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64)
@@ -43,7 +47,7 @@ def loader(**options: Any) -> DataLoader[Any]:
 
 def regression() -> list[tuple[Tensor, Tensor]]:
     inputs, _ = samples()
-    return [(inputs, torch.randn(SAMPLES, CLASSES, dtype=torch.float64))]
+    return [(inputs, torch.randn(SAMPLES, CLASSES, dtype=torch.float64).softmax(1))]
 
 
 # the loss
@@ -114,7 +118,9 @@ def test_any_other_loss_is_tested_in_every_first_evaluation(loss_fn: LossFunctio
         objective = objective_of(loss_fn, name=name)
         before = trace_of(objective.model)
         for _ in range(2):  # the second evaluation is refused, too
-            with pytest.raises(ValueError, match=r"not a mean over samples.*check_mean = False|expected a scalar"):
+            with pytest.raises(
+                ValueError, match=r"not a mean over samples.*(check_mean = False|leave these)|expected a scalar"
+            ):
                 evaluate(objective)
         assert_no_trace(objective.model, before)
 
@@ -185,7 +191,7 @@ def test_a_loss_is_tested_once_for_an_objective_and_its_copies() -> None:
     for _ in range(3):
         objective.over([samples()]).loss()
         objective.plain().over([samples()]).loss()
-    assert calls == [SAMPLES, SAMPLES, SAMPLES // 2, SAMPLES - SAMPLES // 2, *[SAMPLES] * 5]
+    assert calls == [SAMPLES, SAMPLES, SAMPLES // 2, SAMPLES - SAMPLES // 2, *[SAMPLES] * 6]
 
 
 # the data
@@ -239,17 +245,198 @@ def test_every_measurement_refuses_such_data_and_a_landscape_stores_nothing(
     ]
     for measure in measurements:
         blocks, before = data(), trace_of(model)
-        with pytest.raises(ValueError, match=r"FullBatchObjective: .*(iterated|shuffles|no samples|no blocks)"):
+        with pytest.raises(ValueError, match=r"data: .*(iterated|shuffles|no samples|no blocks)"):
             measure(blocks)
         assert_no_trace(model, before)
     surface = loss_landscape(model, F.cross_entropy, [samples()], x=axis, folder=tmp_path / "surface")
     assert (surface.loss == loss_landscape(model, F.cross_entropy, [samples()], x=axis).loss).all()
 
 
-def test_a_process_without_blocks_contributes_nothing() -> None:
-    reduced: list[int] = []
-    objective_of(F.cross_entropy, [], block_pass=SequentialPass(lambda sums: reduced.append(len(sums)))).loss()
-    assert len(reduced) == 1
+def shared(measure: Callable[[FullBatchObjective], Any], *parts: list[Any]) -> list[Any]:
+    """Measure in one thread per part of the data, which add their sums up."""
+    barrier, contributions = threading.Barrier(len(parts)), [None] * len(parts)
+
+    def process(rank: int, model: nn.Module) -> Any:
+        def all_reduce(tensors: Any) -> None:
+            contributions[rank] = [tensor.clone() for tensor in tensors]  # type: ignore[call-overload]
+            barrier.wait()
+            for position, tensor in enumerate(tensors):
+                tensor.copy_(sum(contribution[position] for contribution in contributions))  # type: ignore[index]
+            barrier.wait()
+
+        objective = FullBatchObjective(model, F.cross_entropy, parts[rank], block_pass=SequentialPass(all_reduce))
+        try:
+            return measure(objective)
+        except ValueError as error:
+            return error
+
+    models = [build("batchnorm").eval() for _ in parts]
+    with ThreadPoolExecutor(len(parts)) as threads:
+        return list(threads.map(process, range(len(parts)), models))
+
+
+def sampled(objective: FullBatchObjective) -> list[Tensor]:
+    v = [torch.ones_like(p) for p in trainable(objective.model)]
+    statistics = gradient_statistics(objective)
+    numbers = [m_sharpness(objective, 0.1), statistics.total_spread, statistics.num_samples, statistics.num_blocks]
+    tensors = [objective.loss().loss, *objective.evaluate().gradient, *objective.hessian_product(v)]
+    return [*tensors, *gauss_newton(objective, v), *statistics.mean, torch.tensor(numbers, dtype=torch.float64)]
+
+
+def recalibrated(objective: FullBatchObjective) -> list[Tensor]:
+    with recalibrated_batchnorm(objective.model, objective.data, objective.reduce):
+        return [buffer.clone() for buffer in objective.model.buffers() if buffer.is_floating_point()]
+
+
+@pytest.mark.parametrize("measure", [sampled, recalibrated])
+def test_a_process_without_blocks_contributes_nothing(measure: Callable[[FullBatchObjective], list[Tensor]]) -> None:
+    blocks = cut(*samples(), [20, 13])
+    expected, _ = shared(measure, blocks, [])
+    whole = shared(measure, blocks)[0]
+    for first, second, third in (shared(measure, blocks[:1], [], blocks[1:]), shared(measure, [], blocks, [])):
+        for result in (first, second, third):
+            torch.testing.assert_close(result, whole, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(expected, whole, rtol=1e-12, atol=1e-14)
+
+
+MEASURES: list[Callable[[FullBatchObjective], Any]] = [
+    lambda objective: objective.loss(),
+    lambda objective: objective.evaluate(),
+    lambda objective: objective.hessian_product(trainable(objective.model)),
+    lambda objective: gauss_newton(objective, trainable(objective.model)),
+    gradient_statistics,
+    lambda objective: m_sharpness(objective, 0.1),
+    recalibrated,
+]
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_no_process_with_samples_is_an_error_in_all_of_them(measure: Callable[[FullBatchObjective], Any]) -> None:
+    assert [str(error) for error in shared(measure, [], [])] == [NO_SAMPLES] * 2
+
+
+def ignoring_late(outputs: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, labels, ignore_index=2)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "ignored"),
+    [
+        (nn.CrossEntropyLoss(), -100),
+        (F.cross_entropy, -100),
+        (partial(F.cross_entropy, ignore_index=2), 2),
+        (ignoring_late, 2),
+        (lambda outputs, labels: F.cross_entropy(outputs, labels, weight=torch.tensor([1.0, 1.0, 3.0]).to(outputs)), 2),
+    ],
+)
+@pytest.mark.parametrize("sizes", [[11, 11, 11], [1] * SAMPLES, [16, 17]])
+def test_labels_that_count_otherwise_and_come_late_are_noticed(
+    loss_fn: LossFunction, ignored: int, sizes: list[int]
+) -> None:
+    inputs, _ = samples()
+    labels = torch.arange(SAMPLES) % 2
+    labels[-sizes[-1] :][::2] = ignored
+    blocks = cut(inputs, labels, sizes)
+    for measure in MEASURES[:5]:
+        with pytest.raises(ValueError, match=r"not a mean|NaN for finite"):
+            measure(objective_of(loss_fn, blocks))
+    objective_of(loss_fn, blocks[:1]).loss()  # without these labels, the loss is a mean
+
+
+WRONG_BLOCKS: dict[str, tuple[Callable[[Tensor, Tensor], Any], str]] = {
+    "counts": (lambda x, y: [(x, y[:-1])], r"^data: block 0 .* inputs \[33, 2, 4, 4\] and labels \[32\]"),
+    "rows": (lambda x, y: (x, y[:-1]), r"^data: inputs \[33, 2, 4, 4\] and labels \[32\]"),
+    "list": (
+        lambda x, y: [x, y],
+        r"^data: block 0 .* is Tensor .*; expected a pair .*a tuple \(inputs, labels",
+    ),
+    "triple": (lambda x, y: [(x, y, y)], r"^data: block 0 .* is tuple of \(Tensor.*expected a pair"),
+    "mapping": (lambda x, y: [{"x": x}], r"^data: block 0 .* is dict; expected a pair"),
+    "scalar": (lambda x, y: [(x, y[0])], r"^data: block 0 .* labels \[\]; expected one row"),
+    "tensor": (lambda x, y: x, r"^data: Tensor \[33, 2, 4, 4\]; expected a tuple \(inputs, labels\)"),
+    "name": (lambda x, y: "CIFAR10", r"^data: str; expected a tuple"),
+    "dictionary": (lambda x, y: {"x": x, "y": y}, r"^data: dict; expected a tuple"),
+    "none": (lambda x, y: None, r"^data: NoneType; expected a tuple"),
+    "mixed": (lambda x, y: (x, y.tolist()), r"^data: tuple of \(Tensor .*, list\); expected a tuple"),
+    "lists": (lambda x, y: [(x.tolist(), y.tolist())], r"^data: block 0 .*: inputs are list; expected a tensor, or"),
+    "objects": (lambda x, y: (x.numpy().astype(object), y), r"inputs are an array of object; expected a tensor, or"),
+    "large": (lambda x, y: (x, y.numpy().astype("uint64")), r"labels are an array of uint64; expected a tensor, or"),
+    "meta": (lambda x, y: [(x.to("meta"), y)], r"inputs are on the meta device, without values"),
+    "range": (
+        lambda x, y: [(x, y + 2)],
+        r"fail on inputs float64 .* and labels int64 \[33\].*out of bounds",
+    ),
+    "floats": (lambda x, y: [(x, y.double())], r"cross_entropy fail on inputs .* and labels float64 \[33\] .*Long"),
+    "dtype": (
+        lambda x, y: [(x.float(), y)],
+        r"fail on inputs float32 .* \(torch\.float64 parameters .*\): .*dtype",
+    ),
+    "shape": (lambda x, y: [(x[:, :1], y)], r"fail on inputs float64 \[33, 1, 4, 4\] .*shapes cannot be multiplied"),
+    "samples": (lambda x, y: DataLoader([(x[0], 0), (x[0, 0], 1)]).dataset, r"^data: block 0 .* labels"),
+    "ragged": (
+        lambda x, y: DataLoader([(x[0], 0), (x[0, 0], 1)], 2),
+        r"^data: the DataLoader cannot make a block",
+    ),
+    "images": (lambda x, y: DataLoader([(object(), 0)]), r"^data: the DataLoader cannot make a block: .*found <class"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_BLOCKS)
+def test_data_that_do_not_fit_are_named(case: str) -> None:
+    make, message = WRONG_BLOCKS[case]
+    model = build("tanh")
+    before = trace_of(model)
+    for measure in (MEASURES[0], MEASURES[1], MEASURES[2]):
+        with pytest.raises(ValueError, match=message) as caught:
+            measure(FullBatchObjective(model, F.cross_entropy, make(*samples())))
+        assert "\n" not in str(caught.value)
+    assert_no_trace(model, before)
+
+
+class Returning(nn.Module):
+    def __init__(self, change: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.layers, self.change = build("tanh"), change
+
+    def forward(self, inputs: Tensor) -> Any:
+        return self.change(self.layers(inputs))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Returning(lambda z: (z, z)), r"^model: returns tuple; expected a tensor"),
+        (
+            lambda: Returning(lambda z: z.mean(0, keepdim=True)),
+            r"^model: outputs \[1, 3\] for|batch_size",
+        ),
+        (lambda: Returning(lambda z: z[:, :2]), r"labels int64 \[20\].*out of bounds"),
+        (lambda: build("tanh").requires_grad_(False), r"^model: no parameter requires a gradient|does not require"),
+        (lambda: build("tanh").to("meta"), r"^model: on the meta device, without values; expected a torch\.nn\.Module"),
+        (lambda: samples, r"^model: function; expected a torch\.nn\.Module"),
+    ],
+)
+def test_models_that_do_not_fit_are_named(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FullBatchObjective(make(), F.cross_entropy, cut(*samples(), [20, 13])).evaluate()
+
+
+@pytest.mark.parametrize("sub_batch", [0, -1, 2.5, True, "8"])
+def test_a_sub_batch_is_a_positive_integer(sub_batch: Any) -> None:
+    with pytest.raises(ValueError, match="expected a positive integer, or None"):
+        objective_of(F.cross_entropy, sub_batch=sub_batch)
+    with pytest.raises(ValueError, match="expected a positive integer, or None"):
+        objective_of(F.cross_entropy).plain(sub_batch)
+
+
+def test_later_errors_of_a_model_are_its_own() -> None:
+    model = Returning(lambda z: z)
+    objective = FullBatchObjective(model, F.cross_entropy, cut(*samples(), [20, 13]))
+    objective.loss()
+    model.change = lambda z: z.view(7)
+    with pytest.raises(RuntimeError, match="invalid for input of size") as caught:
+        objective.loss()
+    assert caught.type is RuntimeError
 
 
 @pytest.mark.parametrize(
