@@ -3,9 +3,9 @@
 A mean is what makes sum_b n_b/N l_b one number for every partition of the data.
 """
 
+import contextlib
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -70,7 +70,7 @@ class FirstPass:
         if self._tests_mean:
             require_mean_reduction(loss_fn)
 
-    @contextmanager
+    @contextlib.contextmanager
     def naming(self, block: Block, model: nn.Module, kind: str) -> Iterator[None]:
         """Turn an error of PyTorch in the evaluation of ``block`` into a ``ValueError``; see above."""
         try:
@@ -129,8 +129,10 @@ class FirstPass:
         rows = (order[:, None] * copies + torch.arange(copies, device=order.device)).flatten()
         outputs, labels = outputs[rows], labels[rows]
         parts = [slice(None), slice(half * copies), slice(half * copies, None), slice(None)]
-        with preserved(list(self.loss_fn.buffers()) if isinstance(self.loss_fn, nn.Module) else []):
-            losses = [scalar(self.loss_fn(outputs[part], labels[part]), self.loss_fn) for part in parts]
+        losses = self._losses(outputs, labels, parts)
+        if outputs.is_floating_point() and outputs.element_size() < 4:  # where low precision would hide a difference
+            with contextlib.suppress(RuntimeError):  # of a loss that needs its own dtype
+                outputs, losses = outputs.float(), self._losses(outputs.float(), labels, parts)
         whole, first, second, again = (float(loss) for loss in losses)
         mean = (half * first + (samples - half) * second) / samples
         precision = max((torch.finfo(t.dtype).eps for t in (outputs, losses[0]) if t.is_floating_point()), default=0.0)
@@ -146,6 +148,10 @@ class FirstPass:
                 "which divide by other numbers, divide by the number of samples. A loss with the attribute "
                 "check_mean = False is not tested."
             )
+
+    def _losses(self, outputs: Tensor, labels: Tensor, parts: list[slice]) -> list[Tensor]:
+        with preserved(list(self.loss_fn.buffers()) if isinstance(self.loss_fn, nn.Module) else []):
+            return [scalar(self.loss_fn(outputs[part], labels[part]), self.loss_fn) for part in parts]
 
 
 def _ignored_label(loss_fn: LossFunction) -> int | None:

@@ -38,8 +38,8 @@ class Pairs(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.inputs[index], int(self.labels[index])
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.inputs[index], self.labels[index]
 
 
 class Iterated:
@@ -60,20 +60,23 @@ class Loader:
         return [Block(*rows, step) for rows in zip(*(part.split(13) for part in self.rows), strict=True)]
 
 
-def numbers(values: Tensor) -> np.ndarray:
+def numbers(values: Tensor, integers: str = "i8") -> np.ndarray:
+    if not values.is_floating_point():
+        return values.numpy().astype(integers)
     return (values.float() if values.dtype == torch.bfloat16 else values).numpy()  # type: ignore[no-any-return]
 
 
-def read_only(values: Tensor, dtype: str) -> np.ndarray:
-    array = numbers(values).astype(dtype)[::-1]
+def read_only(values: Tensor, dtype: str = "i2") -> np.ndarray:
+    array = numbers(values, integers=dtype)
+    array = array.astype(array.dtype.newbyteorder(">"))[::-1]
     array.flags.writeable = False
     return array[::-1]
 
 
 KINDS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "tensors": lambda x, y: (x, y),
-    "arrays": lambda x, y: (numbers(x), y.numpy().astype("uint8")),
-    "views": lambda x, y: (read_only(x, ">f8"), read_only(y, ">i2")),
+    "arrays": lambda x, y: (numbers(x), numbers(y, "i2")),
+    "views": lambda x, y: (read_only(x), read_only(y)),
     "list": lambda x, y: list(zip(x.split(13), y.split(13), strict=True)),
     "list-of-lists": lambda x, y: [[x[:20], y[:20]], [x[20:], y[20:]]],
     "list-of-arrays": lambda x, y: [(numbers(x[:20]), y[:20].numpy()), (x[20:], y[20:])],
