@@ -4,6 +4,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from fullbatch.runtime.console import console_streams, output_is_lost
+
 COMMANDS = {
     "train": ("train a model, or a sweep of them (-m)", "fullbatch.app.hydra_cli:train"),
     "landscape": ("compute and draw the loss landscape around a checkpoint", "fullbatch.app.hydra_cli:landscape"),
@@ -16,10 +18,18 @@ COMMANDS = {
 }
 """Name -> description and function, ``package.module:function``, which is imported when the command is chosen."""
 
+LOGGING = ("train", "landscape", "gradient-error", "verify")
+"""The commands that also write their results into files, or find out themselves that they cannot print them."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command with the arguments after its name; return the exit status, 2 for an unknown command."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    with console_streams():
+        return _run(name, rest) or (2 if name not in LOGGING and output_is_lost() else 0)
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
     if name in ("-h", "--help"):
         lines = [f"  {command:15} {description}" for command, (description, _) in COMMANDS.items()]
         sys.stdout.write("\n".join(["usage: python -m fullbatch COMMAND ...", "", *lines, ""]))
@@ -29,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     module, _, function = COMMANDS[name][1].partition(":")
     sys.argv[0] = f"python -m fullbatch {name}"
-    status: int = getattr(import_module(module), function)(rest)
+    status: int = getattr(import_module(module), function)(arguments)
     return status
 
 

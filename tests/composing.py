@@ -34,7 +34,7 @@ def tree_for(*overrides: str) -> dict[str, Any]:
     """
     keys = {line: line.partition("=")[0] for line in overrides}
     values = [line for line, key in keys.items() if key[0] not in "+~" and "/" not in key and key not in GROUPS]
-    parsed = OverridesParser.create().parse_overrides(values)
+    parsed = OverridesParser.create().parse_overrides(normalized(values, CONFIG))
     changes = {override.key_or_group: override.value() for override in parsed}
     base = composed_tree(*(line for line in overrides if line not in values))
     return replace_keys(base, {key: None if value == "" else value for key, value in changes.items()})

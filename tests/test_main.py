@@ -46,4 +46,4 @@ def test_the_command_and_the_script_compose_the_same_configuration() -> None:
     assert "block_strength: 0.5" in expected
     ended = run("train", "hyp=nonsense")
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert "Could not find 'hyp/nonsense'" in ended.stderr
+    assert ended.stderr.startswith("hyp=nonsense: unknown; known: _default_hyperparams, base_sgd")

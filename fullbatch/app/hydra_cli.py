@@ -16,12 +16,17 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 import fullbatch
-from fullbatch.app.argv import COMMAND, is_torchrun_worker, normalized
+from fullbatch.app.argv import COMMAND, JOBS, config_files, is_torchrun_worker, jobs_of_sweep, normalized
 from fullbatch.app.exit_status import ExitStatus, ends_sweep
+from fullbatch.app.refusals import describe_refusal
+from fullbatch.runtime.console import console_streams, output_is_lost
 from fullbatch.runtime.files import format_error
+from fullbatch.runtime.nesting import BadConfigurationError
 from fullbatch.runtime.parents import end_with_parent
+from fullbatch.settings.parse import require_bounded_yaml
 
 CONFIG = Path(fullbatch.__file__).parent.parent / "config"
 PLUGINS = {
@@ -33,6 +38,10 @@ PLUGINS = {
 
 class LauncherError(HydraException):
     """A launcher that cannot be used here."""
+
+
+class SweepError(HydraException):
+    """A sweep that has no jobs."""
 
 
 class JobEndedBadlyError(Exception):
@@ -64,7 +73,9 @@ def landscape(arguments: Sequence[str] | None = None) -> int:
 
 def verify(arguments: Sequence[str] | None = None) -> int:
     """Evaluate a checkpoint again; return the exit status."""
-    return run_hydra("fullbatch.app.verify:verify_job", arguments)
+    with console_streams():
+        status = run_hydra("fullbatch.app.verify:verify_job", arguments)
+        return status or (ExitStatus.MISTAKE if output_is_lost() else ExitStatus.DONE)
 
 
 def gradient_error(arguments: Sequence[str] | None = None) -> int:
@@ -95,7 +106,8 @@ def run_hydra(job: str, arguments: Sequence[str] | None = None) -> int:
     if arguments is not None:
         sys.argv[1:] = arguments
     main = hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="cfg")(task)
-    return _reporting_errors(main) or max(statuses)
+    with console_streams(survive_hangup=True):
+        return _reporting_errors(main) or max(statuses)
 
 
 def _reporting_errors(main: Callable[[], None]) -> int:
@@ -126,9 +138,14 @@ def _command_in_environment() -> Iterator[None]:
     os.environ[COMMAND] = json.dumps(sys.argv)
     try:
         check_launcher(sys.argv[1:])
+        for path in config_files(sys.argv[1:]):
+            require_bounded_yaml(path)
         yield
+        if jobs_of_sweep() == []:
+            raise SweepError("the sweep has no jobs: one of its keys has no values")
     finally:
         os.environ.pop(COMMAND, None)
+        os.environ.pop(JOBS, None)
 
 
 def _describe(error: BaseException) -> tuple[int, str] | None:
@@ -138,10 +155,10 @@ def _describe(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, JobEndedBadlyError):
         return error.status, ""
     if isinstance(error, HydraException | OmegaConfBaseException):
-        causes = [str(error), str(error.__cause__ or "")]
-        lines = dict.fromkeys(line for text in causes for line in text.splitlines() if line.strip())
-        return ExitStatus.REFUSED, "\n".join(lines)
-    if isinstance(error, OSError):
+        return ExitStatus.REFUSED, describe_refusal(error)
+    if isinstance(error, YAMLError | UnicodeDecodeError):  # in a file that Hydra reads
+        error = BadConfigurationError(f"not a configuration: {' '.join(str(error).split())}")
+    if isinstance(error, OSError | BadConfigurationError):
         return ExitStatus.MISTAKE, format_error(error)
     if type(error).__module__.split(".")[0] in ("joblib", "submitit"):
         reason = " ".join(str(error).split())[:300]

@@ -11,7 +11,9 @@ from typing import Any
 from fullbatch.app.identity import RunIdentity
 from fullbatch.app.paths import RunPaths
 from fullbatch.app.provenance import write_record
+from fullbatch.build.data import about
 from fullbatch.build.trainer import Training
+from fullbatch.optim.schedules import schedule_named
 from fullbatch.runtime.device import describe
 from fullbatch.runtime.files import format_error, write_atomically
 from fullbatch.runtime.process_group import ALONE, Group
@@ -74,9 +76,29 @@ def log_start(job: Job) -> None:
     log.info("%s, seed %d", describe(device_of(state.model)), job.seed)
     log.info("model %s, %s parameters", _model_name(run), f"{parameters:,}")
     log.info("%s, optimizer %s: %s%s", mode, run.hyp.optim.name, optimizer, wrapped)
+    warn_about(run)
     settings = to_yaml({**job.tree, "seed": job.seed})
     write_atomically(job.paths.folder / "config.yaml", settings.encode())
     write_record(job.paths.folder, RunIdentity.of(run, job.tree).job)  # as in the ledger, before the seed is drawn
+
+
+def warn_about(run: Run) -> None:
+    """Log a warning for each setting that the length of the run leaves without effect."""
+    hyp, lr = run.hyp, run.hyp.optim.lr
+    with about("hyp.scheduler"):
+        schedule = schedule_named(hyp.scheduler, hyp.steps, hyp.warmup)
+    last, length = hyp.steps - 1, f"hyp.steps={hyp.steps}"
+    peak = max(schedule(min(step, last)) for step in (hyp.warmup, hyp.warmup + 1))  # no schedule rises later
+    settings = f"hyp.warmup={hyp.warmup} hyp.scheduler={hyp.scheduler} {length}"
+    if peak < 1:
+        advice = "take more steps or a shorter warm-up"
+        log.warning(
+            "%s: the learning rate never exceeds %.3g, with hyp.optim.lr=%g; %s", settings, lr * peak, lr, advice
+        )
+    if schedule(last) == schedule(last - 1) == 0 < peak:
+        log.warning("%s: the learning rate is 0 in the last steps, which train nothing", settings)
+    if hyp.train_switch_stochastic is not None and hyp.train_switch_stochastic > last:
+        log.warning("hyp.train_switch_stochastic=%d %s: the mode never changes", hyp.train_switch_stochastic, length)
 
 
 def open_loggers(job: Job) -> AbstractContextManager[list[Observer]]:

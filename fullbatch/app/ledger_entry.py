@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from rich.console import Console
 from rich.table import Table
 
-from fullbatch.app.argv import command_line, jobs_of
+from fullbatch.app.argv import jobs_of_sweep
 from fullbatch.app.exit_status import ExitStatus
 from fullbatch.app.identity import RunIdentity, content_hash
 from fullbatch.app.paths import CHECKPOINT, RunPaths
@@ -135,7 +135,7 @@ def enter(run: Run, identity: RunIdentity, paths: RunPaths) -> LedgerEntry:
     if run.dryrun or hydra.mode is not RunMode.MULTIRUN:
         return LedgerEntry(None if run.dryrun else Ledger(paths.ledger), description, paths.folder, None)
     sweep = Path(hydra.runtime.output_dir).absolute().parent
-    place = SweepPosition(sweep, int(hydra.job.num), jobs_of(command_line()[1:]))
+    place = SweepPosition(sweep, int(hydra.job.num), jobs_of_sweep() or [])
     ledger = Ledger(paths.ledger)
     objection = partial(_objection, identity=identity, roots=(ledger.launch_folder, Path(run.base_dir), sweep))
     return LedgerEntry(ledger, description, paths.folder, place, objection)

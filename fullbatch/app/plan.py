@@ -9,6 +9,7 @@ from datetime import timedelta
 from rich.console import Console
 from rich.table import Table
 
+from fullbatch.app.job import warn_about
 from fullbatch.build.data import about
 from fullbatch.build.precision import build_compiled
 from fullbatch.build.problem import Problem, build_problem
@@ -67,6 +68,7 @@ def print_plan(run: Run, console: Console) -> None:
     for name, text in (*_work(planned, cost, rounds), *_memory(planned, rounds), *_time(planned, cost)):
         table.add_row(name, text)
     console.print(table)
+    warn_about(run)
     console.print(
         f"{describe(device_of(planned.problem.model))}; times are estimates from a few blocks", highlight=False
     )

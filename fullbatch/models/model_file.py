@@ -28,6 +28,7 @@ from torch.serialization import safe_globals
 
 from fullbatch.models.packed_rows import unpack_rows
 from fullbatch.runtime.archives import damaged, read_verified
+from fullbatch.runtime.nesting import require_bounded
 
 CHECKPOINT_FORMAT = "fullbatch checkpoint"
 CHECKPOINT_VERSIONS = (1, 2)
@@ -124,6 +125,7 @@ def check_checkpoint(path: Path, content: Any) -> None:
     if content["version"] not in CHECKPOINT_VERSIONS:
         readable = " and ".join(map(str, CHECKPOINT_VERSIONS))
         raise ValueError(f"{path}: checkpoint of format {content['version']}; this version reads formats {readable}")
+    require_bounded(content.get("config"), path)
     try:
         content["state"] = unpack_rows(content["state"])
     except ValueError as error:

@@ -10,23 +10,34 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fullbatch.runtime.console import console_streams, stream_error
 from fullbatch.runtime.plain_text import PlainConsole, printable
 
 log = logging.getLogger(__name__)
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints messages above the progress bar; warnings and errors go to standard error."""
+    """Prints messages above the progress bar; warnings and errors go to standard error.
+
+    That one of the streams cannot be written any more is logged once.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
         self.out = PlainConsole(file=sys.stdout, soft_wrap=True)
         self.err = PlainConsole(file=sys.stderr, soft_wrap=True)
+        self._lost: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one message."""
         console = self.err if record.levelno >= logging.WARNING else self.out
         console.print(self.format(record))
+        for name, stream in {"standard output": self.out.file, "standard error": self.err.file}.items():
+            error = stream_error(stream)
+            if error is not None and name not in self._lost:
+                self._lost.add(name)
+                reason = str(error.strerror).lower()
+                log.warning("%s: %s; the job goes on, and its log file is complete", name, reason)
 
 
 class _PlainFormatter(logging.Formatter):
@@ -37,32 +48,35 @@ class _PlainFormatter(logging.Formatter):
 @contextmanager
 def job_log(file: Path) -> Iterator[ConsoleHandler]:
     """Log to the terminal and, with times and stack traces, to ``file``; yield the terminal."""
-    console, to_file = ConsoleHandler(), logging.FileHandler(file, encoding="utf-8")
+    to_file = logging.FileHandler(file, encoding="utf-8")
     to_file.setFormatter(_PlainFormatter("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("fullbatch")
     package.setLevel(logging.DEBUG)
-    package.addHandler(console)
-    package.addHandler(to_file)
-    try:
-        yield console
-    finally:
-        package.removeHandler(console)
-        package.removeHandler(to_file)
-        to_file.close()
+    with console_streams():
+        console = ConsoleHandler()
+        package.addHandler(to_file)
+        package.addHandler(console)
+        try:
+            yield console
+        finally:
+            package.removeHandler(console)
+            package.removeHandler(to_file)
+            to_file.close()
 
 
 @contextmanager
 def worker_log() -> Iterator[ConsoleHandler]:
     """Log only the errors that end a worker, to the terminal; yield the terminal."""
-    console = ConsoleHandler()
-    console.setLevel(logging.ERROR)
-    console.addFilter(lambda record: record.name in ("fullbatch.app.job_scope", "fullbatch.runtime.peer_monitor"))
     package = logging.getLogger("fullbatch")
-    package.addHandler(console)
-    try:
-        yield console
-    finally:
-        package.removeHandler(console)
+    with console_streams():
+        console = ConsoleHandler()
+        console.setLevel(logging.ERROR)
+        console.addFilter(lambda record: record.name in ("fullbatch.app.job_scope", "fullbatch.runtime.peer_monitor"))
+        package.addHandler(console)
+        try:
+            yield console
+        finally:
+            package.removeHandler(console)
 
 
 class ProgressBar:

@@ -10,7 +10,7 @@ from fullbatch.settings.data import Data
 from fullbatch.settings.hyp import Hyp
 from fullbatch.settings.impl import Impl
 from fullbatch.settings.model import Model
-from fullbatch.settings.types import SETTINGS, FileName, Seed
+from fullbatch.settings.types import SETTINGS, FileName, Seed, Text
 from fullbatch.settings.viz import Viz
 
 __all__ = ["Analysis", "Data", "Hyp", "Impl", "Run", "Viz"]
@@ -20,7 +20,7 @@ __all__ = ["Analysis", "Data", "Hyp", "Impl", "Run", "Viz"]
 class Run:
     """All settings of a run."""
 
-    base_dir: str
+    base_dir: Text
     seed: Seed | None
     name: FileName
     dryrun: bool

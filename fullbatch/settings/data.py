@@ -10,10 +10,12 @@ from fullbatch.settings.types import (
     ChannelValues,
     Count,
     Int,
+    LargeInt,
     Name,
     NonNegativeInt,
     Positive,
     Seed,
+    Text,
     family,
 )
 
@@ -36,13 +38,13 @@ class LMDB:
     """`data/db=LMDB`: a database of frozen augmented copies of the data."""
 
     name: Annotated[Literal["lmdb"], Name]
-    path: str
+    path: Text
     rebuild_existing_database: bool
     seed: Seed
     augmentations_train: dict[str, Any] | None
     augmentations_val: dict[str, Any] | None
     normalize: Annotated[Literal[False], BeforeValidator(_no_normalization)]
-    rounds: Annotated[Int, Field(ge=1, lt=2**32)]
+    rounds: Annotated[LargeInt, Field(ge=1, lt=2**32)]
     first_round_clean: bool
     write_frequency: Count
     shuffle_while_writing: bool
@@ -66,8 +68,8 @@ Database = Annotated[
 class Data:
     """`data`: the images and how they are read."""
 
-    name: str
-    path: str | None
+    name: Text
+    path: Text | None
     size: Count | None
     valid_size: Count | None
     subset_seed: Seed
@@ -83,6 +85,6 @@ class Data:
     caching: Annotated[Literal["device", "ram", True, False], Name] | None
     drop_last: bool
     download: bool
-    mirrors: list[str] | None
+    mirrors: list[Text] | None
     db: Database
     resize_on_read: bool | None = None  # only for images of various sizes in files

@@ -15,6 +15,7 @@ from fullbatch.settings.types import (
     NonNegative,
     NonNegativeInt,
     Positive,
+    Text,
     infinity_as_name,
 )
 
@@ -35,7 +36,7 @@ class GradReg:
     block_strength: Float
     acc_strength: Float
     eps: Positive
-    implementation: str
+    implementation: Text
 
 
 @dataclass(frozen=True, config=SETTINGS)
@@ -51,14 +52,14 @@ class NormBiasSettings:
 class Hyp:
     """`hyp`: how the model is trained."""
 
-    template_name: str | None
+    template_name: Text | None
     shuffle: bool
     sample_with_replacement: bool
     train_stochastic: bool
     train_switch_stochastic: NonNegativeInt | None
     train_semi_stochastic: bool
     steps: Count
-    scheduler: str | None
+    scheduler: Text | None
     stop_at_full_training_accuracy: NonNegativeInt
     warmup: NonNegativeInt
     only_linear_layers_weight_decay: bool
@@ -71,7 +72,7 @@ class Hyp:
     grad_reg: GradReg
     sub_batch: Count
     label_smoothing: Fraction
-    loss_modification: str | None
+    loss_modification: Text | None
     norm_bias: NormBiasSettings
     test_time_flips: bool
     gradient_average: Annotated[Literal["exact", "moving"], Name]

@@ -10,10 +10,12 @@ from fullbatch.settings.types import (
     SETTINGS,
     CheckpointName,
     Count,
+    Device,
     Int,
     Name,
     NonNegativeInt,
     Positive,
+    Text,
     family,
     none_as_blank,
 )
@@ -69,7 +71,7 @@ class CheckpointSettings:
 
     name: CheckpointName | None
     save_every_nth_step: Count
-    keep: NonNegativeInt
+    keep: Annotated[NonNegativeInt, Field(le=10_000)]
     max_minutes: Positive | None
 
 
@@ -92,8 +94,8 @@ class Distributed:
     world_size: Count
     rank: Annotated[int | str, BeforeValidator(_rank)]
     processes_per_node: Annotated[Int, AfterValidator(_positive_or_minus_one)]
-    url: str
-    MASTER_ADDR: str | None
+    url: Text
+    MASTER_ADDR: Text | None
     MASTER_PORT: Annotated[Int, Field(ge=1, lt=2**16)] | None
 
 
@@ -119,11 +121,11 @@ class Impl:
     mixed_precision: Annotated[Literal[True, False, "auto", "float16"], BeforeValidator(_true_for_bfloat16)]
     tf32: Annotated[Literal[True, False, "auto"], Name]
     grad_scaling: Annotated[bool | float, BeforeValidator(_scale)]
-    JIT: str | None
+    JIT: Text | None
     accumulation_dtype: Annotated[Literal["float", "float32", "double", "float64"], Name]
     validate_every_nth_step: Count
     checkpoint: CheckpointSettings
     compile: Annotated[Literal[True, False, "auto", "reduce-overhead"], Name]
-    device: str
+    device: Device
     logger: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], BeforeValidator(_names)]
     setup: Setup

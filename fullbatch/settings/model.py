@@ -5,34 +5,46 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 
-from fullbatch.settings.types import SETTINGS, Count, Float, Fraction, Int, Name, NonNegative, NonNegativeInt, family
+from fullbatch.settings.types import (
+    SETTINGS,
+    Count,
+    Float,
+    Fraction,
+    Int,
+    Name,
+    NonNegative,
+    NonNegativeInt,
+    Target,
+    Text,
+    family,
+)
 
 
 @dataclass(frozen=True, config=SETTINGS)
 class ResNet:
     """`model=resnet*`: the residual networks."""
 
-    name: str
+    name: Text
     depth: Int
     width: Count
-    stem: str
-    convolution: str
-    nonlin_fn: str
-    normalization: str
-    downsample: str
-    initialization: str
+    stem: Text
+    convolution: Text
+    nonlin_fn: Text
+    normalization: Text
+    downsample: Text
+    initialization: Text
 
 
 @dataclass(frozen=True, config=SETTINGS)
 class DenseNet:
     """`model=densenet*`: the densely connected networks."""
 
-    name: str
+    name: Text
     depth: Int
-    stem: str
-    convolution: str
-    nonlin_fn: str
-    normalization: str
+    stem: Text
+    convolution: Text
+    nonlin_fn: Text
+    normalization: Text
     bn_size: Count
     memory_efficient: bool
     drop_rate: Fraction
@@ -42,11 +54,11 @@ class DenseNet:
 class VGG:
     """`model=vgg*`: plain convolutional networks; the depth is part of the name."""
 
-    name: str
-    head: str
-    convolution: str
-    nonlin_fn: str
-    normalization: str
+    name: Text
+    head: Text
+    convolution: Text
+    nonlin_fn: Text
+    normalization: Text
     drop_rate: Fraction
     classical_weight_init: bool
 
@@ -55,7 +67,7 @@ class VGG:
 class PyramidNet:
     """`model=pyramidnet*`: the pyramidal residual networks."""
 
-    name: str
+    name: Text
     depth: Int
     alpha: NonNegativeInt
     bottleneck: bool
@@ -65,13 +77,13 @@ class PyramidNet:
 class NFNet:
     """`model=nfn`: the normalizer-free networks."""
 
-    name: str
-    stem: str
-    variant: str
+    name: Text
+    stem: Text
+    variant: Text
     stochdepth_rate: Fraction
     alpha: NonNegative
     se_ratio: Annotated[Float, Field(gt=0, le=1)]
-    nonlin: str
+    nonlin: Text
     use_dropout: bool
 
 
@@ -79,7 +91,7 @@ class NFNet:
 class Linear:
     """`model=linear`: softmax regression."""
 
-    name: str
+    name: Text
 
 
 @dataclass(frozen=True, config=SETTINGS)
@@ -87,7 +99,7 @@ class LibraryModel:
     """`model=torchvision` and `model=timm`: a classifier of one of these libraries."""
 
     family: Annotated[Literal["torchvision", "timm"], Name]
-    name: str
+    name: Text
 
 
 @dataclass(frozen=True, config=SETTINGS)
@@ -95,7 +107,7 @@ class ImportedModel:
     """`model=import`: a module of the user."""
 
     family: Annotated[Literal["import"], Name]
-    target: str
+    target: Target
 
 
 def _kind(value: Any) -> str | None:

@@ -5,26 +5,29 @@ This is the only module outside ``app`` that uses OmegaConf. A *tree* is the con
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
+from fullbatch.runtime.files import format_bytes
+from fullbatch.runtime.nesting import BadConfigurationError, require_bounded
 from fullbatch.settings import Hyp, Run
 from fullbatch.settings.data import LMDB
+from fullbatch.settings.keys import GROUPS, describe_unknown_key
 from fullbatch.settings.optim import LBFGS, GradientDescent, Momentum
-
-GROUPS = (
-    *("data.db", "hyp.optim", "hyp.optim_modification", "impl.setup"),
-    *("data", "model", "hyp", "impl", "analysis", "viz"),
-)
 
 UNIONS = (("model",), ("data", "db"), ("hyp", "optim"), ("hyp", "optim_modification"), ("impl", "setup"))
 """Groups whose name selects their dataclass."""
+
+MAX_BYTES = 1 << 20
+"""Largest size of a file with a configuration."""
 
 
 def parse(cfg: DictConfig) -> Run:
@@ -100,6 +103,9 @@ def to_yaml(tree: Mapping[str, Any]) -> str:
 
 def read_settings(path: Path) -> dict[str, str]:
     """Read a file written by ``to_yaml``: dotted key -> value as text; ``ValueError`` if it is not such a file."""
+    if path.stat().st_size > MAX_BYTES:
+        raise BadConfigurationError(f"{path}: not the configuration of a run (larger than {format_bytes(MAX_BYTES)})")
+    require_bounded_yaml(path)
     try:
         tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
@@ -107,6 +113,14 @@ def read_settings(path: Path) -> dict[str, str]:
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: not the configuration of a run (it has no keys)")
     return {key: "" if value is None else str(value) for key, value in flatten(tree).items()}
+
+
+def require_bounded_yaml(path: Path) -> None:
+    """Raise ``BadConfigurationError`` for a YAML file that takes minutes to read, because its aliases are nested."""
+    content = path.read_bytes()
+    if b"&" in content and b"*" in content:
+        with suppress(YAMLError, UnicodeDecodeError):  # which its reader reports
+            require_bounded(yaml.compose(content.decode(), Loader=yaml.CSafeLoader), path)
 
 
 def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
@@ -137,7 +151,7 @@ def _describe(detail: ErrorDetails) -> str:
     key = ".".join(str(part) for part, tag in zip(location, is_tag, strict=True) if not tag)
     message = detail["msg"][:1].lower() + detail["msg"][1:]
     if detail["type"] == "unexpected_keyword_argument":
-        return f"{key}: there is no such key"
+        return describe_unknown_key(key)
     if detail["type"] in ("missing", "missing_argument"):
         return f"{key}: this key is missing"
     if detail["type"] == "union_tag_not_found":

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
@@ -25,15 +26,41 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
+def _below(exponent: int) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        if isinstance(value, int | float) and abs(value) >= 2**exponent:
+            raise ValueError(f"should be below 2^{exponent}")
+        return _no_bool(value)
+
+    return BeforeValidator(check)
+
+
 def _single(value: float) -> float:
     if abs(value) > _LARGEST:
         raise ValueError(f"should be at most {_LARGEST:.2g}, the largest number of single precision")
     return value
 
 
-def _below_2_63(value: int) -> int:
-    if value >= 2**63:
-        raise ValueError("should be below 2^63")
+def _text(value: Any) -> Any:
+    if isinstance(value, bool | float):  # in a file; whether it was 1e3 or 1000.0 is not known
+        raise ValueError("should be text, in a file with quotes: '...'")
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError("should be text in UTF-8") from None
+    return str(value) if isinstance(value, int) else value
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:\d{1,3})?", value.lower()):
+        raise ValueError("should be auto, cpu, cuda, cuda:0, mps or xpu")
+    return value
+
+
+def _target(value: str) -> str:
+    if not re.fullmatch(r"[^\s:/.]+(\.[^\s:/.]+)*:\w+(\.\w+)*", value):
+        raise ValueError("should be package.module:callable")
     return value
 
 
@@ -43,7 +70,7 @@ def _file_name(value: str) -> str:
     return _plain(value)
 
 
-def _below(value: str) -> str:
+def _below_folder(value: str) -> str:
     if value.startswith("/") or ".." in value.split("/") or "\0" in value or value.endswith("/"):
         raise ValueError("should be the name of a file below checkpoints/")
     return _plain(value)
@@ -67,7 +94,8 @@ def none_as_blank(value: Any) -> Any:
     return None if _lower(value) == "none" else _lower(value)
 
 
-Int = Annotated[int, BeforeValidator(_no_bool)]
+Int = Annotated[int, _below(31)]
+LargeInt = Annotated[int, _below(63)]
 Float = Annotated[float, BeforeValidator(_no_bool), AfterValidator(_single)]
 Count = Annotated[Int, Field(ge=1)]
 NonNegativeInt = Annotated[Int, Field(ge=0)]
@@ -75,10 +103,14 @@ NonNegative = Annotated[Float, Field(ge=0)]
 Positive = Annotated[Float, Field(gt=0)]
 Fraction = Annotated[Float, Field(ge=0, lt=1)]
 Name = BeforeValidator(_lower)
-Seed = Annotated[NonNegativeInt, AfterValidator(_below_2_63)]
-FileName = Annotated[str, AfterValidator(_file_name)]
+Seed = Annotated[LargeInt, Field(ge=0)]
+Text = Annotated[str, BeforeValidator(_text)]
+"""Text; a whole number in a file is read as text."""
+Device = Annotated[Text, AfterValidator(_device)]
+Target = Annotated[Text, AfterValidator(_target)]
+FileName = Annotated[Text, AfterValidator(_file_name)]
 """Part of file names, without folders."""
-CheckpointName = Annotated[str, AfterValidator(_below)]
+CheckpointName = Annotated[Text, AfterValidator(_below_folder)]
 """A file in ``checkpoints/`` or in a folder below it."""
 ChannelValues = tuple[Float, ...]
 

@@ -5,7 +5,18 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from fullbatch.settings.types import SETTINGS, CheckpointName, Count, Float, Name, NonNegativeInt, Seed, none_as_blank
+from fullbatch.settings.types import (
+    SETTINGS,
+    CheckpointName,
+    Count,
+    Float,
+    LargeInt,
+    Name,
+    NonNegativeInt,
+    Seed,
+    Text,
+    none_as_blank,
+)
 
 
 def _listed(value: object) -> object:
@@ -14,10 +25,6 @@ def _listed(value: object) -> object:
 
 def _files(value: object) -> object:
     return [] if value is None else _listed(value)
-
-
-def _whole(value: object) -> object:
-    return int(value) if isinstance(value, float) and value.is_integer() else value  # 1e9
 
 
 @dataclass(frozen=True, config=SETTINGS)
@@ -48,7 +55,7 @@ class Viz:
     model_eval: bool
     recalibrate: bool
     directions: Annotated[Literal["random", "between", "pca"], Name]
-    checkpoints: Annotated[list[str] | None, BeforeValidator(_listed)]
+    checkpoints: Annotated[list[Text] | None, BeforeValidator(_listed)]
     seed: Seed
     norm: Annotated[Literal["filter", "layer", "weight", "dfilter", "dlayer"], Name]
     ignore_layers: Annotated[Literal["biasbn"] | None, BeforeValidator(none_as_blank)]
@@ -58,4 +65,4 @@ class Viz:
     readahead: bool
     meminit: bool
     max_spare_txns: NonNegativeInt
-    map_size: Annotated[int, BeforeValidator(_whole), Field(ge=1 << 20)]
+    map_size: Annotated[LargeInt, Field(ge=1 << 20)]

@@ -6,8 +6,10 @@ import subprocess
 
 import pytest
 from composing import CONFIG, ROOT, composed
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from fullbatch.app.argv import jobs_of, normalized
+from fullbatch.app.argv import normalized
 from fullbatch.settings.impl import Distributed
 from fullbatch.settings.parse import parse
 
@@ -51,7 +53,10 @@ def test_the_files_hold_what_they_promise() -> None:
 
 
 def parses(command: str) -> None:
-    for job in jobs_of(normalized(shlex.split(command), CONFIG)):
+    overrides = OverridesParser.create().parse_overrides(
+        [argument for argument in normalized(shlex.split(command), CONFIG) if not argument.startswith("-")]
+    )
+    for job in BasicSweeper.split_arguments(overrides, None)[0]:
         parse(composed(*job))
 
 

@@ -1,13 +1,16 @@
 """Runs as a user starts them: what they leave behind, how they continue, how they end."""
 
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from running import SMALL, Script, rows_of, run_in_process, signal_when, start
+from running import SCRIPT, SMALL, Script, rows_of, run_in_process, signal_when, start
 
 from fullbatch.app import train
 from fullbatch.cli import report
@@ -162,6 +165,25 @@ def test_a_dry_run_leaves_nothing(script: Script, tmp_path: Path, capsys: pytest
     assert not (tmp_path / "checkpoints").exists()
     assert not (tmp_path / "tables").exists()
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["log.txt"]
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_without_its_console(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, str(SCRIPT), *LINEAR, "-m", "name=é,b"]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, cwd=tmp_path, env=environment, stdout=full, stderr=writer, check=False)
+    os.close(writer)
+    assert ended.returncode == 0
+    assert [row["name"] for row in rows_of(tmp_path / "tables" / "table_fb_digits_runs.csv")] == ["é", "b"]
+    attempts = Ledger(tmp_path / "tables" / "ledger.sqlite").attempts()
+    assert [attempt.state for attempt in attempts] == [State.FINISHED, State.FINISHED]
+    for attempt in attempts:
+        log = (attempt.folder / "log.txt").read_text(encoding="utf-8")
+        assert "standard output: no space left on device; the job goes on" in log
+        assert "done: all 4 steps are taken" in log
 
 
 def test_divergence_ends_with_status_3_and_a_row(

@@ -1,6 +1,7 @@
 """Sweeps that are started again: finished jobs are skipped, interrupted ones continue bitwise; none runs twice."""
 
 import json
+import random
 import re
 import subprocess
 import sys
@@ -14,7 +15,6 @@ from composing import ROOT
 from running import SCRIPT, Script, rows_of, run_in_process, start
 from states import assert_equal_states
 
-from fullbatch.app.argv import jobs_of
 from fullbatch.app.ledger_entry import LedgerEntry
 from fullbatch.cli.status import main as status
 from fullbatch.results.ledger import Attempt, JobDescription, Ledger, State, SweepPosition
@@ -247,14 +247,35 @@ def test_forgotten_jobs_run_again(script: Script, tmp_path: Path, capsys: pytest
     assert [attempt.job == first for attempt in ledger(tmp_path)] == [False, True]
 
 
-def test_the_jobs_of_a_command_line() -> None:
-    assert jobs_of(["-m", "hyp=fb1,fb2", "name=x", "seed=range(1,3)", "hydra/launcher=joblib"]) == [
-        ["hyp=fb1", "name=x", "seed=1"],
-        ["hyp=fb1", "name=x", "seed=2"],
-        ["hyp=fb2", "name=x", "seed=1"],
-        ["hyp=fb2", "name=x", "seed=2"],
-    ]
-    assert jobs_of(["-m", "hydra/sweeper=optuna", "seed=1"]) == []
+def test_a_sweep_is_parsed_once(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The jobs that are listed are those that run, in the same order, whatever is drawn or looked up for them."""
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    content = "# @package _global_\nname: 7\nhydra:\n  sweeper:\n    params:\n      hyp: glob(fb*)\n"
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(content)
+    options = ["--config-dir", "conf", "-m", "--config-name", "cfg"]
+    begun = []
+    begin = Ledger.begin
+
+    def record(self: Ledger, what: JobDescription, folder: Path, place: SweepPosition, decide: Any) -> Any:
+        begun.append((list(what.overrides), place.jobs[place.number]))
+        return begin(self, what, folder, place, decide)
+
+    monkeypatch.setattr(Ledger, "begin", record)
+    tiny = [text for text in TINY if text != "hyp=fb1"]
+    assert script(*options, *tiny, "+experiment=mine", "dryrun=False", "seed=shuffle(range(1,4))") == 0
+    assert len(begun) == 9
+    assert all(overrides == listed for overrides, listed in begun)
+    ran = [listed for _, listed in begun]
+    random.seed(1)
+    assert script(*options, *tiny, "+experiment=mine", "dryrun=False", "seed=shuffle(range(1,4))") == 0
+    assert [listed for _, listed in begun] == ran + ran  # the order is that of the command line
+    assert random.random() == random.Random(1).random()
+    assert {(attempt.name, attempt.state) for attempt in ledger(tmp_path)} == {("7", State.FINISHED)}
+    capsys.readouterr()
+    assert status([str(tmp_path)]) == 0
+    assert "9 jobs: 9 finished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [status, lambda _: None])

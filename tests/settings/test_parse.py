@@ -1,6 +1,7 @@
 """The configuration: documented defaults, blanks, case, and one clear line for each mistake."""
 
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +103,11 @@ def test_blanks_mean_none() -> None:
 
 def test_names_are_case_insensitive() -> None:
     assert normalized(["data=cifar10", "HYP=FB1", "hyp/optim=ADAM", "-m", "data=cifar10,DIGITS"], CONFIG) == [
-        "-m",
         "data=CIFAR10",
         "HYP=FB1",
         "hyp/optim=adam",
         "data=CIFAR10,digits",
+        "-m",
     ]
     run = parse(composed("data=DIGITS", "model=ResNet18", "impl.memory=Channels_Last", "hyp.grad_clip_norm=INF"))
     assert (run.data.name, run.impl.memory, run.hyp.grad_clip_norm) == ("digits", "channels_last", "inf")
@@ -115,11 +116,51 @@ def test_names_are_case_insensitive() -> None:
 def test_a_tilde_is_the_home_folder() -> None:
     home = str(Path.home())
     assert normalized(["data.path=~/images", "name=a~/b", "~hyp.steps", "-m"], CONFIG) == [
-        "-m",
         f"data.path={home}/images",
-        "name=a~/b",
+        "name='a~/b'",
         "~hyp.steps",
+        "-m",
     ]
+
+
+TEXTS = {
+    "name=1e3": "1e3",
+    "name=007": "007",
+    "name=null": "null",
+    "name=true": "true",
+    "name=it's (2) #3": "it's (2) #3",
+    "name=a b": "a b",
+    "name='a,b'": "a,b",
+    "name=x[gn]": "x[gn]",
+    "name=x$$": "x$$",
+    "name=${data.name}": "CIFAR10",
+    "data.path=null": None,
+    "data.path=/tmp/画像": "/tmp/画像",
+    "data.path=/tmp/a#b": "/tmp/a#b",
+    "data.path=~/é": "/home/é/é",
+    "data.mirrors=[~/a,/tmp/b (2),3]": ["/home/é/a", "/tmp/b (2)", "3"],
+    "impl.checkpoint.name=2024": "2024",
+}
+
+
+def test_text_is_taken_as_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/é")
+    for line, value in TEXTS.items():
+        key = line.partition("=")[0]
+        assert attrgetter(key)(parse(composed(line))) == value, line
+
+
+def test_text_in_files_is_as_exact() -> None:
+    run = parse_tree(replace_keys(TREE, {"name": 2024}))
+    assert run.name == "2024"
+    for value in (1e3, True):  # perhaps 1000.0 and yes in the file
+        with pytest.raises(ValueError, match="name: should be text, in a file with quotes"):
+            parse_tree(replace_keys(TREE, {"name": value}))
+
+
+def test_options_may_stand_anywhere() -> None:
+    line = ["--config-name", "cfg", "seed=1,2", "-m", "-cd", "a=b", "hyp=glob(fb*)"]
+    assert normalized(line, CONFIG) == ["seed=1,2", "hyp=glob(fb*)", "--config-name", "cfg", "-m", "-cd", "a=b"]
 
 
 def test_a_table_of_augmentations_replaces_the_other() -> None:
@@ -131,17 +172,31 @@ def test_a_table_of_augmentations_replaces_the_other() -> None:
 
 MISTAKES = {
     "hyp.steps=many": r"hyp\.steps: .*valid integer.*'many'",
+    "hyp.steps=1e20": r"hyp\.steps: should be below 2\^31 \(got 1e\+20\)",
+    "hyp.steps=#": r"hyp\.steps: .*valid integer.*'#'",
+    "viz.map_size=1e30": r"viz\.map_size: should be below 2\^63",
+    "impl.checkpoint.keep=20000": r"impl\.checkpoint\.keep: .*less than or equal to 10000",
+    "impl.device=meta": r"impl\.device: should be auto, cpu, cuda.* \(got 'meta'\)",
+    "model=import model.target=.:y": r"model\.target: should be package\.module:callable",
+    "model=import model.target=a:": r"model\.target: should be package\.module:callable",
+    "model=import model.target=a.b": r"model\.target: should be package\.module:callable",
+    "data.augmentations_train={1:2}": r"data\.augmentations_train\.1.*valid string",
+    "name=\udcff": r"name: should be text in UTF-8",
     "hyp.steps=0": r"hyp\.steps: .*greater than or equal to 1 \(got 0\)",
     "hyp.steps=": r"hyp\.steps: .*got a blank",
     "hyp.steps=True": r"hyp\.steps: should be a number",
-    "+hyp.optim.nestrov=True": r"hyp\.optim\.nestrov: there is no such key",
+    "+hyp.optim.nestrov=True": r"^hyp\.optim\.nestrov: did you mean hyp\.optim\.nesterov\?$",
+    "+hyp.lr=0.1": r"^hyp\.lr: did you mean hyp\.optim\.lr\?$",
+    "+impl.cuda_graphs=True": r"impl\.cuda_graphs: removed; use impl\.compile=reduce-overhead",
+    "+modle=vgg11": r"^modle: did you mean model\?$",
+    "+qqq.zzz=1": r"^qqq: there is no such key$",
     "~hyp.steps": r"hyp\.steps: this key is missing",
     "hyp.optim.lr=1e300": r"hyp\.optim\.lr: should be at most 3\.4e\+38, .*single precision",
     "hyp.norm_bias.bias=-1e39": r"hyp\.norm_bias\.bias: should be at most 3\.4e\+38",
     "hyp.optim.lr=-1": r"hyp\.optim\.lr: .*greater than or equal to 0",
     "hyp.optim.name=madam": r"hyp\.optim\.name=madam: unknown; known: 'gd', 'adam', 'fista'",
     "model.name=resnot": r"model\.name=resnot: unknown; known: 'resnet', 'densenet', .*, 'linear'",
-    "model=vgg16 +model.width=3": r"model\.width: there is no such key",
+    "model=vgg16 +model.width=3": r"model\.width: there is no such key in the chosen model, only in resnet$",
     "model=nfn model.se_ratio=2": r"model\.se_ratio: .*less than or equal to 1",
     "model=densenet121 model.drop_rate=1": r"model\.drop_rate: .*less than 1",
     "model=torchvision": r"model\.name: .*string \(got a blank\)",
