@@ -3,12 +3,13 @@
 import hashlib
 import json
 import logging
-import math
 import os
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from fullbatch.data.sources.image_files import DEPTHS
 
 _log = logging.getLogger(__name__)
 _VERSION = 1  # of the format; part of the file names
@@ -16,13 +17,17 @@ _VERSION = 1  # of the format; part of the file names
 
 @dataclass(frozen=True)
 class Facts:
-    """Classes, number of images (train, valid), shape, and mean and std of the training images if computed."""
+    """Classes, number of images (train, valid), shape, and mean and std of the training images if computed.
+
+    ``bits`` is the number of significant bits of images with 16 bits per channel, None where there are none.
+    """
 
     classes: tuple[str, ...]
     counts: tuple[int, int]
     channels: int
     pixels: int
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None
+    bits: int | None = None
 
     def with_statistics(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Facts":
         """Return the facts with statistics."""
@@ -57,12 +62,14 @@ def _parse(stored: Any) -> Facts:
     channels, pixels, statistics = int(stored["channels"]), int(stored["pixels"]), None
     if stored["statistics"] is not None:
         mean, std = (tuple(map(float, values)) for values in stored["statistics"])
-        if not len(mean) == len(std) == channels or not all(map(math.isfinite, (*mean, *std))):
+        if not len(mean) == len(std) == channels or not all(0 <= value <= 1 for value in (*mean, *std)):
             raise ValueError("the statistics do not fit the channels")
         statistics = mean, std
     if channels not in (1, 3) or pixels < 1:
         raise ValueError(f"images of {channels} channels and {pixels} pixels")
-    return Facts(classes, (train, valid), channels, pixels, statistics)
+    if (bits := stored.get("bits")) not in (None, *DEPTHS):
+        raise ValueError(f"images of {bits} bits")
+    return Facts(classes, (train, valid), channels, pixels, statistics, bits)
 
 
 def write(name: str, facts: Facts) -> None:

@@ -13,21 +13,22 @@ from fullbatch.data.sources.listings import Listing, choose_subsets, list_split,
 def load_image_folder(request: ImageRequest) -> ImageData:
     """Return the images below ``data.path``; classes are the sorted folder names.
 
-    Subsets are class-balanced, and training images come in an order drawn with ``subset_seed``. Hidden files and
-    files without the suffix of an image are left out. Size, channels, mean and std that had to be read from the images
-    are kept in the user's cache folder until the folder changes. Images are resized (shorter side) and cropped at their
-    center as they are read, unless ``resize_on_read`` is False.
+    Subsets are class-balanced, and training images come in an order drawn with ``subset_seed``. Hidden files, files
+    without the suffix of an image and folders within those of the classes are left out and named in the log. Of 16-bit
+    images, as many bits are used as the largest value of all images has (8, 10, 12, 14 or 16). Size, channels, range,
+    mean and std that had to be read from the images are kept in the user's cache folder until the folder changes.
+    Images are resized (shorter side) and cropped at their center as they are read, unless ``resize_on_read`` is False.
 
     Raises:
         ValueError: settings are missing or contradict the images, or the splits have different classes.
         OSError: a folder is missing or empty, or a file is not a readable image.
     """
-    train, valid = _list_splits(request)
+    listings = train, valid = _list_splits(request)
     check_setting("classes", request.classes, len(train.classes), str(train.root))
     if request.channels is not None and request.channels not in (1, 3):
         raise ValueError(f"data.channels={request.channels}: choose 1 (gray), 3 (color) or blank (those of the images)")
     train, valid = choose_subsets(train, valid, request)
-    return images_of(train, valid, request, partial(_scan, train, valid, request))
+    return images_of(listings, (train, valid), request, partial(_scan, train, valid, request))
 
 
 def _list_splits(request: ImageRequest) -> tuple[Listing, Listing]:

@@ -36,13 +36,14 @@ def load_imagenet(request: ImageRequest) -> ImageData:
     for split in _SPLITS:
         if not (root / split).is_dir():
             _unpack(root, split)
-    train, valid = list_split(root / "train"), list_split(root / "val")
+    listings = train, valid = list_split(root / "train"), list_split(root / "val")
     require_same_classes(train, valid)
     check_setting("classes", request.classes, len(train.classes), str(root))
     train, valid = choose_subsets(train, valid, request)
     pixels = 224 if request.pixels is None else request.pixels
     resized = bool(request.resize_on_read)
-    return images_of(train, valid, replace(request, channels=3, pixels=pixels, resize_on_read=resized))
+    request = replace(request, channels=3, pixels=pixels, resize_on_read=resized)
+    return images_of(listings, (train, valid), request)
 
 
 def _unpack(root: Path, split: str) -> None:

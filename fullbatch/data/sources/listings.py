@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from fullbatch.data.images import ImageRequest, choose_samples, shuffle_ids
 from fullbatch.data.sources.image_files import unreadable
 
 _log = logging.getLogger(__name__)
+_NAMED = 5  # names in a message
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
@@ -50,9 +52,20 @@ class Listing:
         chosen = ids.numpy()
         return Listing(self.root, self.classes, self.names[chosen], self.stamps[chosen], self.labels[ids])
 
+    def with_suffix(self, suffixes: Sequence[str]) -> list[int]:
+        """Return the positions of the files with one of these suffixes, in any case."""
+        names, chosen = np.char.lower(self.names), np.zeros(len(self), dtype=bool)
+        for suffix in suffixes:
+            chosen |= np.char.endswith(names, suffix.encode())
+        return [int(index) for index in chosen.nonzero()[0]]
+
     def path(self, index: int) -> Path:
         """Return the path of the file number ``index``."""
         return self.root / os.fsdecode(bytes(self.names[index]))
+
+
+Splits: TypeAlias = tuple[Listing, Listing]
+"""The images for training and for validation."""
 
 
 def listing(
@@ -80,27 +93,63 @@ def list_split(root: Path) -> Listing:
     Raises:
         OSError: there is no class folder, or a class has no images or an empty file.
     """
-    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != ".")
+    classes, ignored = class_folders(root)
     if not classes:
         raise FileNotFoundError(f"{root}: has no class folders; images are expected in {root}/<class>/")
     entries: list[tuple[str, os.stat_result]] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        images = images_in(root / name)
+        images, others = images_in(root / name)
         entries += [(f"{name}/{file}", status) for file, status in images]
         labels += [label] * len(images)
+        ignored += [f"{name}/{other}" for other in others]
+    log_ignored(root, ignored)
     return listing(root, classes, entries, labels)
 
 
-def images_in(folder: Path) -> list[tuple[str, os.stat_result]]:
-    """Return names and status of the image files in ``folder``, sorted; ``OSError`` where there are none."""
-    entries = [entry for entry in os.scandir(folder) if entry.name[0] != "."]
-    images = [entry for entry in entries if entry.name.lower().endswith(_SUFFIXES) and entry.is_file()]
+def class_folders(root: Path) -> tuple[list[str], list[str]]:
+    """Return the names of the folders in ``root`` and of its other entries, sorted; hidden folders are others.
+
+    Raises:
+        OSError: a link leads nowhere: its class would be missing.
+    """
+    entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+    folders = [entry.name for entry in entries if entry.name[0] != "." and _exists(entry) and entry.is_dir()]
+    return folders, [entry.name for entry in entries if entry.name not in folders]
+
+
+def images_in(folder: Path) -> tuple[list[tuple[str, os.stat_result]], list[str]]:
+    """Return names and status of the image files in ``folder``, and the names of its other entries, sorted.
+
+    Hidden files are among the others.
+
+    Raises:
+        OSError: there are no images, or a link with the name of an image leads nowhere.
+    """
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    named = [entry for entry in entries if entry.name[0] != "." and entry.name.lower().endswith(_SUFFIXES)]
+    images = [entry for entry in named if _exists(entry) and entry.is_file()]
     if not images:
         raise FileNotFoundError(f"{folder}: contains no images; their suffixes are {' '.join(_SUFFIXES)}")
-    if len(images) < len(entries):
-        _log.warning("%s: ignored %d entries that are not images", folder, len(entries) - len(images))
-    return sorted((entry.name, entry.stat()) for entry in images)
+    names = {entry.name for entry in images}
+    return [(entry.name, entry.stat()) for entry in images], [e.name for e in entries if e.name not in names]
+
+
+def _exists(entry: "os.DirEntry[str]") -> bool:
+    """Return True; ``OSError`` where the entry is a link to something that does not exist, or to itself."""
+    try:
+        entry.stat()
+    except OSError as error:
+        target = f"a link to {os.readlink(entry.path)}" if entry.is_symlink() else "unreadable"
+        raise OSError(f"{entry.path}: {target} ({error.strerror}); repair or remove it") from error
+    return True
+
+
+def log_ignored(root: Path, names: Sequence[str]) -> None:
+    """Log the entries below ``root`` that are not used, in one line."""
+    if names:
+        first = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+        _log.warning("%s: ignored what is hidden or not an image, %d in all: %s", root, len(names), first)
 
 
 def require_same_classes(train: Listing, valid: Listing) -> None:
@@ -113,7 +162,7 @@ def require_same_classes(train: Listing, valid: Listing) -> None:
         raise ValueError(f"{valid.root}: its classes differ from those of {train.root} ({'; '.join(problems)})")
 
 
-def choose_subsets(train: Listing, valid: Listing, request: ImageRequest) -> tuple[Listing, Listing]:
+def choose_subsets(train: Listing, valid: Listing, request: ImageRequest) -> Splits:
     """Return the samples to use: class-balanced subsets, and the training samples in random order.
 
     Both are drawn with ``subset_seed``, because the files are ordered by class.

@@ -10,7 +10,7 @@ from pathlib import Path
 from fullbatch.data.images import ImageData, ImageRequest, check_setting
 from fullbatch.data.sources.archives import Archive, data_folder, obtain
 from fullbatch.data.sources.folder_images import images_of
-from fullbatch.data.sources.listings import Listing, choose_subsets, images_in, listing
+from fullbatch.data.sources.listings import Listing, choose_subsets, class_folders, images_in, listing, log_ignored
 from fullbatch.runtime.logs import progress
 from fullbatch.runtime.stop_requests import stop_if_interrupted
 
@@ -46,8 +46,8 @@ def load_tiny_imagenet(request: ImageRequest) -> ImageData:
         obtain(ARCHIVE, root, request, partial(_unpack, root))
     train = _list_train(folder / "train", _classes(folder))
     check_setting("classes", request.classes, len(train.classes), ARCHIVE.name)
-    train, valid = choose_subsets(train, _list_valid(folder / "val", train.classes), request)
-    return images_of(train, valid, replace(request, channels=3, pixels=64))
+    listings = train, _list_valid(folder / "val", train.classes)
+    return images_of(listings, choose_subsets(*listings, request), replace(request, channels=3, pixels=64))
 
 
 def _unpack(root: Path, archive: Path) -> None:
@@ -68,8 +68,7 @@ def _unpack(root: Path, archive: Path) -> None:
 
 def _classes(folder: Path) -> list[str]:
     classes, train = sorted(_lines(folder / "wnids.txt")), folder / "train"
-    entries = train.iterdir() if train.is_dir() else ()
-    folders = sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
+    folders = class_folders(train)[0] if train.is_dir() else []
     if classes != folders:
         difference = ", ".join(sorted({*classes} ^ {*folders})[:3])
         raise _incomplete(folder / "wnids.txt", f"its classes are not the folders in train ({difference})")
@@ -77,14 +76,16 @@ def _classes(folder: Path) -> list[str]:
 
 
 def _list_train(root: Path, classes: list[str]) -> Listing:
-    entries, labels = [], []
+    entries, labels, ignored = [], [], []
     for label, name in enumerate(classes):
         images = root / name / "images"
         if not images.is_dir():
             raise _incomplete(images, "the folder is missing")
-        files = images_in(images)
+        files, others = images_in(images)
+        ignored += [f"{name}/images/{other}" for other in others]
         entries += [(f"{name}/images/{file}", status) for file, status in files]
         labels += [label] * len(files)
+    log_ignored(root, ignored)
     return listing(root, classes, entries, labels)
 
 
@@ -99,7 +100,9 @@ def _list_valid(root: Path, classes: tuple[str, ...]) -> Listing:
         labels[file] = numbers[name]
     if not (root / "images").is_dir():
         raise _incomplete(root / "images", "the folder is missing")
-    files = dict(images_in(root / "images"))
+    images, ignored = images_in(root / "images")
+    log_ignored(root / "images", ignored)
+    files = dict(images)
     if labels.keys() != files.keys():
         file = min(labels.keys() ^ files.keys())
         raise _incomplete(path, f"{file} is {'not in the folder images' if file in labels else 'not listed'}")

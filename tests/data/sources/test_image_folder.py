@@ -4,6 +4,9 @@ import json
 import logging
 import math
 import os
+import shutil
+import struct
+import zlib
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -142,7 +145,19 @@ def test_hidden_and_other_files_are_left_out(root: Path, caplog: pytest.LogCaptu
     (root / "train" / "readme.txt").touch()
     with caplog.at_level(logging.WARNING):
         assert torch.equal(everything(load(root).train), expected)
-    assert f"{root}/train/cat: ignored 3 entries that are not images" in caplog.text
+    names = ".git, readme.txt, cat/.hidden.png, cat/Thumbs.db, cat/folder.png, ..."
+    assert f"{root}/train: ignored what is hidden or not an image, 6 in all: {names}" in caplog.text
+
+
+@pytest.mark.parametrize("place", ["train/cat", "val/dog", "train/cow", "train/cat/7.png"])
+@pytest.mark.parametrize("itself", [False, True])
+def test_a_link_that_leads_nowhere_is_no_class_and_no_image_less(root: Path, place: str, itself: bool) -> None:
+    link = root / place
+    if link.exists():
+        shutil.rmtree(link)
+    link.symlink_to(link.name if itself else "nowhere")
+    with pytest.raises(OSError, match=rf"{link}: a link to {os.readlink(link)} \(.*\); repair or remove it"):
+        load(root)
 
 
 def test_names_may_be_capitals_and_folders_links(root: Path) -> None:
@@ -254,6 +269,17 @@ def test_invalid_facts_in_the_cache_are_ignored(cache: Path, key: str, value: ob
         assert np.isfinite(facts.statistics or 0.0).all()
 
 
+def test_cached_facts_that_contradict_the_folder_are_ignored(root: Path, cache: Path) -> None:
+    """Else a poisoned cache would request terabytes."""
+    expected = load(root)
+    (path,) = cache.iterdir()
+    sound = json.loads(path.read_text())
+    for change in ({"pixels": 1_000_000}, {"counts": [1, 1]}, {"classes": ["x"]}, {"statistics": [[9e9] * 3] * 2}):
+        path.write_text(json.dumps({**sound, **change}))
+        result = load(root)
+        assert (result.mean, result.std, result.pixels) == (expected.mean, expected.std, 5)
+
+
 def test_facts_come_back_as_they_were_written() -> None:
     facts = folder_cache.Facts(("a", "ü"), (7, 3), 1, 28, None)
     for case in (facts, facts.with_statistics((0.1 + 0.2,), (1 / 3,))):
@@ -356,6 +382,74 @@ def test_values_without_a_range_are_refused(tmp_path: Path) -> None:
             OSError, match=rf"{path}: not a readable image \(mode {mode} has no fixed range; save it with"
         ):
             read_image(path, 1, 5)
+
+
+def save_deep(path: Path, values: np.ndarray) -> Path:
+    """Save values [H, W] or [H, W, 3] as a PNG of 16 bits per channel; Pillow writes none in color."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = 0 if values.ndim == 2 else 2
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    content = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(content))
+    return path
+
+
+def make_deep_folder(root: Path, largest: int, shape: tuple[int, ...] = (5, 5)) -> dict[int, np.ndarray]:
+    """Make a folder of images of 16 bits, of which only the last one has the value ``largest``; return all values."""
+    rng, values = np.random.default_rng(0), {}
+    for index, place in enumerate(("train/a/0", "train/a/1", "train/b/2", "val/a/3", "val/b/4")):
+        values[index] = rng.integers(0, largest // 4, shape).astype(np.uint16)
+        values[index][0, 0] = largest if index == 4 else 0
+        save_deep(root / f"{place}.png", values[index])
+    return values
+
+
+@pytest.mark.parametrize(("largest", "bits"), [(200, 8), (1023, 10), (1024, 12), (4095, 12), (16383, 14), (65535, 16)])
+def test_the_range_of_16_bit_images_is_that_of_the_whole_set(tmp_path: Path, largest: int, bits: int) -> None:
+    values = make_deep_folder(tmp_path / "images", largest)
+    whole, part = load(tmp_path / "images"), load(tmp_path / "images", size=2, valid_size=1)
+    again = load(tmp_path / "images")  # from the cache
+    explicit = load(tmp_path / "images", channels=1, pixels=5, mean=[0.5], std=[0.2])
+    for data in (whole, part, again, explicit):
+        for half in (data.train, data.valid):
+            names = [int(Path(name).stem) for name in half.images.listing.files]  # type: ignore[attr-defined]
+            assert np.array_equal(everything(half).numpy()[:, 0], [values[name] >> (bits - 8) for name in names])
+    assert whole.mean == again.mean
+
+
+def test_colors_of_16_bits_need_the_full_range(tmp_path: Path) -> None:
+    values = make_deep_folder(tmp_path / "full", 65535, (5, 5, 3))
+    assert np.array_equal(everything(load(tmp_path / "full", valid_size=2).valid)[1], values[4].transpose(2, 0, 1) >> 8)
+    make_deep_folder(tmp_path / "dark", 4095, (5, 5, 3))
+    with pytest.raises(OSError, match=r"4\.png: not a readable image \(16 bits per color, of which 12 are used"):
+        load(tmp_path / "dark")
+
+
+def test_16_bits_under_another_name_are_refused_and_in_a_pgm_have_their_own_range(tmp_path: Path) -> None:
+    make_deep_folder(tmp_path / "images", 4095)
+    for path in (tmp_path / "images").rglob("*.png"):
+        path.rename(path.with_suffix(".jpg"))
+    with pytest.raises(OSError, match=r"16 bits per channel in a file without the suffix \.png or \.tif"):
+        load(tmp_path / "images")
+    (tmp_path / "deep.pgm").write_bytes(b"P5 5 5 1000\n" + (GRAY.astype(int) * 4).astype(">u2").tobytes())
+    np.testing.assert_allclose(read_image(tmp_path / "deep.pgm", 1, 5)[0], GRAY * (4 * 65535 / 1000 / 256), atol=1)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 26)
+    load(root)
+    path = save(root / "train" / "cat" / "0.png", np.zeros((5, 6, 3), np.uint8))
+    message = rf"{path}: not a readable image \((6x5 are more than 26 pixels|Image size \(30 pixels\))"
+    for options in ({}, {"channels": 3, "pixels": 5}):
+        with pytest.raises(OSError, match=message):
+            load(root, **options)
 
 
 def test_an_image_is_resized_by_its_shorter_side_and_cropped(tmp_path: Path) -> None:
