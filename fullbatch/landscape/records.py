@@ -30,6 +30,7 @@ SURFACE = DatabaseKind(
     other="another surface",
     rebuild_key="viz.rebuild_existing_database",
     place_key="viz.database_name",
+    size_key="viz.map_size",
     version={"format": "fullbatch landscape", "version": 1},
     ignored=("arrays", "versions"),  # arrays are taken from the database
 )

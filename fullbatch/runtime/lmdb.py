@@ -1,12 +1,17 @@
 """LMDB databases: how they are opened, compared with what is wanted, and reported when they are damaged.
 
 Files of another program and truncated files are refused before LMDB reads them: LMDB would put a lock file beside the
-former and end the process (SIGBUS) in the latter. Nothing in a database is ever unpickled.
+former and end the process (SIGBUS) in the latter. A damaged page can end the process, too, so a database is first read
+by another one. Nothing in a database is ever unpickled.
 """
 
+import hashlib
 import json
+import os
+import signal
+import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +19,7 @@ from typing import Any
 
 import lmdb
 
+from fullbatch.runtime.files import format_bytes
 from fullbatch.runtime.manifests import Manifest, differences
 
 _MAGIC = slice(16, 20)  # bytes of a file that identify LMDB
@@ -52,6 +58,7 @@ def open_environment(
 
     Raises:
         ValueError: the file is truncated or of another program.
+        lmdb.MemoryError: the process may not use as much address space; the message says how much.
         lmdb.Error: LMDB refuses it.
     """
     file, settings = folder / "data.mdb", asdict(options)
@@ -60,7 +67,12 @@ def open_environment(
         del settings["map_size"]
     if readonly or (file.exists() and file.stat().st_size > 0):  # empty: a process was killed before it wrote anything
         _refuse_foreign(file)
-    environment = lmdb.open(str(folder), max_dbs=max_dbs, readonly=readonly, create=not readonly, **settings, **flags)
+    try:
+        create = not readonly
+        environment = lmdb.open(str(folder), max_dbs=max_dbs, readonly=readonly, create=create, **settings, **flags)
+    except lmdb.MemoryError as error:
+        size = file.stat().st_size if readonly else options.map_size
+        raise lmdb.MemoryError(f"needs {format_bytes(size)} of address space") from error
     try:
         environment.reader_check()  # frees the places of killed readers
         expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
@@ -83,8 +95,94 @@ def _refuse_foreign(file: Path) -> None:
         raise ValueError("no LMDB file")
 
 
+def digest(environment: lmdb.Environment, table: bytes, poll: Callable[[], None] = lambda: None) -> str:
+    """Return BLAKE2b over all keys and values of a table in the order of the keys: equal for equal records.
+
+    ``poll`` is called for each record.
+    """
+    state = hashlib.blake2b(digest_size=16)
+    with environment.begin(buffers=True) as transaction:
+        for _ in transaction.cursor():  # the records of the database itself
+            pass
+    try:
+        opened = environment.open_db(table, create=False)
+    except lmdb.NotFoundError:  # a build was killed before it wrote any
+        return state.hexdigest()
+    with environment.begin(buffers=True, db=opened) as transaction:
+        for key, value in transaction.cursor():
+            poll()
+            state.update(key)
+            state.update(value)
+    return state.hexdigest()
+
+
+_IN_CHILD = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from fullbatch.runtime.lmdb import print_digest; print_digest(*sys.argv[2:])"
+)
+
+
+def digest_in_child(folder: Path, table: bytes, poll: Callable[[], None]) -> str:
+    """Return the digest of a table, computed by another process, which a damaged page may end.
+
+    Args:
+        folder: of the database.
+        table: name of the table.
+        poll: called twice per second; where it raises an error, the process is ended.
+
+    Raises:
+        ValueError: the database is damaged.
+        lmdb.Error: LMDB refuses it.
+    """
+    places = json.dumps([str(Path(__file__).parents[2]), *sys.path])
+    command = [sys.executable, "-I", "-S", "-c", _IN_CHILD, places, str(folder), table.decode()]
+    command += ["lock"] if os.access(folder, os.W_OK) else []  # LMDB's list of readers needs write access
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            while True:
+                poll()
+                try:
+                    output, errors = process.communicate(timeout=0.5)
+                    break
+                except subprocess.TimeoutExpired:
+                    continue
+        finally:
+            process.kill()
+    if process.returncode != 0:
+        last = errors.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        by = f"signal {-process.returncode}" if process.returncode < 0 else last[0]
+        raise ValueError(f"reading it ended a process: {by}")
+    kind, result = json.loads(output)
+    if kind:
+        raise {"OSError": OSError, "ValueError": ValueError}.get(kind, getattr(lmdb, kind, ValueError))(result)
+    return str(result)
+
+
+def print_digest(folder: str, table: str, lock: str = "") -> None:
+    """Print the result of ``digest`` or the error: the other process of ``digest_in_child``."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C ends
+    parent = os.getppid()
+
+    def poll() -> None:
+        if os.getppid() != parent:
+            sys.exit("the process that started this one has ended")
+
+    try:
+        with open_environment(Path(folder), LMDBOptions(), max_dbs=1, readonly=True, lock=bool(lock)) as environment:
+            result = "", digest(environment, table.encode(), poll)
+    except lmdb.Error as error:
+        result = type(error).__name__, str(error)
+    except (OSError, ValueError) as error:
+        result = "OSError" if isinstance(error, OSError) else "ValueError", str(error)
+    sys.stdout.write(json.dumps(result))
+
+
 class DatabaseMismatchError(ValueError):
     """A database is intact, but its manifest is not the one wanted."""
+
+
+class DamagedDatabaseError(OSError):
+    """A database is not intact, or not of this program."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +193,7 @@ class DatabaseKind:
         other: what a database with another manifest holds, such as "other images".
         rebuild_key: the setting that replaces a database.
         place_key: the setting that chooses another place.
+        size_key: the setting that determines how large a database may become.
         version: entries that every manifest has.
         ignored: entries that may differ from those wanted.
     """
@@ -102,6 +201,7 @@ class DatabaseKind:
     other: str
     rebuild_key: str
     place_key: str
+    size_key: str
     version: Mapping[str, Any]
     ignored: tuple[str, ...]
 
@@ -128,16 +228,24 @@ class DatabaseKind:
 
     @contextmanager
     def report_errors(self, folder: Path) -> Iterator[None]:
-        """Turn errors of LMDB, and ``ValueError`` of damaged content, into an ``OSError`` that names the database."""
+        """Turn errors of LMDB, and ``ValueError`` of damaged content, into an ``OSError`` that names the database.
+
+        Damage becomes a ``DamagedDatabaseError``.
+        """
         try:
             yield
         except DatabaseMismatchError:
             raise
         except (*_DAMAGED, lmdb.Error) as error:
             reason = str(error).removeprefix(f"{folder}: ")
+            if isinstance(error, lmdb.MemoryError):
+                raise OSError(
+                    f"{folder}: {reason}, more than this process may use; raise the limit (ulimit -v) or reduce "
+                    f"{self.size_key}"
+                ) from error
             if not isinstance(error, _DAMAGED):
                 raise OSError(f"{folder}: cannot be used ({reason[:1].lower()}{reason[1:]})") from error
-            raise OSError(
+            raise DamagedDatabaseError(
                 f"{folder}: not an intact database of this program ({reason}); it is left unchanged; "
                 f"{self.rebuild_key}=True builds it anew"
             ) from error

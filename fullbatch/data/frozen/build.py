@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,10 +20,10 @@ import numpy as np
 
 from fullbatch.data.frozen import store
 from fullbatch.data.frozen.copies import CHUNK, Recipe, make_records, pieces
-from fullbatch.data.frozen.records import HEADER, IMAGES
+from fullbatch.data.frozen.records import HEADER, IMAGES, KEY, verify
 from fullbatch.data.frozen.store import Environment, StoredImages
 from fullbatch.runtime.files import format_bytes
-from fullbatch.runtime.lmdb import LMDBOptions
+from fullbatch.runtime.lmdb import DamagedDatabaseError, DatabaseMismatchError, LMDBOptions
 from fullbatch.runtime.locks import hold_lock
 from fullbatch.runtime.logs import progress
 from fullbatch.runtime.manifests import Manifest
@@ -128,17 +128,17 @@ def _build(recipe: Recipe, manifest: Manifest, folder: Path, options: LMDBOption
     """Write the missing records of the database in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     total, size = recipe.rounds * len(recipe.source), _bytes_on_disk(manifest)
+    written = (folder / "data.mdb").stat().st_size if (folder / "data.mdb").exists() else 0
+    needed, free = total * size - written, shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"{folder}: needs about {format_bytes(needed)}, but only {format_bytes(free)} of the disk are free; "
+            "free some space, or choose another data.db.path or fewer data.db.rounds"
+        )
     room = 4 * total * size + (1 << 28)  # addresses; bytes on the disk are taken as they are written
     environment = _open_unfinished(folder, manifest, replace(options, map_size=room), writing.rebuild)
     try:
-        present = np.zeros((recipe.rounds, len(recipe.source)), dtype=bool)
-        present[tuple(environment.keys().T)] = True
-        needed, free = (total - int(present.sum())) * size, shutil.disk_usage(folder).free
-        if needed > free:
-            raise OSError(
-                f"{folder}: needs about {format_bytes(needed)}, but only {format_bytes(free)} of the disk are free; "
-                "free some space, or choose another data.db.path or fewer data.db.rounds"
-            )
+        present = _intact_records(environment, manifest)
         if environment.manifest() is None:
             environment.put_manifest(manifest)
         _write(recipe, present, environment, writing)
@@ -155,21 +155,41 @@ def _build(recipe: Recipe, manifest: Manifest, folder: Path, options: LMDBOption
 def _open_unfinished(folder: Path, manifest: Manifest, options: LMDBOptions, rebuild: bool) -> Environment:
     """Open the unfinished database; one that cannot be continued is refused or, with ``rebuild``, replaced."""
     try:
-        with IMAGES.report_errors(folder):
-            environment = Environment(folder, options)
-            try:
-                if (stored := environment.manifest()) is not None:
-                    IMAGES.require_same(folder, stored, manifest)
-            except BaseException:
-                environment.close()
-                raise
-    except (OSError, ValueError):
+        return _open_writable(folder, manifest, options)
+    except (DamagedDatabaseError, DatabaseMismatchError):
         if not rebuild:
             raise
-        shutil.rmtree(folder)
-        folder.mkdir()
+    shutil.rmtree(folder)
+    folder.mkdir()
+    return _open_writable(folder, manifest, options)
+
+
+def _open_writable(folder: Path, manifest: Manifest, options: LMDBOptions) -> Environment:
+    file = folder / "data.mdb"
+    with IMAGES.report_errors(folder):
+        if file.exists() and file.stat().st_size > 0:
+            store.digest_in_child(folder)
         environment = Environment(folder, options)
+        try:
+            if (stored := environment.manifest()) is not None:
+                IMAGES.require_same(folder, stored, manifest)
+            if len(keys := environment.keys()) and (keys.max(0) >= (manifest["rounds"], manifest["count"])).any():
+                raise ValueError("it has samples or rounds that do not exist")
+        except BaseException:
+            environment.close()
+            raise
     return environment
+
+
+def _intact_records(environment: Environment, manifest: Manifest) -> np.ndarray:
+    """Return which records exist and are intact, bool [rounds, samples]; the others are written anew."""
+    present = np.zeros((manifest["rounds"], manifest["count"]), dtype=bool)
+    size = HEADER.size + math.prod(manifest["shape"])
+    for key, value in environment.records():
+        with suppress(ValueError):
+            verify(key, memoryview(value), size)
+            present[tuple(np.frombuffer(key, KEY))] = True
+    return present
 
 
 def _write(recipe: Recipe, present: np.ndarray, environment: Environment, writing: Writing) -> None:

@@ -21,6 +21,7 @@ IMAGES = DatabaseKind(
     other="other images",
     rebuild_key="data.db.rebuild_existing_database",
     place_key="data.db.path",
+    size_key="data.db.rounds",
     version={"format": FORMAT},
     ignored=("versions",),  # of libraries
 )

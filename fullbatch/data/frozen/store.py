@@ -1,6 +1,5 @@
 """Databases of frozen image copies in LMDB: opening them and reading images."""
 
-import hashlib
 import json
 import math
 import os
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fullbatch.data.frozen.records import HEADER, IMAGES, KEY, pack_keys, verify
+from fullbatch.runtime import lmdb
 from fullbatch.runtime.lmdb import LMDBOptions, open_environment
 from fullbatch.runtime.manifests import Manifest
 from fullbatch.runtime.stop_requests import stop_if_interrupted
@@ -147,7 +147,10 @@ class StoredImages:
         self._record_size = HEADER.size + math.prod(self.shape)
         self._verified: object = None
         with IMAGES.report_errors(folder):
+            content = digest_in_child(folder)
             environment = self._environment()
+            if environment.stored_digest() not in (None, content):
+                raise ValueError("its images are not those that were written")
             if len(environment) != len(self):
                 raise ValueError(f"{len(environment)} of {len(self)} images")
 
@@ -185,13 +188,13 @@ class StoredImages:
 
 
 def digest(environment: Environment) -> str:
-    """Return BLAKE2b over all keys and values in the order of the keys: equal for equal images and labels."""
-    state = hashlib.blake2b(digest_size=16)
-    for key, value in environment.records():
-        stop_if_interrupted("stopped with all images written")
-        state.update(key)
-        state.update(value)
-    return state.hexdigest()
+    """Return the digest of the records: equal for equal images and labels."""
+    return lmdb.digest(environment.lmdb, _TABLE, lambda: stop_if_interrupted("stopped with all images written"))
+
+
+def digest_in_child(folder: Path) -> str:
+    """Return the digest, computed by another process, which damage may end; errors as ``lmdb.digest_in_child``."""
+    return lmdb.digest_in_child(folder, _TABLE, lambda: stop_if_interrupted(f"stopped while reading {folder}"))
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

@@ -27,7 +27,7 @@ from fullbatch.data.frozen.build import Writing, stored_images, temporary_images
 from fullbatch.data.frozen.copies import Recipe
 from fullbatch.data.frozen.store import Environment, StoredImages
 from fullbatch.data.images import ImageSet, TensorImages
-from fullbatch.runtime.lmdb import LMDBOptions
+from fullbatch.runtime.lmdb import DamagedDatabaseError, LMDBOptions
 from fullbatch.runtime.stop_requests import InterruptedWork, interruption
 
 TRANSFORMS = {"RandomCrop": [8, 1], "RandomHorizontalFlip": 0.5, "RandomRotation": 20}
@@ -300,6 +300,76 @@ def test_a_damaged_file_is_refused_and_stays(tmp_path: Path, built: StoredImages
         build(tmp_path)
     assert path.read_bytes() == before
     assert len(everything(build(tmp_path, writing=Writing(rebuild=True)))) == ROUNDS * COUNT
+
+
+def require_right_or_refused(folder: Path, position: int, damaged: int) -> bool:
+    """Change a byte of the database; return whether it is refused, which leaves it unchanged."""
+    path = folder / "db" / "data.mdb"
+    content, expected = path.read_bytes(), everything(build(folder))
+    store.close(path.parent)
+    spoil(path, position, bytes([damaged]))
+    before = path.read_bytes()
+    try:
+        assert torch.equal(everything(build(folder)), expected)
+        return False
+    except DamagedDatabaseError:
+        assert path.read_bytes() == before
+        return True
+    finally:
+        store.close(path.parent)
+        path.write_bytes(content)
+
+
+def test_a_damaged_page_ends_no_process(tmp_path: Path, built: StoredImages) -> None:
+    """Of a page, the first bytes say where its records are: LMDB reads what lies there, inside of the file or not."""
+    pages = (built.folder / "data.mdb").stat().st_size // 4096
+    places = [page * 4096 + place for page in range(2, pages, 9) for place in (13, 17)]
+    assert sum(require_right_or_refused(tmp_path, place, 0xFF) for place in places) > len(places) // 4
+
+
+@pytest.mark.soak
+def test_a_flipped_bit_anywhere_is_refused_or_without_effect(tmp_path: Path, built: StoredImages) -> None:
+    content, generator = (built.folder / "data.mdb").read_bytes(), random.Random(0)
+    for _ in range(200):
+        position = generator.randrange(len(content))
+        require_right_or_refused(tmp_path, position, content[position] ^ (1 << generator.randrange(8)))
+
+
+def test_damaged_records_of_an_unfinished_one_are_written_anew(tmp_path: Path, built: StoredImages) -> None:
+    unfinished = tmp_path / "other" / ".db.building"
+    shutil.copytree(built.folder, unfinished)
+    with Environment(unfinished, LMDBOptions(map_size=1 << 24)).lmdb as environment:
+        table = environment.open_db(b"pictures")
+        with environment.begin(write=True, db=table) as transaction:
+            key, value = next(iter(transaction.cursor()))
+            transaction.put(key, value[:-1] + bytes([value[-1] ^ 1]))
+    assert torch.equal(everything(build(tmp_path / "other")), everything(built))
+
+
+def test_unknown_samples_in_an_unfinished_one_are_refused(tmp_path: Path, built: StoredImages) -> None:
+    unfinished = tmp_path / "other" / ".db.building"
+    shutil.copytree(built.folder, unfinished)
+    with Environment(unfinished, LMDBOptions(map_size=1 << 24)).lmdb as environment:
+        table = environment.open_db(b"pictures")
+        with environment.begin(write=True, db=table) as transaction:
+            transaction.put((ROUNDS).to_bytes(4, "big") + bytes(4), b"")
+    with pytest.raises(OSError, match="it has samples or rounds that do not exist"):
+        build(tmp_path / "other")
+    build(tmp_path / "other", writing=Writing(rebuild=True))
+
+
+@pytest.mark.parametrize("rebuild", [False, True])
+def test_too_little_address_space_is_no_damage(
+    tmp_path: Path, built: StoredImages, monkeypatch: pytest.MonkeyPatch, rebuild: bool
+) -> None:
+    def refuse(path: str, **_: object) -> None:
+        raise lmdb.MemoryError(f"{path}: Cannot allocate memory")
+
+    store.close(built.folder)
+    monkeypatch.setattr(lmdb, "open", refuse)
+    for folder in (tmp_path, tmp_path / "new"):
+        with pytest.raises(OSError, match=r"db.*: needs \S+ MiB of address space.*ulimit -v.*data\.db\.rounds"):
+            build(folder, writing=Writing(rebuild=rebuild))
 
 
 def test_a_database_of_another_program_is_refused(tmp_path: Path) -> None:
