@@ -76,6 +76,7 @@ def print_plan(run: Run, console: Console) -> None:
 
 def _build(run: Run) -> PlannedStep:
     problem = build_problem(run, run.seed or 0)
+    problem.check_smallest_sub_batch()
     problem.model.train()
     build_compiled(run, problem.objective.over(problem.loader.blocks(0)[:1]))
     number = run.hyp.warmup + 1

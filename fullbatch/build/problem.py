@@ -57,6 +57,18 @@ class Problem:
         with about("model"):
             check_compatible(self.model, inputs, len(self.data.classes))
 
+    def check_smallest_sub_batch(self) -> None:
+        """Raise ``ValueError`` where the model cannot be trained on the smallest sub-batch of a step."""
+        data, sub_batch = self.run.data, self.run.hyp.sub_batch
+        sizes = self.loader.blocks(0).sizes
+        try:
+            self.objective.check_smallest_sub_batch(sizes)
+        except ValueError as error:
+            raise ValueError(
+                f"data.size={sum(sizes)}, data.batch_size={data.batch_size}, hyp.sub_batch={sub_batch}: {error}; "
+                "change one of these, or leave out a smaller last block by data.drop_last=True"
+            ) from error
+
 
 def build_problem(run: Run, seed: int, group: Group = ALONE, data: ImageData | None = None) -> Problem:
     """Set PyTorch's global flags and build the problem; ``ValueError`` and ``OSError`` for the user's mistakes.

@@ -81,6 +81,7 @@ def build_training(run: Run, seed: int, group: Group = ALONE, requests: Requests
     valid_loader = build_loader(run, problem.data, problem.data.valid, seed, problem.device)
     valid = valid_loader.blocks(0)[: problem.max_blocks]
     problem.check_compatible(valid)
+    problem.check_smallest_sub_batch()
     build_compiled(run, problem.objective.over(problem.loader.blocks(0)[:1]))
     if is_regularized(hyp) and implementation_named(hyp.grad_reg.implementation).exact:
         with about("hyp.grad_reg.implementation"):  # an operation may have no second derivative

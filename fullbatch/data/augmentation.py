@@ -36,8 +36,9 @@ class Augmentation:
     """A sequence of torchvision transforms, given as name -> arguments.
 
     In ``{"RandomCrop": [32, 4], "RandomHorizontalFlip": 0.5}``, a list holds positional arguments and a mapping keyword
-    arguments; None is no argument and anything else a single one. Images stay uint8, so ``fill`` and the ``value`` of
-    RandomErasing are in the range 0 to 255.
+    arguments; None is no argument and anything else a single one. ``{"Resize": [32, 32]}``: two integers are height and
+    width where the first argument is ``size`` and the second is not ``padding``. Images stay uint8, so ``fill`` and the
+    ``value`` of RandomErasing are in the range 0 to 255.
 
     Args:
         transforms: names (in any case) and arguments, in the order of application.
@@ -116,7 +117,7 @@ class _RandomCrop:
                 f"images of {height}x{width} pixels, padded by {self.padding} (left, top, right, bottom), are "
                 f"smaller than the crop of {self.height}x{self.width}"
             )
-        top, left = _two_integers(draw(0), rows, columns)
+        top, left = batched.two_integers(draw(0), rows, columns)
         return batched.crop(images, top, left, self.height, self.width)
 
 
@@ -125,7 +126,7 @@ class _RandomFlip:
         self.p, self.dim = p, dim
 
     def __call__(self, images: Tensor, draw: Draw) -> Tensor:
-        return batched.flip(images, _chance(draw(0), self.p), self.dim)
+        return batched.flip(images, batched.chance(draw(0), self.p), self.dim)
 
 
 class _RandomErasing:
@@ -139,8 +140,8 @@ class _RandomErasing:
     def __call__(self, images: Tensor, draw: Draw) -> Tensor:
         table, value = self._constants(images)
         height, width = table[draw(1).remainder(len(table))].unbind(1)
-        top, left = _two_integers(draw(2), images.shape[-2] - height + 1, images.shape[-1] - width + 1)
-        return batched.erase(images, top, left, height * _chance(draw(0), self.p), width, value)
+        top, left = batched.two_integers(draw(2), images.shape[-2] - height + 1, images.shape[-1] - width + 1)
+        return batched.erase(images, top, left, height * batched.chance(draw(0), self.p), width, value)
 
     def _constants(self, images: Tensor) -> tuple[Tensor, Tensor | int]:
         channels, height, width = images.shape[1:]
@@ -191,13 +192,18 @@ class _ImageByImage:
 
 
 def _call(transform: Callable[[Tensor], Any], images: Tensor) -> Any:
-    """Return ``transform(images)``; a RuntimeError means that the images do not fit, unless the device failed."""
+    """Return ``transform(images)``; an error means that the images do not fit, unless the device failed.
+
+    With arguments that torchvision does not check when it makes a transform, anything can be raised here.
+    """
     try:
         return transform(images)
-    except (torch.OutOfMemoryError, torch.AcceleratorError):
+    except (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError):
         raise
-    except RuntimeError as error:
-        raise ValueError(str(error)) from error
+    except Exception as error:
+        reason = str(error) if isinstance(error, RuntimeError | ValueError | TypeError) else repr(error)
+        arguments = "" if isinstance(transform, partial) else f" (arguments: {_parameters(type(transform))})"
+        raise ValueError(f"{reason}{arguments}") from error
 
 
 _BATCHED: Mapping[str, Callable[[Any], BatchTransform]] = {
@@ -208,16 +214,6 @@ _BATCHED: Mapping[str, Callable[[Any], BatchTransform]] = {
     "CenterCrop": _Deterministic,
     "Pad": _Deterministic,
 }
-
-
-def _chance(bits: Tensor, p: float) -> Tensor:
-    """Return True with probability p (to 2^-24), by a comparison of integers."""
-    return (bits >> 39) < round(p * 2**24)
-
-
-def _two_integers(bits: Tensor, first: Tensor | int, second: Tensor | int) -> tuple[Tensor, Tensor]:
-    """Return integers in [0, first) and [0, second) from the upper 31 and the lower 32 bits of one draw."""
-    return (bits >> 32).remainder(first), (bits & 0xFFFF_FFFF).remainder(second)
 
 
 def _build(key: str, name: str, arguments: Any) -> tuple[BatchTransform, bool]:
@@ -235,8 +231,12 @@ def _build(key: str, name: str, arguments: Any) -> tuple[BatchTransform, bool]:
             batched_form = None if getattr(reference, "pad_if_needed", False) else _BATCHED.get(transform.__name__)
             return (batched_form or _ImageByImage)(reference), _fixes_size(reference)
     except Exception as error:  # torchvision's checks raise many kinds
-        accepted = ", ".join(inspect.signature(transform).parameters) or "no arguments"
+        accepted = _parameters(transform)
         raise ValueError(f"{key}.{name}: wrong arguments {arguments!r} ({error}); accepted: {accepted}") from error
+
+
+def _parameters(transform: type) -> str:
+    return ", ".join(inspect.signature(transform).parameters) or "no arguments"
 
 
 def _fixes_size(reference: Any) -> bool:
@@ -273,7 +273,9 @@ def _construct(transform: type, arguments: Any) -> Any:
     if isinstance(arguments, Mapping):
         keywords = arguments
     elif isinstance(arguments, Sequence) and not isinstance(arguments, str):
-        positional = arguments
+        first, second = [*inspect.signature(transform).parameters, "", ""][:2]
+        is_size = first == "size" and second != "padding" and [*map(type, arguments)] == [int, int]
+        positional = (arguments,) if is_size else arguments
     elif arguments is not None:
         positional = (arguments,)
     bound = inspect.signature(transform).bind(*positional, **keywords).arguments

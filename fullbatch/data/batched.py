@@ -59,3 +59,13 @@ def rectangles(height: int, width: int, scale: tuple[float, float], ratio: tuple
     sides = torch.stack([(area * aspect).sqrt().round(), (area / aspect).sqrt().round()], dim=-1).to(torch.int64)
     fits = (sides[..., 0] < height) & (sides[..., 1] < width)
     return sides[fits]
+
+
+def chance(bits: Tensor, p: float) -> Tensor:
+    """Return True with probability p (to 2^-24), by a comparison of integers."""
+    return (bits >> 39) < round(p * 2**24)
+
+
+def two_integers(bits: Tensor, first: Tensor | int, second: Tensor | int) -> tuple[Tensor, Tensor]:
+    """Return integers in [0, first) and [0, second) from the upper 31 and the lower 32 bits of one draw."""
+    return (bits >> 32).remainder(first), (bits & 0xFFFF_FFFF).remainder(second)

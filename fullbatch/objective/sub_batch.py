@@ -90,7 +90,15 @@ class SubBatchObjective:
     def _forward(self, block: Block, forward: Forward) -> tuple[Tensor, Tensor]:
         device = device_of(self.model)
         with seeded(block.key, device), self.arithmetic.autocast_on(device):
-            outputs = forward(block.inputs)
+            try:
+                outputs = forward(block.inputs)
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise ValueError(
+                    f"a sub-batch of size {len(block.labels)} is too small for batch normalization in training mode, "
+                    "which needs more than one value per channel"
+                ) from error
             if not isinstance(outputs, Tensor):
                 raise ValueError(f"model: returns {type(outputs).__name__}; expected a tensor with one row per sample")
             loss = scalar(self.loss_fn(outputs, block.labels), self.loss_fn)

@@ -17,6 +17,7 @@ from fullbatch.settings import Run
 
 FOLDER = "data=imagefolder data.path=images data.size= data.valid_size="
 LMDB = "data/db=LMDB data.db.path=db"
+ONE_PIXEL = "model=resnet18 model.width=4"  # at its end
 PADDED = "data.db.pixels=8 data.db.augmentations_train={Pad:1}"
 CROP = "data.augmentations_train={RandomResizedCrop:8}"
 CACHED = r"^data\.caching=ram: images of various sizes .*data\.resize_on_read=True"
@@ -43,6 +44,14 @@ MISTAKES = [
     ("data.channels=3", r"^data\.channels=3: digits has channels=1"),
     ("data.mean=[0.5,0.5] data.std=[1,1]", r"^data\.mean: 2 values, but .* 1 channels"),
     ("data.batch_size=100 data.drop_last=True", r"^data\.drop_last=True: 60 samples do not"),
+    (
+        f"{ONE_PIXEL} data.size=41 data.batch_size=20",
+        r"^data\.size=41, data\.batch_size=20, hyp\.sub_batch=128: .*of size 1 .*drop_",
+    ),
+    (
+        f"{ONE_PIXEL} data.size=41 data.batch_size=20 dryrun=True",
+        r"^data\.size=41, .* a sub-batch of size 1 is too small for batch",
+    ),
     # analysis
     ("analysis.sample_gradient_norms=train", r"^analysis\.sample_gradient_norms: .*\(BatchNorm2d\) mixes"),
     ("analysis.compute_gradient_SNR=True data.batch_size=60", r"^analysis\.internal_batch.*one sub-batch"),

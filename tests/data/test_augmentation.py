@@ -315,6 +315,14 @@ def test_any_transform_works_by_name(name: str) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("name", ["Resize", "CenterCrop", "RandomResizedCrop"])
+def test_two_integers_are_height_and_width(name: str) -> None:
+    given, ids = images(3, pixels=8), torch.arange(3)
+    found, expected = (Augmentation({name: size}, seed=0)(given, ids, 0) for size in ([4, 6], [[4, 6]]))
+    assert found.shape == (3, 3, 4, 6)
+    assert torch.equal(found, expected)
+
+
 def test_padding_on_demand_is_left_to_torchvision() -> None:
     arguments = {"size": 8, "pad_if_needed": True}
     assert Augmentation({"RandomCrop": arguments}, seed=0)(images(2), torch.arange(2), 0).shape == (2, 3, 8, 8)
@@ -386,6 +394,7 @@ def test_transforms_that_do_not_fit_the_images_are_named() -> None:
         ("Pad", {"padding": 9, "padding_mode": "reflect"}, "[Pp]adding size"),
         ("RandomCrop", {"size": 6, "padding": 9, "padding_mode": "reflect"}, "[Pp]adding size"),
         ("ElasticTransform", None, "[Pp]adding size"),
+        ("Resize", [6, 8.5], "arguments: size, interpolation, max_size, antialias"),
     ]:
         augmentation = Augmentation({name: arguments}, seed=0)
         with pytest.raises(ValueError, match=f"data.augmentations_train.{name}: .*{message}"):
