@@ -2,10 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from fullbatch.data.dataset import content_of_data
+from fullbatch.results.ledger import JobDescription
 from fullbatch.runtime.device import DTYPES
 from fullbatch.runtime.manifests import differences
 from fullbatch.settings import Run
@@ -34,12 +37,16 @@ class RunIdentity:
             format change numbers by rounding at most.
         name: of the run.
         seed: None until it is drawn.
+        content: of the data, see ``content_of_data``: it stands for ``data.path`` in comparisons and hashes.
+        former: the hash that earlier versions made of the configuration, with ``data.path`` as it was given.
     """
 
     config: dict[str, Any]
     configuration: str
     name: str
     seed: int | None
+    content: str | None = None
+    former: str = ""
 
     @classmethod
     def of(cls, run: Run, tree: Mapping[str, Any]) -> "RunIdentity":
@@ -49,8 +56,21 @@ class RunIdentity:
             hashed["data"]["db"] = _without(hashed["data"]["db"], "data.db")
         scaling = [impl.grad_scaling] if impl.grad_scaling else []
         arithmetic = [str(DTYPES[impl.dtype]), str(DTYPES[impl.accumulation_dtype]), impl.mixed_precision, *scaling]
-        configuration = content_hash([hashed, run.hyp.steps, vars(run.analysis), arithmetic])
-        return cls(_significant(tree), configuration, run.name, run.seed)
+        former, content = hashed, content_of_data(run.data.name, run.data.path)
+        if content is not None and run.data.path is not None:
+            # of official data sets, the hash is that of their default place, as it always was
+            default = None if run.data.name.lower() == "digits" else "~/data"
+            hashed = {**hashed, "data": {**hashed["data"], "path": content or default}}
+        configuration, old = (
+            content_hash([groups, run.hyp.steps, vars(run.analysis), arithmetic]) for groups in (hashed, former)
+        )
+        return cls(_significant(tree), configuration, run.name, run.seed, content, old)
+
+    def as_recorded(self, attempts: Sequence[JobDescription]) -> "RunIdentity":
+        """Return the identity with the hash of earlier versions where these attempts have it."""
+        if all(attempt.configuration != self.former for attempt in attempts):
+            return self
+        return replace(self, configuration=self.former)
 
     @property
     def job(self) -> str:
@@ -60,7 +80,16 @@ class RunIdentity:
     def mismatches(self, checkpoint: Mapping[str, Any]) -> list[str]:
         """Return 'key: stored there, given here' for each entry in which a checkpoint is that of another run."""
         ignored = tuple(f"data.db.{key}:" for key in CHANGEABLE["data.db"])
+        content, data = checkpoint.get("content"), checkpoint["config"].get("data")
+        place = data.get("path") if isinstance(data, dict) else None
+        if self.content is not None and content is not None:
+            ignored += ("data.path:",)
+        elif self.content == "" or _same_place(place, self.config["data"].get("path")):
+            ignored += ("data.path:",)
+            content = self.content
         lines = [line for line in differences(checkpoint["config"], self.config) if not line.startswith(ignored)]
+        if content not in (None, self.content):
+            lines.append("data.path: other images there than here")
         if self.seed not in (None, checkpoint["seed"]):
             lines.append(f"seed: {checkpoint['seed']} there, {self.seed} here")
         return lines
@@ -70,6 +99,12 @@ def content_hash(content: Any) -> str:
     """Return 12 hexadecimal digits (48 bits) of the SHA-256 of plain containers, independent of the order of keys."""
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _same_place(first: Any, second: Any) -> bool:
+    if not isinstance(first, str) or not isinstance(second, str):
+        return bool(first == second)
+    return os.path.realpath(os.path.expanduser(first)) == os.path.realpath(os.path.expanduser(second))
 
 
 def _significant(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from fullbatch.app.worker import DONE_BEFORE, run_launched_worker, run_started_w
 from fullbatch.build.precision import overflow_advice
 from fullbatch.data.reading import translate_worker_errors
 from fullbatch.results.curves import draw_curves
-from fullbatch.results.ledger import State
+from fullbatch.results.ledger import Ledger, State
 from fullbatch.runtime.figures import written
 from fullbatch.runtime.files import require_writable
 from fullbatch.runtime.locks import claimed
@@ -83,6 +83,8 @@ def _train_with_workers(run: Run, tree: dict[str, Any], folder: Path, scope: Job
 
 def _train(run: Run, tree: dict[str, Any], paths: RunPaths, group: Group, scope: JobScope) -> int:
     identity = RunIdentity.of(run, tree)
+    if identity.former != identity.configuration and paths.ledger.exists():
+        identity = identity.as_recorded(Ledger(paths.ledger).attempts())
     requests = StopRequests(scope.caught, group, run.impl.checkpoint.max_minutes)
     for path in (paths.checkpoint, paths.table):
         require_writable(path)
@@ -181,6 +183,7 @@ def _save(job: Job, requests: StopRequests) -> None:
         config=job.identity.config,
         seed=job.seed,
         command=command_line(),
+        content=job.identity.content,
         keep=job.run.impl.checkpoint.keep,
     )
     requests.saved()

@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fullbatch.data.dataset import ImageData, ImageSet, TensorImages
+from fullbatch.runtime.files import expand_home
 from fullbatch.settings import Run
 from fullbatch.settings.data import LMDB
 
@@ -72,7 +72,7 @@ def _freeze(run: Run, settings: LMDB, data: ImageData, split: str) -> ImageSet:
     if settings.temporary_database or run.dryrun:
         images = temporary_images(recipe, options, writing)
     else:
-        folder = Path(settings.path).expanduser() / f"{run.data.name}_{split}_{len(source)}x{rounds}"
+        folder = expand_home(settings.path, "data.db.path") / f"{run.data.name}_{split}_{len(source)}x{rounds}"
         images = stored_images(recipe, folder, options, writing)
     log.info("database %s: %s images, digest %s", images.folder, f"{len(images):,}", images.checksum())
     return ImageSet(images, source.labels.repeat(rounds), source.classes)

@@ -30,6 +30,7 @@ from fullbatch.models.weights import load_weights
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.optim.weight_decay import decay_penalty
 from fullbatch.runtime.device import describe
+from fullbatch.runtime.files import expand_home
 from fullbatch.runtime.lmdb import LMDBOptions
 from fullbatch.runtime.manifests import Manifest
 from fullbatch.settings import Run, Viz
@@ -145,7 +146,7 @@ def build_directions(viz: Viz, model: nn.Module) -> Directions:
 
 def _find_checkpoints(pattern: str) -> list[Path]:
     """Return the files of an entry of ``viz.checkpoints``: a name, a path or a pattern."""
-    for path in (checkpoint_path(pattern), Path(pattern).expanduser()):
+    for path in (checkpoint_path(pattern), expand_home(pattern, "viz.checkpoints")):
         if path.is_file():
             return [path]
     matches = [

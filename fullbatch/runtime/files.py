@@ -80,6 +80,14 @@ def format_error(error: BaseException) -> str:
     return f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}{advice}"
 
 
+def expand_home(path: str, key: str) -> Path:
+    """Return ``path`` with the home folder in place of ``~``; ``ValueError`` names ``key`` where there is no home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{key}={path}: this user has no home folder; use a path without ~, or set HOME") from error
+
+
 def format_bytes(number: float) -> str:
     """Return a number of bytes in MiB; below 0.1 MiB in KiB, and from 1 GiB on in GiB."""
     power, unit = (10, "KiB") if number < 0.1 * 2**20 else (20, "MiB") if number < 2**30 else (30, "GiB")

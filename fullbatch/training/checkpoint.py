@@ -30,16 +30,18 @@ def save_checkpoint(
     config: dict[str, Any],
     seed: int,
     command: Sequence[str] = (),
+    content: str | None = None,
     keep: int = 0,
 ) -> None:
     """Save a ``TrainState.state_dict()`` with the configuration, the seed and the command line of its run.
 
+    ``content`` identifies its data, as ``RunIdentity.content``.
     ``keep`` earlier checkpoints stay beside it, see ``previous_paths``.
     """
     version = CHECKPOINT_VERSIONS[KEY in state]
-    content: dict[str, Any] = {"format": CHECKPOINT_FORMAT, "version": version, "config": config, "seed": seed}
-    content |= {"state": state, "command": list(command)}
-    write_archive(path, content, keep=keep)
+    saved: dict[str, Any] = {"format": CHECKPOINT_FORMAT, "version": version, "config": config, "seed": seed}
+    saved |= {"state": state, "command": list(command), "content": content}
+    write_archive(path, saved, keep=keep)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

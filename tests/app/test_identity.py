@@ -1,7 +1,12 @@
 """The identity of a run: its hashes in ledgers and tables of earlier versions stay valid."""
 
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 from composing import tree_for
+from PIL import Image
 
 from fullbatch.app.identity import RunIdentity
 from fullbatch.settings.parse import parse_tree
@@ -51,6 +56,52 @@ def test_a_checkpoint_is_that_of_the_run_unless_its_numbers_differ(
     other = identity("hyp=fb1", *stored)
     checkpoint = {"config": other.config, "seed": other.seed}
     assert identity("hyp=fb1", *given).mismatches(checkpoint) == mismatches
+
+
+def make_images(root: Path, value: int = 0) -> Path:
+    for place in ("train/a/0.bmp", "train/b/1.bmp", "val/a/2.bmp", "val/b/3.bmp"):
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), value).save(root / place)
+    return root
+
+
+def of_folder(path: object) -> RunIdentity:
+    return identity("data=imagefolder", f"data.path='{path}'", "hyp=fb1", "seed=1")
+
+
+def test_a_run_belongs_to_the_content_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = of_folder(make_images(tmp_path / "images"))
+    checkpoint = {"config": first.config, "seed": 1, "content": first.content}
+    shutil.copytree("images", "copied")
+    Path("link").symlink_to("images")
+    for path in ("images", "images/", "./images", "link", "copied", tmp_path / "copied"):
+        assert of_folder(path).job == first.job
+        assert of_folder(path).mismatches(checkpoint) == []
+    make_images(tmp_path / "images", value=1)  # the same names and sizes in the same place
+    for path in ("images", make_images(tmp_path / "other", value=2)):
+        assert of_folder(path).job != first.job
+        assert of_folder(path).mismatches(checkpoint) == ["data.path: other images there than here"]
+
+
+def test_checkpoints_without_content_belong_to_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    stored = {"config": of_folder(make_images(tmp_path / "images")).config, "seed": 1}
+    assert of_folder("./images/").mismatches(stored) == []
+    (line,) = of_folder(make_images(tmp_path / "other")).mismatches(stored)
+    assert line.startswith("data.path: ")
+    official = {"config": identity("data.path=/a").config, "seed": None}
+    assert identity("data.path=/b").mismatches(official) == []
+    assert identity("data=CIFAR100", "data.path=/a").mismatches(official) != []
+
+
+def test_the_place_of_official_data_does_not_matter_and_former_hashes_count() -> None:
+    moved, default = identity("data.path=/data/cifar"), identity()
+    assert (moved.job, moved.configuration) == (default.job, default.configuration)
+    assert default.former == default.configuration != moved.former
+    attempts = [SimpleNamespace(configuration=moved.former)]
+    assert moved.as_recorded(attempts).configuration == moved.former  # type: ignore[arg-type]
+    assert default.as_recorded(attempts) == default  # type: ignore[arg-type]
 
 
 def test_what_makes_another_job() -> None:

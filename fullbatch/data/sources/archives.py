@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fullbatch.data.images import ImageRequest
+from fullbatch.runtime.files import expand_home
 from fullbatch.runtime.stop_requests import stop_if_interrupted
 
 _log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def data_folder(name: str, request: ImageRequest) -> Path:
     """Return ``data.path`` as a path; ``ValueError`` where it is blank."""
     if request.path is None:
         raise ValueError(f"data.path: blank; {name} needs the folder of its files")
-    return Path(request.path).expanduser()
+    return expand_home(request.path, "data.path")
 
 
 def obtain(archive: Archive, root: Path, request: ImageRequest, unpack: Callable[[Path], None]) -> None:
@@ -86,7 +87,8 @@ def _places(archive: Archive, root: Path, request: ImageRequest) -> list[str]:
             whole = parts.path.endswith(_SUFFIXES)
             remote.append(mirror if whole else f"{mirror.rstrip('/')}/{archive.filename}")
         else:
-            path = Path(urllib.request.url2pathname(parts.path) if parts.scheme == "file" else mirror).expanduser()
+            name = urllib.request.url2pathname(parts.path) if parts.scheme == "file" else mirror
+            path = expand_home(name, "data.mirrors")
             local.append(str(path if path.name.endswith(_SUFFIXES) else path / archive.filename))
     return local + (remote if request.download else [])
 

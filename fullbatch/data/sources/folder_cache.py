@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fullbatch.data.sources.image_files import DEPTHS
+from fullbatch.runtime.files import expand_home
 
 _log = logging.getLogger(__name__)
 _VERSION = 1  # of the format; part of the file names
@@ -40,19 +41,21 @@ def fingerprint(*parts: Any) -> str:
 
 
 def cache_folder() -> Path:
-    """Return ``$XDG_CACHE_HOME/fullbatch``, by default ``~/.cache/fullbatch``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fullbatch"
+    """Return ``$XDG_CACHE_HOME/fullbatch``, by default ``~/.cache/fullbatch``; ``ValueError`` without a home folder."""
+    return expand_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME") / "fullbatch"
 
 
 def read(name: str) -> Facts | None:
     """Return the facts cached under ``name``; None where there are none or they are invalid."""
-    path = Path(name)
     try:
         path = cache_folder() / f"{name}.json"
+    except ValueError:  # reported by ``write``
+        return None
+    try:
         return _parse(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowError) as error:
+    except (OSError, RecursionError, ValueError, TypeError, KeyError, OverflowError) as error:
         _log.warning("%s: invalid, reading the images instead (%r)", path, error)
         return None
 
@@ -81,5 +84,5 @@ def write(name: str, facts: Facts) -> None:
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as part:
             json.dump(asdict(facts), part, indent=1)
         os.replace(part.name, path)  # atomic: other processes never see an incomplete file
-    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
-        _log.warning("%s: cannot be written, so the next run reads the images again (%s)", path, error)
+    except (OSError, ValueError) as error:
+        _log.warning("the cache of mean and std cannot be written, so the next run reads the images again (%s)", error)

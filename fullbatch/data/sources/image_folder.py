@@ -7,7 +7,8 @@ from fullbatch.data.images import ImageData, ImageRequest, check_setting
 from fullbatch.data.sources.folder_cache import Facts
 from fullbatch.data.sources.folder_images import images_of
 from fullbatch.data.sources.image_files import scan_images
-from fullbatch.data.sources.listings import Listing, choose_subsets, list_split, require_same_classes
+from fullbatch.data.sources.listings import Listing, choose_subsets, content_of, list_split, require_same_classes
+from fullbatch.runtime.files import expand_home
 
 
 def load_image_folder(request: ImageRequest) -> ImageData:
@@ -23,7 +24,9 @@ def load_image_folder(request: ImageRequest) -> ImageData:
         ValueError: settings are missing or contradict the images, or the splits have different classes.
         OSError: a folder is missing or empty, or a file is not a readable image.
     """
-    listings = train, valid = _list_splits(request)
+    train_folder, valid_folder = _split_folders(request.path)
+    listings = train, valid = list_split(train_folder), list_split(valid_folder)
+    require_same_classes(train, valid)
     check_setting("classes", request.classes, len(train.classes), str(train.root))
     if request.channels is not None and request.channels not in (1, 3):
         raise ValueError(f"data.channels={request.channels}: choose 1 (gray), 3 (color) or blank (those of the images)")
@@ -31,11 +34,16 @@ def load_image_folder(request: ImageRequest) -> ImageData:
     return images_of(listings, (train, valid), request, partial(_scan, train, valid, request))
 
 
-def _list_splits(request: ImageRequest) -> tuple[Listing, Listing]:
+def image_folder_content(path: str | None) -> str:
+    """Return the hash of the images below ``path``; errors are those of ``load_image_folder``."""
+    return content_of(_split_folders(path))
+
+
+def _split_folders(path: str | None) -> tuple[Path, Path]:
     layout = "images are expected in its subfolders train/<class>/ and val/<class>/ (or test/<class>/)"
-    if request.path is None:
+    if path is None:
         raise ValueError(f"data.path: blank; imagefolder needs a folder: {layout}")
-    root = Path(request.path).expanduser().absolute()
+    root = expand_home(path, "data.path").absolute()
     if not root.is_dir():
         raise FileNotFoundError(f"data.path={root}: no such folder; {layout}")
     if not (root / "train").is_dir():
@@ -43,9 +51,7 @@ def _list_splits(request: ImageRequest) -> tuple[Listing, Listing]:
     names = [name for name in ("val", "test") if (root / name).is_dir()]
     if not names:
         raise FileNotFoundError(f"data.path={root}: has neither a folder 'val' nor 'test'; {layout}")
-    train, valid = list_split(root / "train"), list_split(root / names[0])
-    require_same_classes(train, valid)
-    return train, valid
+    return root / "train", root / names[0]
 
 
 def _scan(train: Listing, valid: Listing, request: ImageRequest) -> Facts:

@@ -10,7 +10,7 @@ from pathlib import Path
 from fullbatch.data.images import ImageData, ImageRequest, check_setting
 from fullbatch.data.sources.archives import data_folder
 from fullbatch.data.sources.folder_images import images_of
-from fullbatch.data.sources.listings import choose_subsets, list_split, require_same_classes
+from fullbatch.data.sources.listings import choose_subsets, content_of, list_split, require_same_classes
 
 _log = logging.getLogger(__name__)
 _SPLITS = ("train", "val")
@@ -44,6 +44,12 @@ def load_imagenet(request: ImageRequest) -> ImageData:
     resized = bool(request.resize_on_read)
     request = replace(request, channels=3, pixels=pixels, resize_on_read=resized)
     return images_of(listings, (train, valid), request)
+
+
+def imagenet_content(path: str | None) -> str:
+    """Return the hash of the unpacked images below ``path``; ``OSError`` where they are not there yet."""
+    root = data_folder("ImageNet", ImageRequest(path))
+    return content_of([root / split for split in _SPLITS])
 
 
 def _unpack(root: Path, split: str) -> None:

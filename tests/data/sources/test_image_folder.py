@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fullbatch.data.dataset import ImageData, ImageRequest, ImageSet, load_images
+from fullbatch.data.dataset import ImageData, ImageRequest, ImageSet, content_of_data, load_images
 from fullbatch.data.sources import folder_cache, folder_images, image_folder
 from fullbatch.data.sources.image_files import read_image, read_whole_image
 
@@ -147,6 +147,43 @@ def test_hidden_and_other_files_are_left_out(root: Path, caplog: pytest.LogCaptu
         assert torch.equal(everything(load(root).train), expected)
     names = ".git, readme.txt, cat/.hidden.png, cat/Thumbs.db, cat/folder.png, ..."
     assert f"{root}/train: ignored what is hidden or not an image, 6 in all: {names}" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["画像", "images (2)", "a#b", "é", "a=1,b", " x", "100%25", "$HOME", "[a]"])
+def test_any_name_of_a_folder_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    root = make_folder(tmp_path / name)
+    data = load(root)
+    assert (len(data.train), load(root).mean) == (18, data.mean)
+    monkeypatch.setenv("HOME", str(root))
+    assert load(Path("~")).mean == data.mean
+    assert content_of_data("imagefolder", "~") == content_of_data("imagefolder", str(root))
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "options"),
+    [
+        ("imagefolder", "data.path=~/x", {}),
+        ("CIFAR10", "data.path=~/x", {}),
+        ("TinyImageNet", "data.path=~/x", {}),
+        ("ImageNet", "data.path=~/x", {}),
+        ("CIFAR10", "data.mirrors=~/x", {"path": "here", "mirrors": ["~/x"], "download": False}),
+    ],
+)
+def test_without_a_home_folder_the_key_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, key: str, options: dict[str, Any]
+) -> None:
+    """As in a container whose user has no entry in /etc/passwd."""
+
+    def refuse(_: object) -> NoReturn:
+        raise KeyError
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", refuse)
+    with pytest.raises(ValueError, match=f"^{key}: this user has no home folder; use a path without ~, or set HOME"):
+        load_images(name, ImageRequest(**{"path": "~/x", **options}))
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert load(make_folder(tmp_path / "images")).pixels == 5
 
 
 @pytest.mark.parametrize("place", ["train/cat", "val/dog", "train/cow", "train/cat/7.png"])
