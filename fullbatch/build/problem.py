@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -25,9 +25,10 @@ from fullbatch.runtime.device import find_device, set_up
 from fullbatch.runtime.memory_format import MEMORY_FORMATS, order_weights
 from fullbatch.runtime.process_group import ALONE, Group
 from fullbatch.settings import Hyp, Run
-from fullbatch.tensors import device_of
+from fullbatch.tensors import device_of, mode, preserved
 from fullbatch.training.step import BlockSequence
 from fullbatch.transforms.clipping import ClipByNorm
+from fullbatch.typing import Block
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +62,16 @@ class Problem:
         """Raise ``ValueError`` where the model cannot be trained on the smallest sub-batch of a step."""
         data, sub_batch = self.run.data, self.run.hyp.sub_batch
         sizes = self.loader.blocks(0).sizes
+        rows = self.objective.copies * min(size // max(size // sub_batch, 1) for size in sizes)
+        first, evaluate = (
+            next(self.objective.sub_batches()),
+            replace(self.objective.sub_batch_objective, first_pass=None),
+        )
+        if rows >= len(first.labels):
+            return
         try:
-            self.objective.check_smallest_sub_batch(sizes)
+            with mode(self.model, training=True), preserved(list(self.model.buffers())):
+                evaluate.loss(Block(first.inputs[:rows], first.labels[:rows], first.key))
         except ValueError as error:
             raise ValueError(
                 f"data.size={sum(sizes)}, data.batch_size={data.batch_size}, hyp.sub_batch={sub_batch}: {error}; "

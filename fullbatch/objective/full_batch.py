@@ -10,7 +10,6 @@ which is one autograd over all the data at once, whatever the partition, as long
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,7 +26,7 @@ from fullbatch.objective.hessian_products import implementation_named
 from fullbatch.objective.means import MovingAverage, WeightedMean
 from fullbatch.objective.sub_batch import SubBatchGradient, SubBatchObjective
 from fullbatch.randomness import derive_seed
-from fullbatch.tensors import clones, device_of, dtype_of, global_norm, mode, preserved, trainable
+from fullbatch.tensors import clones, device_of, dtype_of, global_norm, preserved, trainable
 from fullbatch.transforms.clipping import ClipByNorm
 from fullbatch.typing import Block, LossFunction, Tensors
 
@@ -193,19 +192,6 @@ class FullBatchObjective:
             losses = [self.sub_batch_objective.loss(block._replace(key=key)).loss for key in (block.key, block.key + 1)]
             unchanged = all(torch.equal(old, new) for old, new in zip(before, buffers, strict=True))
         return unchanged and torch.equal(*losses)
-
-    def check_smallest_sub_batch(self, sizes: Sequence[int]) -> None:
-        """Try the smallest sub-batch of blocks of these sizes in training mode; the model stays as it is.
-
-        Raises:
-            ValueError: the model cannot be trained on it, as with batch norm over a single value per channel.
-        """
-        block, samples = next(self.sub_batches()), min(size // self._num_parts(size) for size in sizes)
-        rows = samples * self.copies
-        if rows < len(block.labels):
-            with mode(self.model, training=True), preserved(list(self.model.buffers())):
-                smallest = Block(block.inputs[:rows], block.labels[:rows], block.key)
-                replace(self.sub_batch_objective, first_pass=None).loss(smallest)
 
     def hessian_product(self, v: Tensors, implementation: str = "autograd", eps: float = 1e-2) -> list[Tensor]:
         """Return H v of L (without any regularizer) for ``v`` shaped like the trainable parameters.
