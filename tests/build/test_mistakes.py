@@ -33,7 +33,7 @@ MISTAKES = [
     ("model.normalization=Batch", r"^model: normalization=Batch: unknown; known: BatchNorm2d"),
     ("model.nonlin_fn=Rectifier", r"^model: nonlin_fn=Rectifier: unknown; known: ReLU"),
     ("data.name=mnist", r"^data\.name=mnist: unknown; known: CIFAR10"),
-    ("impl.device=tpu", r"^impl: device=tpu: cannot be used"),
+    ("impl.device=tpu", r"^impl\.device: should be auto, cpu"),
     ("data.augmentations_train={RandomCorp:8}", r"^data\.augmentations_train\.RandomCorp: .*RandomCrop"),
     ("data.augmentations_train={RandomCrop:soft}", r"^data\.augmentations_train\.RandomCrop: wrong"),
     ("data.augmentations_train={RandomCrop:20}", r"^data\.augmentations_train\.RandomCrop: .*8x8"),
