@@ -11,9 +11,9 @@ from fullbatch.models.model_file import (
     StoredModel,
     check_checkpoint,
     read_model,
-    read_pickle,
 )
 from fullbatch.models.packed_rows import KEY
+from fullbatch.models.pickles import read_pickle
 from fullbatch.models.weights import load_weights
 from fullbatch.runtime.archives import DamagedError, write_archive
 from fullbatch.runtime.files import companion, versions

@@ -54,7 +54,9 @@ def test_a_list_of_five_is_resumed_with_a_note(
         ("3", True),
         ("4", True),
     ]
-    (tmp_path / "checkpoints" / "theirs.pth").write_bytes(original + b"of another time")
+    torch.save(
+        [*torch.load(tmp_path / "checkpoints" / "theirs.original.pth")[:4], 1], tmp_path / "checkpoints/theirs.pth"
+    )
     assert script("impl.checkpoint.name=theirs", "hyp.scheduler=") == 2
     assert "theirs.original.pth: in the way of checkpoints/theirs.pth" in capsys.readouterr().err
     (tmp_path / "checkpoints" / "theirs.pth").write_bytes(original)

@@ -79,6 +79,31 @@ def test_a_file_of_another_program_is_evaluated_as_the_command_line_says(
     assert "theirs: the weights are those of another model" in capsys.readouterr().err
 
 
+ODD = {
+    "sparse": lambda t: [{}, {"1.weight": t.to_sparse(), "1.bias": t[:, 0]}, {}, {}, 2],
+    "torch.int64": lambda t: [{}, {"1.weight": t.long(), "1.bias": t[:, 0].clone()}, {}, {}, 2],
+    "far more than its": lambda t: [{}, {"1.weight": torch.zeros(1).expand(10**6, 10**6)}, {}, {}, 2],
+    "not finite": lambda t: [{}, {"1.weight": t / 0, "1.bias": t[:, 0].clone()}, {}, {}, 2],
+}
+"""Part of a message -> weights [10, 64] and zeros in a file that cannot be used."""
+
+
+@pytest.mark.parametrize("name", ["train_with_gradient_descent", "verify_model_checkpoint", "crunch_loss_landscape"])
+def test_every_script_refuses_odd_weights_in_one_line(
+    script: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    path = tmp_path / "checkpoints" / "mine.pth"
+    path.parent.mkdir()
+    for message, content in ODD.items():
+        torch.save(content(torch.zeros(10, 64)), path)
+        stored = path.read_bytes()
+        capsys.readouterr()
+        assert script(name, *(a for a in SMALL if "model" not in a), "model=linear", NAMED) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "lacks" not in line]
+        assert re.match(rf"\S*mine(\.pth)?: .*{message}", line)
+        assert path.read_bytes() == stored
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

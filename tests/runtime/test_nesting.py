@@ -68,5 +68,5 @@ def test_files_are_refused_before_they_are_expanded(tmp_path: Path, capsys: pyte
 def test_a_checkpoint_with_such_a_configuration_is_refused(tmp_path: Path) -> None:
     content = {"format": CHECKPOINT_FORMAT, "version": 1, "config": {"data": bomb()}, "state": {}}
     torch.save(content, tmp_path / "mine.pth")
-    with pytest.raises(ValueError, match=r"mine\.pth: not a configuration"):
+    with pytest.raises(ValueError, match=r"mine\.pth: .*nested too deeply"):
         check_checkpoint(tmp_path / "mine.pth", read_pickle(tmp_path / "mine.pth"))

@@ -80,7 +80,7 @@ def test_the_previous_checkpoint_is_found_if_a_crash_left_only_that(tmp_path: Pa
     path = tmp_path / "x.pth"
     assert find_checkpoint(path) is None
     for seed in (1, 2):
-        save_checkpoint(path, {}, config={}, seed=seed, keep=1)
+        save_checkpoint(path, trainer().state.state_dict(), config={}, seed=seed, keep=1)
     assert find_checkpoint(path) == path
     path.unlink()
     previous = find_checkpoint(path)
