@@ -12,7 +12,7 @@ python=python
 [[ -x "$root/.venv/bin/python" ]] && python="$root/.venv/bin/python"
 
 run() { # run NAME SEED OVERRIDES...
-    "$python" "$root/train_with_gradient_descent.py" "name=$1_$2" "seed=$2" "impl.checkpoint.name=cifar10_5000/$1_$2" \
+    "$python" "$root/train_with_gradient_descent.py" "name=$1_$2" "seed=$2" "impl.checkpoint.name=checkpoints/cifar10_5000/$1_$2" \
         data=imagefolder "data.path=$folder" data.size=5000 data.valid_size=2000 \
         'data.augmentations_train={RandomCrop: [32, 4], RandomHorizontalFlip: 0.5}' \
         model=resnet20 hyp.steps=100 impl.memory=channels_last impl.validate_every_nth_step=5 "${@:3}"

@@ -18,7 +18,7 @@ trap 'exit 130' INT TERM
 run() { # run NAME OVERRIDES...
     local status=0
     timeout --signal=TERM "${minutes}m" "$python" "$root/train_with_gradient_descent.py" "name=$1" seed=0 \
-        "impl.checkpoint.name=full_size/$1" data=imagefolder "data.path=$folder" \
+        "impl.checkpoint.name=checkpoints/full_size/$1" data=imagefolder "data.path=$folder" \
         'data.augmentations_train={RandomCrop: [32, 4], RandomHorizontalFlip: 0.5}' \
         impl=fast impl.validate_every_nth_step=10 impl.checkpoint.save_every_nth_step=10 "${@:2}" || status=$?
     # 124: timeout has ended it

@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from fullbatch.app.job_scope import job_scope
-from fullbatch.app.resume import restore
+from fullbatch.app.restore import restore
 from fullbatch.build.data import build_data
 from fullbatch.build.problem import build_problem, set_up_machine
 from fullbatch.data.images import ImageData

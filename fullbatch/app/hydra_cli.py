@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -95,6 +96,7 @@ def run_hydra(job: str, arguments: Sequence[str] | None = None) -> int:
     statuses, launching_process = [int(ExitStatus.DONE)], os.getpid()
 
     def task(cfg: DictConfig) -> None:  # launchers pickle it by value
+        os.chdir(HydraConfig.get().runtime.cwd)  # hydra.job.chdir=True would move checkpoints, tables and data
         module, _, function = job.partition(":")
         status = getattr(import_module(module), function)(cfg)
         statuses.append(status)

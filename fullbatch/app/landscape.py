@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from fullbatch.app.job_scope import JobScope, job_scope
-from fullbatch.app.resume import restore
+from fullbatch.app.restore import restore
 from fullbatch.build.landscape import LandscapeJob, build_landscape
 from fullbatch.landscape.export import save_surface
 from fullbatch.landscape.filling import fill
@@ -22,6 +22,7 @@ from fullbatch.landscape.surface import Surface
 from fullbatch.runtime.figures import written
 from fullbatch.settings import Run
 from fullbatch.settings.parse import parse_tree, to_tree
+from fullbatch.training.checkpoint import CHECKPOINTS, checkpoint_path
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +30,17 @@ log = logging.getLogger(__name__)
 def landscape_job(cfg: DictConfig) -> int:
     """Compute the surface ``viz`` around the checkpoint ``impl.checkpoint.name`` and draw it into the run folder.
 
-    Data, model and hyperparameters are the checkpoint's, except for the keys on the command line, each of which is
-    logged; for a file of another program they are all the command line's. Returns the exit status, see ``ExitStatus``.
+    Data, model and objective are the checkpoint's, except for the keys on the command line, each of which is logged,
+    and for paths and code, which only the command line can name; for a file of another program they are all the command
+    line's. The database lies beside a checkpoint that is given by its path, else in ``checkpoints/``. Returns the exit
+    status, see ``ExitStatus``.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     with job_scope(folder) as scope, ExitStack() as stack:
         run, landscape, title = _build(to_tree(cfg), HydraConfig.get().overrides.task)
-        name = run.viz.database_name or str(run.impl.checkpoint.name).removesuffix(".pth").removesuffix(".pt")
-        database = Path("checkpoints") / f"{name}.landscape"
+        database = checkpoint_path(str(run.impl.checkpoint.name)).with_suffix(".landscape")
+        if run.viz.database_name is not None:
+            database = Path(CHECKPOINTS) / f"{run.viz.database_name}.landscape"
         if run.dryrun:  # files go where they do not stay
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             database = folder / "database"

@@ -23,7 +23,7 @@ from fullbatch.runtime.process_group import Group
 from fullbatch.runtime.stop_requests import StopRequests
 from fullbatch.settings import Run
 from fullbatch.settings.impl import Distributed
-from fullbatch.training.checkpoint import resume_from, set_damaged_aside
+from fullbatch.training.checkpoint import is_path, resume_from, set_damaged_aside
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,8 @@ def prepare(
     require_equal_settings(tree, group)
     saved, stored, seed = _share_checkpoint(identity, paths, group)
     torch.manual_seed(Stream.GLOBAL.seed(seed))
+    if saved is None and group.is_main and impl.checkpoint.name is not None and is_path(impl.checkpoint.name):
+        log.info("%s: there is no such file yet; the run begins, and its checkpoints go there", paths.checkpoint)
     with group.raise_together():
         training = build_training(run, seed, group, requests)
         if saved is not None and stored is not None:

@@ -1,50 +1,16 @@
-"""Checkpoints by name, with the configuration that belongs to them."""
+"""Checkpoints from which runs continue."""
 
 import filecmp
 import logging
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fullbatch.app.identity import RunIdentity
 from fullbatch.models.model_file import StoredModel
 from fullbatch.runtime.files import companion
-from fullbatch.runtime.manifests import differences
-from fullbatch.settings.parse import merge_stored
-from fullbatch.training.checkpoint import checkpoint_path, read_newest
+from fullbatch.training.checkpoint import read_newest
 
 log = logging.getLogger(__name__)
-
-
-def restore(tree: dict[str, Any], name: str | None, overrides: Sequence[str]) -> tuple[dict[str, Any], StoredModel]:
-    """Return the configuration of a checkpoint, changed by the command line, and the content of its file.
-
-    For a file of another program, which has no configuration, the composed one is returned.
-
-    Args:
-        tree: the composed configuration.
-        name: ``impl.checkpoint.name``.
-        overrides: of the command line, which win; each that differs from the checkpoint's value is logged.
-
-    Raises:
-        ValueError: the name is blank, there is no such checkpoint, or it cannot be read.
-    """
-    if name is None:
-        raise ValueError("impl.checkpoint.name: blank; give the name of the checkpoint to evaluate")
-    newest = read_newest(checkpoint_path(name))
-    if newest is None:
-        raise ValueError(f"impl.checkpoint.name={name}: there is no file {checkpoint_path(name)}")
-    path, stored_model = newest
-    content = stored_model.checkpoint
-    if not content:
-        log.info("%s: a file of another program; data and model are those of the command line", path)
-        return tree, stored_model
-    merged = merge_stored(tree, content["config"], overrides)
-    for group, stored in content["config"].items():
-        for line in differences(stored, {key: merged[group].get(key) for key in stored}, group):
-            log.info("not as in the checkpoint: %s", line)
-    return merged, stored_model
 
 
 def read_matching(path: Path, identity: RunIdentity) -> tuple[Path, StoredModel] | None:

@@ -177,11 +177,14 @@ def _draw(job: Job) -> None:
 
 
 def _save(job: Job, requests: StopRequests) -> None:
+    data = job.training.problem.data
+    images = {"channels": data.channels, "classes": len(data.classes), "pixels": data.pixels}
     save_checkpoint(
         job.paths.checkpoint,
         job.training.state.state_dict(),
         config=job.identity.config,
         seed=job.seed,
+        images={**images, "mean": list(data.mean), "std": list(data.std)},
         command=command_line(),
         content=job.identity.content,
         keep=job.run.impl.checkpoint.keep,

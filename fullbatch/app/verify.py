@@ -11,18 +11,20 @@ from rich.console import Console
 from rich.table import Table
 
 from fullbatch.app.job_scope import job_scope
-from fullbatch.app.resume import restore
+from fullbatch.app.restore import restore
 from fullbatch.build.data import about
-from fullbatch.build.trainer import build_training
+from fullbatch.build.trainer import build_evaluation
 from fullbatch.models.weights import load_weights
 from fullbatch.settings.parse import parse_tree, to_tree
+from fullbatch.training.state import Row
 
 
 def verify_job(cfg: DictConfig) -> int:
     """Evaluate the checkpoint ``impl.checkpoint.name`` on its validation set, and print the recorded values beside it.
 
-    Data, model and hyperparameters are the checkpoint's, except for the keys on the command line; for a file of
-    another program they are all the command line's. Returns the exit status, see ``ExitStatus``.
+    Data, model and loss are the checkpoint's, except for the keys on the command line, and for paths and code, which
+    only the command line can name; for a file of another program they are all the command line's. Returns the exit
+    status, see ``ExitStatus``.
     """
     with job_scope(Path(HydraConfig.get().runtime.output_dir), catch_signals=False) as scope:
         verify(to_tree(cfg), HydraConfig.get().overrides.task, scope.console)
@@ -32,17 +34,14 @@ def verify_job(cfg: DictConfig) -> int:
 def verify(tree: dict[str, Any], overrides: Sequence[str], console: Console) -> None:
     """Print the table of ``verify_job``; ``ValueError`` and ``OSError`` for mistakes."""
     name = parse_tree(tree).impl.checkpoint.name
-    tree, stored = restore(tree, name, overrides)
-    run = parse_tree(tree)
-    training = build_training(run, int(stored.checkpoint.get("seed", run.seed or 0)))
-    model = training.state.evaluated_model
-    state: dict[str, Any] = stored.checkpoint.get("state", {"model": stored.weights, "rows": []})
-    weights = state["model"] if training.state.ema is None else stored.weights
+    tree, stored = restore(tree, name, overrides, training=False)
+    run, state = parse_tree(tree), stored.checkpoint.get("state", {})
+    model, validate = build_evaluation(run, int(stored.checkpoint.get("seed", run.seed or 0)))
     with about(str(name)):
-        load_weights(model, weights)
-    evaluation = training.validate(model, max((stored.step or 0) - 1, 0))
+        load_weights(model, stored.weights if run.hyp.evaluate_ema or not state else state["model"])
+    evaluation = validate(model, max((stored.step or 0) - 1, 0))
     loss, accuracy = torch.stack([evaluation.loss, evaluation.accuracy]).tolist()
-    recorded: dict[str, float] = next((row for row in reversed(state["rows"]) if "valid_loss" in row), {})
+    recorded: Row = next((row for row in reversed(state.get("rows", ())) if "valid_loss" in row), {})
     title = f"{name}, {stored.step or 'unknown'} steps"
     table = Table("", "now", f"recorded after step {recorded.get('step', '-')}", title=title)
     for key, value in {"valid_loss": loss, "valid_acc": accuracy}.items():

@@ -49,22 +49,25 @@ def about(key: str) -> Iterator[None]:
         raise ValueError(f"{key}: {error}") from error
 
 
-def build_data(run: Run, seed: int) -> ImageData:
-    """Return the images; with label noise and frozen copies from a database where the settings request them."""
+def build_data(run: Run, seed: int, *, training: bool = True) -> ImageData:
+    """Return the images; with label noise and frozen copies from a database where the settings request them.
+
+    Without ``training`` the training set is left as it is, without noise in its labels and without frozen copies.
+    """
     settings, fraction = run.data, run.hyp.label_noise
     values = {field.name: getattr(settings, field.name) for field in fields(ImageRequest)}
     data = noisy = load_images(settings.name, ImageRequest(**{**values, "mirrors": settings.mirrors or ()}))
     shape = f"{data.channels}x{data.pixels}x{data.pixels}"
     counts = f"{len(data.train):,} training and {len(data.valid):,} validation images"
     log.info("data %s: %s of %s in %d classes", settings.name, counts, shape, len(data.classes))
-    if fraction:
+    if fraction and training:
         noisy = with_label_noise(data, fraction, Stream.LABELS.seed(seed))
         replaced = int((noisy.train.labels != data.train.labels).sum())
         log.info("label noise %g: %s of %s training labels replaced", fraction, f"{replaced:,}", f"{len(data.train):,}")
     if not isinstance(settings.db, LMDB):
         return noisy
     # The database holds the labels without noise, and all copies of a sample get the same noisy label.
-    return build_frozen(run, settings.db, data, noisy.train.labels)
+    return build_frozen(run, settings.db, data, noisy.train.labels if training else None)
 
 
 def build_loader(run: Run, data: ImageData, part: ImageSet, seed: int, device: torch.device) -> BlockLoader:

@@ -18,24 +18,25 @@ log = logging.getLogger(__name__)
 _DIVISORS = {"pixels": 1, "pixels/8": 8}  # words in the arguments of transforms: the side divided by these
 
 
-def build_frozen(run: Run, settings: LMDB, data: ImageData, labels: Tensor) -> ImageData:
+def build_frozen(run: Run, settings: LMDB, data: ImageData, labels: Tensor | None) -> ImageData:
     """Return the data with frozen copies in place of the images; the database is built where it is missing.
 
     Args:
         run: the run; its dry run freezes only the first block.
         settings: of the database.
         data: the images; the labels in them are part of the database's manifest.
-        labels: for training, int64 [N].
+        labels: for training, int64 [N]; None leaves the training images as they are.
 
     Returns:
         The data with ``rounds`` x N training samples, round by round.
     """
-    if run.dryrun:
+    if run.dryrun and labels is not None:
         ids = torch.arange(min(run.data.batch_size, len(data.train)))
         first = ImageSet(TensorImages(data.train.images.fetch(ids)), data.train.labels[ids], data.train.classes)
         data = replace(data, train=first)
-    train = _freeze(run, settings, data, "train")
-    train = replace(train, labels=labels[: len(data.train)].repeat(settings.rounds))
+    train = data.train
+    if labels is not None:
+        train = replace(_freeze(run, settings, data, "train"), labels=labels[: len(train)].repeat(settings.rounds))
     valid = _freeze(run, settings, data, "val") if settings.augmentations_val else data.valid
     return replace(data, train=train, valid=valid)
 

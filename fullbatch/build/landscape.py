@@ -2,6 +2,7 @@
 
 import glob
 import logging
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from fullbatch.runtime.files import expand_home
 from fullbatch.runtime.lmdb import LMDBOptions
 from fullbatch.runtime.manifests import Manifest
 from fullbatch.settings import Run, Viz
-from fullbatch.training.checkpoint import checkpoint_path
+from fullbatch.training.checkpoint import CHECKPOINTS, checkpoint_path
 
 log = logging.getLogger(__name__)
 
@@ -130,18 +131,37 @@ def build_directions(viz: Viz, model: nn.Module) -> Directions:
         return random_directions(model, seed=viz.seed, norm=viz.norm, ignore_layers=viz.ignore_layers)
     if not viz.checkpoints:
         raise ValueError(f"viz.checkpoints: blank; viz.directions={viz.directions} needs some")
-    paths = [path for pattern in viz.checkpoints for path in _find_checkpoints(pattern)]
-    checkpoints = [(path, read_model(path)) for path in dict.fromkeys(paths)]
-    if viz.directions == "pca":
-        checkpoints.sort(key=lambda checkpoint: checkpoint[1].step or 0)
-    models = {}
-    for path, stored in checkpoints:
-        with about(str(path)):
-            models[path.stem] = copy_with(model, stored.weights)
+    models = _read_checkpoints(viz, model)
     with about("viz.checkpoints"):
         if viz.directions == "between":
             return directions_between(model, models, seed=viz.seed, norm=viz.norm, ignore_layers=viz.ignore_layers)
         return principal_components(model, list(models.values()))
+
+
+def _read_checkpoints(viz: Viz, model: nn.Module) -> dict[str, nn.Module]:
+    """Return copies of the model with the weights of ``viz.checkpoints`` by name, a trajectory by step and path.
+
+    The name is that of the file, or its path where several files have the same name.
+    """
+    files: dict[Path, Path] = {}
+    for pattern in viz.checkpoints or ():
+        for path in _find_checkpoints(pattern):
+            first = files.setdefault(path.resolve(), path)
+            if first is not path and viz.directions == "between":
+                raise ValueError(f"viz.checkpoints: {first} and {path} are one file; give each checkpoint once")
+    checkpoints = [(path, read_model(path)) for path in files.values()]
+    if viz.directions == "pca":
+        checkpoints.sort(key=lambda checkpoint: (checkpoint[1].step or 0, str(checkpoint[0])))
+    stems = Counter(path.stem for path, _ in checkpoints)
+    models, paths = {}, dict[str, Path]()
+    for path, stored in checkpoints:
+        with about(str(path)):
+            copied = copy_with(model, stored.weights)
+        models[path.stem if stems[path.stem] == 1 else str(path)] = copied
+        first = paths.setdefault(digest_of_model(copied), path)
+        if first is not path:
+            log.warning("viz.checkpoints: %s and %s have the same weights", first, path)
+    return models
 
 
 def _find_checkpoints(pattern: str) -> list[Path]:
@@ -149,9 +169,8 @@ def _find_checkpoints(pattern: str) -> list[Path]:
     for path in (checkpoint_path(pattern), expand_home(pattern, "viz.checkpoints")):
         if path.is_file():
             return [path]
-    matches = [
-        match for root in ("", "checkpoints/") for match in sorted(glob.glob(f"{root}{pattern}", recursive=True))
-    ]
+    patterns = (str(expand_home(pattern, "viz.checkpoints")), f"{CHECKPOINTS}/{pattern}")
+    matches = [match for place in patterns for match in sorted(glob.glob(place, recursive=True))]
     files = [Path(match) for match in matches if Path(match).is_file()]
     if not files:
         raise ValueError(f"viz.checkpoints={pattern}: there is neither {checkpoint_path(pattern)} nor a file {pattern}")

@@ -52,12 +52,6 @@ class Problem:
     max_blocks: int | None = None
     """The number of blocks of a step that are used: one in a dry run, else all."""
 
-    def check_compatible(self, blocks: BlockSequence) -> None:
-        """Raise ``ValueError`` where the model does not take these images, or has another number of outputs."""
-        inputs = next(iter(blocks[:1])).inputs[:1]  # outside of ``about``: what augmentation refuses is about the data
-        with about("model"):
-            check_compatible(self.model, inputs, len(self.data.classes))
-
     def check_smallest_sub_batch(self) -> None:
         """Raise ``ValueError`` where the model cannot be trained on the smallest sub-batch of a step."""
         data, sub_batch = self.run.data, self.run.hyp.sub_batch
@@ -99,9 +93,15 @@ def build_problem(run: Run, seed: int, group: Group = ALONE, data: ImageData | N
     max_blocks = 1 if run.dryrun else None
     blocks = loader.blocks(0)[:max_blocks]
     objective = build_objective(run, model, optimizer, blocks, arithmetic)
-    problem = Problem(run, seed, device, arithmetic, data, model, optimizer, loader, objective, max_blocks)
-    problem.check_compatible(blocks)
-    return problem
+    require_compatible(model, blocks, len(data.classes))
+    return Problem(run, seed, device, arithmetic, data, model, optimizer, loader, objective, max_blocks)
+
+
+def require_compatible(model: nn.Module, blocks: BlockSequence, classes: int) -> None:
+    """Raise ``ValueError`` where the model does not take the images of the blocks, or has another number of outputs."""
+    inputs = next(iter(blocks[:1])).inputs[:1]  # outside of ``about``: what augmentation refuses is about the data
+    with about("model"):
+        check_compatible(model, inputs, classes)
 
 
 def set_up_machine(run: Run, processes: int = 1) -> None:

@@ -7,15 +7,25 @@ from typing import Any
 
 from torch import nn
 
-from fullbatch.build.data import Stream, about, build_loader
-from fullbatch.build.precision import build_compiled, is_regularized
-from fullbatch.build.problem import Problem, build_problem, norm_order
+from fullbatch.build.data import Stream, about, build_data, build_loader
+from fullbatch.build.precision import build_arithmetic, build_compiled, is_regularized
+from fullbatch.build.problem import (
+    Problem,
+    build_model,
+    build_problem,
+    norm_order,
+    require_compatible,
+    set_up_machine,
+)
+from fullbatch.data.loader import BlockLoader
+from fullbatch.objective.arithmetic import Arithmetic
 from fullbatch.objective.determinism import determinism_culprit
 from fullbatch.objective.evaluations import LossEvaluation
 from fullbatch.objective.hessian_products import implementation_named
 from fullbatch.objective.losses import loss_function
 from fullbatch.optim.ema import ExponentialMovingAverage
 from fullbatch.optim.schedules import schedule_named
+from fullbatch.runtime.device import find_device
 from fullbatch.runtime.process_group import ALONE, Group
 from fullbatch.settings import Hyp, Run
 from fullbatch.training.distributed_pass import DistributedPass, Requests
@@ -80,7 +90,7 @@ def build_training(run: Run, seed: int, group: Group = ALONE, requests: Requests
     step = build_step(problem, state, DistributedPass(group, requests))
     valid_loader = build_loader(run, problem.data, problem.data.valid, seed, problem.device)
     valid = valid_loader.blocks(0)[: problem.max_blocks]
-    problem.check_compatible(valid)
+    require_compatible(problem.model, valid, len(problem.data.classes))
     problem.check_smallest_sub_batch()
     build_compiled(run, problem.objective.over(problem.loader.blocks(0)[:1]))
     if is_regularized(hyp) and implementation_named(hyp.grad_reg.implementation).exact:
@@ -94,7 +104,8 @@ def build_training(run: Run, seed: int, group: Group = ALONE, requests: Requests
         validate_every=impl.validate_every_nth_step,
         save_every=impl.checkpoint.save_every_nth_step,
     )
-    return Training(problem, state, step, plan, build_validation(problem, valid, group))
+    validation = build_validation(hyp, valid, problem.loader, problem.arithmetic, problem.max_blocks, group)
+    return Training(problem, state, step, plan, validation)
 
 
 def build_step(problem: Problem, state: TrainState, block_pass: DistributedPass | None = None) -> Step:
@@ -141,23 +152,54 @@ def require_sharable(hyp: Hyp, model: nn.Module, size: int) -> None:
         raise ValueError("model.normalization=SyncBatchNorm: statistics are a sub-batch's own; accepted: BatchNorm2d")
 
 
-def build_validation(problem: Problem, blocks: BlockSequence, group: Group = ALONE) -> Validate:
-    """Build the evaluation of a model on the validation set, each process on its share of the blocks."""
-    hyp = problem.run.hyp
+def build_evaluation(run: Run, seed: int) -> tuple[nn.Module, Validate]:
+    """Build the model with initial weights, and its validation, without reading training images that are not needed."""
+    set_up_machine(run)
+    with about("impl"):
+        device = find_device(run.impl.device)
+    data = build_data(run, seed, training=run.hyp.recalibrate_batchnorm)
+    model = build_model(run, data, seed, device)
+    max_blocks = 1 if run.dryrun else None
+    valid = build_loader(run, data, data.valid, seed, device).blocks(0)[:max_blocks]
+    require_compatible(model, valid, len(data.classes))
+    training = build_loader(run, data, data.train, seed, device) if run.hyp.recalibrate_batchnorm else None
+    return model, build_validation(run.hyp, valid, training, build_arithmetic(run, device), max_blocks)
+
+
+def build_validation(
+    hyp: Hyp,
+    blocks: BlockSequence,
+    training: BlockLoader | None,
+    arithmetic: Arithmetic,
+    max_blocks: int | None = None,
+    group: Group = ALONE,
+) -> Validate:
+    """Build the evaluation of a model on the validation set, each process on its share of the blocks.
+
+    Args:
+        hyp: the settings of the training.
+        blocks: of the validation set.
+        training: the training set, used with ``hyp.recalibrate_batchnorm``.
+        arithmetic: of the evaluation.
+        max_blocks: number of blocks of the training set that are used; None means all.
+        group: the processes that share the evaluation.
+    """
     plain_loss = loss_function("squared" if hyp.loss_modification == "squared" and not hyp.test_time_flips else None)
 
     def shard(all_blocks: BlockSequence) -> BlockSequence:
         return all_blocks[group.share(len(all_blocks))]
 
     def validation(model: nn.Module, step_number: int) -> LossEvaluation:
-        training = problem.loader.blocks(step_number)[: problem.max_blocks]
+        recalibration = None
+        if hyp.recalibrate_batchnorm and training is not None:
+            recalibration = shard(training.blocks(step_number)[:max_blocks])
         return validate(
             model,
             plain_loss,
             shard(blocks),
             flips=hyp.test_time_flips,
-            recalibration=shard(training) if hyp.recalibrate_batchnorm else None,
-            arithmetic=problem.arithmetic,
+            recalibration=recalibration,
+            arithmetic=arithmetic,
             all_reduce=group.reduce,
         )
 

@@ -130,8 +130,11 @@ def directions_between(
         beside = random_directions(model, 1, seed=seed, norm=norm, ignore_layers=ignore_layers)
         vectors, labels = [*vectors, beside.vectors[0]], [*labels, *beside.labels]
         description["beside"] = beside.description
-    if any(all(not part.any() for part in vector) for vector in vectors[: len(others)]):
-        raise ValueError("one of the other checkpoints has the same parameters: there is nothing between them")
+    for name, vector in zip(others, vectors, strict=False):
+        if not any(part.any() for part in vector):
+            raise ValueError(f"{name} has the same parameters as the model: there is nothing between them")
+    if len(others) == 2 and all(map(torch.equal, *vectors)):
+        raise ValueError(f"{' and '.join(others)} have the same parameters: a plane needs two different checkpoints")
     anchors = tuple(clones(floating_buffers(other)) for other in others.values())
     path = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0))[: 1 + len(others)]
     return Directions(tuple(vectors), description, tuple(labels), anchors, path)

@@ -110,7 +110,7 @@ class ImportedModel:
     target: Target
 
 
-def _kind(value: Any) -> str | None:
+def kind_of_model(value: Any) -> str | None:
     """Return the key ``family`` if there is one, else the family in the name."""
     given = value.get("family") if isinstance(value, dict) else getattr(value, "family", None)
     return str(given).lower() if given else family(value)
@@ -129,5 +129,5 @@ Model = Annotated[
         Annotated[LibraryModel, Tag("timm")],
         Annotated[ImportedModel, Tag("import")],
     ],
-    Discriminator(_kind),
+    Discriminator(kind_of_model),
 ]

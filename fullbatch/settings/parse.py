@@ -4,7 +4,7 @@ This is the only module outside ``app`` that uses OmegaConf. A *tree* is the con
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from fullbatch.settings import Hyp, Run
 from fullbatch.settings.data import LMDB
 from fullbatch.settings.keys import GROUPS, describe_unknown_key
 from fullbatch.settings.optim import LBFGS, GradientDescent, Momentum
+from fullbatch.settings.stored import lookup
 
 UNIONS = (("model",), ("data", "db"), ("hyp", "optim"), ("hyp", "optim_modification"), ("impl", "setup"))
 """Groups whose name selects their dataclass."""
@@ -42,11 +43,11 @@ def parse_tree(tree: dict[str, Any]) -> Run:
         ValueError: The tree contains mistakes; one line each names the key, its value and what is accepted.
     """
     for key in GROUPS:
-        value = _lookup(tree, key)
+        value = lookup(tree, key)
         if value is not None and not isinstance(value, dict):
             option = f"{key.replace('.', '/')}={value}"
             raise ValueError(f"{key}={value}: {key} is a group of settings, chosen with a slash: {option}")
-    if _lookup(tree, "impl.JIT") is not None:
+    if lookup(tree, "impl.JIT") is not None:
         raise ValueError("impl.JIT: TorchScript is not supported (PyTorch has deprecated it); leave it blank")
     try:
         run: Run = TypeAdapter(Run).validate_python(tree)
@@ -67,30 +68,12 @@ def to_tree(cfg: DictConfig) -> dict[str, Any]:
     return without_blanks
 
 
-def merge_stored(tree: dict[str, Any], stored: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Return the configuration of a checkpoint, changed by the overrides of the command line.
-
-    Args:
-        tree: the composed configuration.
-        stored: the groups in the checkpoint, which replace those in ``tree``.
-        overrides: the overrides; the keys and groups that they name keep their values from ``tree``.
-    """
-    groups = copy.deepcopy(dict(stored))  # the overrides are written into it
-    merged = {**tree, **{group: {**tree[group], **content} for group, content in groups.items()}}
-    for override in overrides:
-        *path, last = override.partition("=")[0].lstrip("+~").replace("/", ".").split(".")
-        parent, value = _lookup(merged, ".".join(path)) if path else merged, _lookup(tree, ".".join([*path, last]))
-        if isinstance(parent, dict) and value is not None:
-            parent[last] = value
-    return merged
-
-
 def replace_keys(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of the tree with new values for existing dotted keys."""
     copied = copy.deepcopy(dict(tree))
     for key, value in changes.items():
         *path, last = key.split(".")
-        parent = _lookup(copied, ".".join(path)) if path else copied
+        parent = lookup(copied, ".".join(path)) if path else copied
         assert last in parent, key
         parent[last] = value
     return copied
@@ -139,12 +122,6 @@ def _blanks_to_none(node: Any) -> Any:
     return None if isinstance(node, str) and not node.strip() else node
 
 
-def _lookup(tree: Any, key: str) -> Any:
-    for part in key.split("."):
-        tree = tree.get(part) if isinstance(tree, dict) else None
-    return tree
-
-
 def _describe(detail: ErrorDetails) -> str:
     location = detail["loc"]
     is_tag = [location[:depth] in UNIONS and len(location) > depth + 1 for depth in range(len(location))]
@@ -158,8 +135,8 @@ def _describe(detail: ErrorDetails) -> str:
         return f"{key}.name: should not be a blank"
     if detail["type"] == "union_tag_invalid":
         known = detail.get("ctx", {}).get("expected_tags", "")
-        selector = "name" if _lookup(detail["input"], "family") is None else "family"
-        return f"{key}.{selector}={_lookup(detail['input'], selector)}: unknown; known: {known}"
+        selector = "name" if lookup(detail["input"], "family") is None else "family"
+        return f"{key}.{selector}={lookup(detail['input'], selector)}: unknown; known: {known}"
     given = "a blank" if detail["input"] is None else repr(detail["input"])
     return f"{key}: {message.removeprefix('value error, ')} (got {given})"
 

@@ -72,7 +72,7 @@ def _file_name(value: str) -> str:
 
 def _below_folder(value: str) -> str:
     if value.startswith("/") or ".." in value.split("/") or "\0" in value or value.endswith("/"):
-        raise ValueError("should be the name of a file below checkpoints/")
+        raise ValueError("should be a name, or a path below checkpoints/")
     return _plain(value)
 
 
@@ -82,6 +82,12 @@ def _plain(name: str) -> str:
     if max(len(os.fsencode(part)) for part in name.split("/")) > _LONGEST_NAME:
         raise ValueError(f"should be at most {_LONGEST_NAME} bytes long")
     return name
+
+
+def _file(value: str) -> str:
+    if "\0" in value or value.endswith("/"):
+        raise ValueError("should be the name of a checkpoint in checkpoints/, or the path of a file")
+    return _plain(value)
 
 
 def infinity_as_name(value: Any) -> Any:
@@ -110,8 +116,10 @@ Device = Annotated[Text, AfterValidator(_device)]
 Target = Annotated[Text, AfterValidator(_target)]
 FileName = Annotated[Text, AfterValidator(_file_name)]
 """Part of file names, without folders."""
-CheckpointName = Annotated[Text, AfterValidator(_below_folder)]
-"""A file in ``checkpoints/`` or in a folder below it."""
+DatabaseName = Annotated[Text, AfterValidator(_below_folder)]
+"""A database in ``checkpoints/`` or in a folder below it."""
+CheckpointName = Annotated[Text, AfterValidator(_file)]
+"""A checkpoint in ``checkpoints/``, or the path of one."""
 ChannelValues = tuple[Float, ...]
 
 

@@ -7,8 +7,8 @@ from pydantic.dataclasses import dataclass
 
 from fullbatch.settings.types import (
     SETTINGS,
-    CheckpointName,
     Count,
+    DatabaseName,
     Float,
     LargeInt,
     Name,
@@ -49,7 +49,7 @@ class Viz:
     """`viz`: the surface to compute, and how it is stored."""
 
     type: Annotated[Literal["1d", "2d", "none"], Name]
-    database_name: CheckpointName | None
+    database_name: DatabaseName | None
     rebuild_existing_database: bool
     compute_full_loss: bool
     model_eval: bool

@@ -1,7 +1,8 @@
 """Checkpoints: saved atomically, loaded without executing code, and continued from."""
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from fullbatch.training.stored_state import check_optimizer
 
 log = logging.getLogger(__name__)
 
+CHECKPOINTS = "checkpoints"
+"""The folder of checkpoints that have names, in the launch folder."""
+
 
 def save_checkpoint(
     path: Path,
@@ -29,18 +33,26 @@ def save_checkpoint(
     *,
     config: dict[str, Any],
     seed: int,
+    images: Mapping[str, Any] | None = None,
     command: Sequence[str] = (),
     content: str | None = None,
     keep: int = 0,
 ) -> None:
     """Save a ``TrainState.state_dict()`` with the configuration, the seed and the command line of its run.
 
-    ``content`` identifies its data, as ``RunIdentity.content``.
-    ``keep`` earlier checkpoints stay beside it, see ``previous_paths``.
+    Args:
+        path: of the file; ``keep`` earlier checkpoints stay beside it, see ``previous_paths``.
+        state: see above.
+        config: the groups data, model and hyp of the configuration.
+        seed: of the run.
+        images: values that the configuration may leave blank: channels, classes, pixels, mean and std.
+        command: the command line.
+        content: identifies the data, as ``RunIdentity.content``.
+        keep: see ``path``.
     """
     version = CHECKPOINT_VERSIONS[KEY in state]
     saved: dict[str, Any] = {"format": CHECKPOINT_FORMAT, "version": version, "config": config, "seed": seed}
-    saved |= {"state": state, "command": list(command), "content": content}
+    saved |= {"state": state, "command": list(command), "content": content, "images": dict(images or {})}
     write_archive(path, saved, keep=keep)
 
 
@@ -57,9 +69,26 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def is_path(name: str) -> bool:
+    """Return whether ``impl.checkpoint.name`` is a path: whether it contains a separator."""
+    return "/" in name or os.sep in name
+
+
 def checkpoint_path(name: str) -> Path:
-    """Return the path of the checkpoint ``impl.checkpoint.name``."""
-    return Path("checkpoints") / (name if name.endswith((".pth", ".pt")) else f"{name}.pth")
+    """Return the file that a name or a path of a checkpoint means.
+
+    A name without a separator is a file in ``checkpoints/``, and a path is relative to the current folder. ``.pth`` is
+    appended to what does not end with ``.pth`` or ``.pt``, except for the path of an existing file. Earlier versions
+    put ``a/b`` below ``checkpoints/``: such a file is used where there is none at the path itself.
+    """
+    file = name if name.endswith((".pth", ".pt")) else f"{name}.pth"
+    below = Path(CHECKPOINTS) / file
+    if not is_path(name):
+        return below
+    given, path = Path(os.path.expanduser(name)), Path(os.path.expanduser(file))
+    if given.is_file() or path.is_absolute():
+        return given if given.is_file() else path
+    return below if find_checkpoint(path) is None and find_checkpoint(below) is not None else path
 
 
 def find_checkpoint(path: Path) -> Path | None:

@@ -215,7 +215,7 @@ class Case:
 
 BETWEEN = f"{NAMED} viz.directions=between"
 CASES = [
-    Case("", r"^impl\.checkpoint\.name: blank; give the name of the checkpoint to evaluate"),
+    Case("", r"^impl\.checkpoint\.name: blank; give the name or the path of the checkpoint to evaluate"),
     Case("impl.checkpoint.name=yours", r"^impl\.checkpoint\.name=yours: there is no file checkpoints/yours\.pth"),
     Case(f"{NAMED} viz=none", r"^viz=none: there is nothing to compute; accepted: 1d, 2d"),
     Case(f"{NAMED} viz.type=2d", r"^viz\.type=2d: a plane, so .* should be 2 or more"),

@@ -107,7 +107,7 @@ def test_every_script_refuses_odd_weights_in_one_line(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "impl.checkpoint.name: blank; give the name of the checkpoint to evaluate"),
+        ([], "impl.checkpoint.name: blank; give the name or the path of the checkpoint to evaluate"),
         (["impl.checkpoint.name=yours"], "impl.checkpoint.name=yours: there is no file checkpoints/yours.pth"),
     ],
 )

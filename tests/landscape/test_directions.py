@@ -148,7 +148,7 @@ WRONG: dict[str, Callable[[nn.Module], Directions]] = {
     ),
     "ignore_layers=bias: unknown": lambda model: random_directions(model, ignore_layers="bias"),
     "0 other checkpoints": lambda model: directions_between(model, {}),
-    "the same parameters: there is nothing": lambda model: directions_between(
+    "the same parameters as the model: there is nothing": lambda model: directions_between(
         model, {"m": copy_with(model, model.state_dict())}
     ),
     "checkpoint l: the parameters are those of another": lambda model: directions_between(
