@@ -31,3 +31,11 @@ class Slow:
 def fill(folder: Path | None = None, pause: float = 0.0) -> Surface:
     torch.set_num_threads(1)
     return loss_landscape(cases.build("tanh"), F.cross_entropy, Slow(pause), **AXES, weight_decay=0.1, folder=folder)
+
+
+def numbers(folder: Path, num: int) -> list[list[float]]:
+    """Return the values on a grid of num x num points."""
+    torch.set_num_threads(1)
+    axes, data = {"x": Axis(-1, 1, num), "y": Axis(-1, 1, num)}, cases.cut(*cases.samples(), [33])
+    surface = loss_landscape(cases.build("tanh"), F.cross_entropy, data, **axes, folder=folder)
+    return [array.reshape(-1).tolist() for array in surface.quantities().values()]

@@ -74,7 +74,7 @@ def _compute(run: Run, landscape: LandscapeJob, database: Path, folder: Path, ti
         return
     values = surface.full_loss if run.viz.compute_full_loss else surface.loss
     overflowing = int((~np.isfinite(values)).sum())
-    if overflowing:
+    if overflowing:  # all points are computed here
         log.warning("%d of %d values are not finite: the model overflows there", overflowing, values.size)
     stem = f"landscape_{database.name.removesuffix('.landscape')}"
     paths = [folder / f"{stem}.{form}" for form in dict.fromkeys(run.viz.formats)]

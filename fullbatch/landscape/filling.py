@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fullbatch.landscape.directions import Directions
-from fullbatch.landscape.grid import Grid
+from fullbatch.landscape.grid import Grid, Point
 from fullbatch.landscape.store import SurfaceStore
 from fullbatch.landscape.surface import PointEvaluator, Surface, surface_of
 from fullbatch.runtime.logs import progress
@@ -26,16 +26,35 @@ def fill(
 ) -> Surface:
     """Compute the points of the grid that neither the database has nor other processes are computing.
 
-    Returns the surface when all points are stored, or after the current point if ``interrupted`` returns True.
+    Returns the surface when all points are stored, or after the current point if ``interrupted`` returns True. Points
+    whose records are damaged are computed again.
+
+    Raises:
+        OSError: a point that was stored here cannot be read again.
     """
-    points = grid.points()
-    stored = store.values(points)
-    pending = deque(point for point in points if point not in stored)
-    outside = len(store) - len(stored)
-    if stored and pending:
-        log.info("%s: continuing with %d of %d points computed", store.folder, len(stored), len(points))
-    with progress("points of the surface", len(points), len(stored)) as advance:
-        shown = len(stored)
+    points, computed = grid.points(), set[Point]()
+    values = store.values(points)
+    if values and len(values) < len(points):
+        log.info("%s: continuing with %d of %d points computed", store.folder, len(values), len(points))
+    while len(values) < len(points) and not interrupted():
+        pending = [point for point in points if point not in values]
+        if lost := computed.intersection(pending):
+            raise OSError(
+                f"{store.folder}: {len(lost)} points were stored and cannot be read again, such as {min(lost)}; the "
+                "file or its disk is damaged; viz.rebuild_existing_database=True computes all points anew"
+            )
+        computed |= _compute(store, deque(pending), evaluate, interrupted, len(points))
+        values = store.values(points)
+    return surface_of(grid, values, evaluate.directions)
+
+
+def _compute(
+    store: SurfaceStore, pending: deque[Point], evaluate: PointEvaluator, interrupted: Callable[[], bool], total: int
+) -> set[Point]:
+    """Compute the pending points of ``total`` and wait for those of other processes; return those computed here."""
+    computed, done = set[Point](), total - len(pending)
+    outside = len(store) - done  # of the grid, or damaged
+    with progress("points of the surface", total, done) as advance:
         while pending and not interrupted():
             point = store.claim(pending)
             if point is not None:
@@ -45,13 +64,14 @@ def fill(
                     store.release(point)
                     raise
                 store.put(point, value)
+                computed.add(point)
             elif pending:
                 time.sleep(_WAIT)
-            count = min(len(store) - outside, len(points))
-            if count > shown:
-                advance(count - shown)
-                shown = count
-    return surface_of(grid, store.values(points), evaluate.directions)
+            count = min(len(store) - outside, total)
+            if count > done:
+                advance(count - done)
+                done = count
+    return computed
 
 
 def arrays_of(directions: Directions, model: nn.Module) -> dict[str, np.ndarray]:

@@ -3,11 +3,13 @@
 - The manifest is JSON: what the values are a function of (weights, data, directions, settings), with the dtype, shape
   and checksum of each array.
 - Arrays (directions, path) are raw little-endian numbers.
-- A point's key is (x, y), two big-endian doubles. Its value is a checksum (CRC-32 of the rest) and three little-endian
-  doubles: loss, accuracy, full loss.
+- A point's key is (x, y), two big-endian doubles. Its value is a checksum and three little-endian doubles: loss,
+  accuracy, full loss. The checksum is the BLAKE2b digest (8 bytes) of manifest, key and doubles, so that a value counts
+  for its own point and surface only. Earlier versions stored the CRC-32 of the doubles (4 bytes), which is still read.
 - A lease has the key of its point. Its value is JSON: the owner's machine, process and token, and when it expires.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -36,6 +38,9 @@ SURFACE = DatabaseKind(
 )
 _POINT, _CHECKSUM = struct.Struct(">dd"), struct.Struct("<I")
 _VALUES = struct.Struct(f"<{len(Value._fields)}d")
+_DIGEST_SIZE = 8
+_LONGEST_LEASE = 3600.0
+"""Seconds; a lease that ends later is damaged."""
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -72,18 +77,30 @@ def key_of(point: Point) -> bytes:
     return _POINT.pack(*(coordinate + 0.0 for coordinate in point))
 
 
-def encode(value: Value) -> bytes:
-    """Return the record of a value."""
+def identity_of(manifest: Manifest) -> bytes:
+    """Return the digest of a stored manifest, without the entries that do not identify it."""
+    content = {key: value for key, value in manifest.items() if key != "versions"}
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).digest()
+
+
+def encode(point: Point, value: Value, identity: bytes) -> bytes:
+    """Return the record of the value at a point of the surface with this identity."""
     content = _VALUES.pack(*value)
-    return _CHECKSUM.pack(zlib.crc32(content)) + content
+    return _checksum(point, content, identity) + content
 
 
-def decode(point: Point, content: bytes) -> Value:
-    """Return the value of a record; ``ValueError`` where its checksum does not match."""
-    size = _CHECKSUM.size
-    if len(content) != size + _VALUES.size or _CHECKSUM.unpack(content[:size])[0] != zlib.crc32(content[size:]):
-        raise ValueError(f"the value at ({point[0]:g}, {point[1]:g}) is damaged")
-    return Value(*_VALUES.unpack(content[size:]))
+def decode(point: Point, record: bytes | None, identity: bytes) -> Value | None:
+    """Return the value of a record; None where there is none or its checksum does not match."""
+    if record is None:
+        return None
+    checksum, content = record[: -_VALUES.size], record[-_VALUES.size :]
+    if checksum in (_checksum(point, content, identity), _CHECKSUM.pack(zlib.crc32(content))):
+        return Value(*_VALUES.unpack(content))
+    return None
+
+
+def _checksum(point: Point, content: bytes, identity: bytes) -> bytes:
+    return hashlib.blake2b(identity + key_of(point) + content, digest_size=_DIGEST_SIZE).digest()
 
 
 @dataclass(frozen=True)
@@ -105,15 +122,27 @@ class Owner:
 
     def holds(self, content: bytes | None) -> bool:
         """Return whether a lease is this process's own."""
-        return content is not None and json.loads(content)["token"] == self.token
+        lease = _parse_lease(content)
+        return lease is not None and lease[0].token == self.token
 
     def may_take(self, content: bytes | None, now: float) -> bool:
-        """Return whether there is no lease, or it has expired, or its owner on this machine has died."""
-        if content is None:
+        """Return whether there is no intact lease, or it has expired, or its owner on this machine has died."""
+        lease = _parse_lease(content)
+        if lease is None:
             return True
-        lease = json.loads(content)
-        if lease["expires"] <= now:
+        other, expires = lease
+        if not now < expires <= now + _LONGEST_LEASE:
             return True
-        if (lease["machine"], lease["process"]) == (self.machine, self.process):
-            return bool(lease["token"] != self.token)  # an earlier process had this number
-        return not is_alive(lease["process"], lease["machine"])
+        if (other.machine, other.process) == (self.machine, self.process):
+            return other.token != self.token  # an earlier process had this number
+        return not is_alive(other.process, other.machine)
+
+
+def _parse_lease(content: bytes | None) -> tuple[Owner, float] | None:
+    """Return owner and end of a lease; None where there is none or it is damaged."""
+    try:
+        lease = json.loads(content or b"")
+        owner, expires = Owner(str(lease["machine"]), int(lease["process"]), str(lease["token"])), lease["expires"]
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return None
+    return (owner, float(expires)) if isinstance(expires, int | float) and 0 < owner.process < 2**31 else None

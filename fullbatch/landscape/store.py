@@ -92,14 +92,9 @@ class SurfaceStore:
         return int(self._transact(lambda t: t.stat(self._tables[b"points"])["entries"]))
 
     def values(self, points: Sequence[Point]) -> dict[Point, Value]:
-        """Return the stored values of these points."""
-
-        def read(transaction: Any) -> dict[Point, Value]:
-            table = self._tables[b"points"]
-            contents = ((point, transaction.get(records.key_of(point), db=table)) for point in points)
-            return {point: records.decode(point, content) for point, content in contents if content is not None}
-
-        return self._transact(read)
+        """Return the stored values of these points, without those of damaged records."""
+        values = self._transact(lambda t: [(point, self._value(t, point)) for point in points])
+        return {point: value for point, value in values if value is not None}
 
     def claim(self, pending: "deque[Point]") -> Point | None:
         """Lease and return the first free point of ``pending``; None where no point is free now.
@@ -113,7 +108,7 @@ class SurfaceStore:
             for _ in range(len(pending)):
                 point = pending.popleft()
                 key = records.key_of(point)
-                if transaction.get(key, db=self._tables[b"points"]) is not None:
+                if self._value(transaction, point) is not None:
                     continue
                 if self.owner.may_take(transaction.get(key, db=self._tables[b"leases"]), now):
                     transaction.put(key, self._lease(now), db=self._tables[b"leases"])
@@ -135,14 +130,20 @@ class SurfaceStore:
         self._transact(lambda t: self._drop_own_lease(t, records.key_of(point)), write=True)
 
     def put(self, point: Point, value: Value) -> None:
-        """Store the value of a point, unless it has one, and end the lease."""
+        """Store the value of a point, unless it has one that is intact, and end the lease."""
 
         def write(transaction: Any) -> None:
             key = records.key_of(point)
-            transaction.put(key, records.encode(value), overwrite=False, db=self._tables[b"points"])
+            if self._value(transaction, point) is None:
+                record = records.encode(point, value, self._identity)
+                transaction.put(key, record, db=self._tables[b"points"])
             self._drop_own_lease(transaction, key)
 
         self._transact(write, write=True)
+
+    def _value(self, transaction: Any, point: Point) -> Value | None:
+        record = transaction.get(records.key_of(point), db=self._tables[b"points"])
+        return records.decode(point, record, self._identity)
 
     def _lease(self, now: float) -> bytes:
         self._renewed = now
@@ -161,12 +162,14 @@ class SurfaceStore:
         self._tables = {name: self._lmdb.open_db(name, txn=transaction, create=new) for name in _TABLES}
         table = self._tables[b"arrays"]
         if content is None:
+            self._identity = records.identity_of(manifest)
             transaction.put(_MANIFEST, json.dumps(manifest, indent=1).encode())
             for name, array in arrays.items():
                 transaction.put(name.encode(), records.encode_array(array), db=table)
             return dict(arrays)
         stored = SURFACE.parse(content)
         SURFACE.require_same(self.folder, stored, manifest)
+        self._identity = records.identity_of(stored)
         return {
             name: records.decode_array(name, transaction.get(name.encode(), db=table), described)
             for name, described in stored["arrays"].items()

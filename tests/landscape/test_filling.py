@@ -3,7 +3,9 @@
 import multiprocessing
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from fullbatch.landscape import filling
 from fullbatch.landscape.any_module import loss_landscape
 from fullbatch.landscape.directions import random_directions
 from fullbatch.landscape.grid import Axis, Point
+from fullbatch.landscape.store import SurfaceStore
 from fullbatch.landscape.surface import PointEvaluator, Surface, Value
 from fullbatch.runtime.lmdb import DatabaseMismatchError
 
@@ -97,6 +100,62 @@ def test_a_point_that_fails_is_released(tmp_path: Path) -> None:
                 assert transaction.stat(leases)["entries"] == 0
         broken = False
         np.testing.assert_array_equal(compute().loss, line(None, 2).loss)
+
+
+def spoil(folder: Path, number: int) -> None:
+    """Change the record of a point behind the program's back."""
+    with lmdb.open(str(folder), max_dbs=3) as environment:
+        points = environment.open_db(b"points")
+        with environment.begin(write=True) as transaction:
+            key, record = list(transaction.cursor(db=points))[number]
+            transaction.put(key, record[:-1] + bytes([record[-1] ^ 64]), db=points)
+
+
+def test_a_damaged_point_is_computed_again(tmp_path: Path, computed: list[Point]) -> None:
+    before = line(tmp_path / "s")
+    spoil(tmp_path / "s", 1)
+    again = line(tmp_path / "s")
+    assert len(computed) == 6
+    np.testing.assert_array_equal(again.loss, before.loss)
+
+
+def test_a_point_that_cannot_be_stored_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no value of the model that is not finite."""
+    store = SurfaceStore.put
+
+    def lose(self: SurfaceStore, point: Point, value: Value) -> None:
+        if point == (0.5, 0.0):
+            self.release(point)
+        else:
+            store(self, point, value)
+
+    monkeypatch.setattr(SurfaceStore, "put", lose)
+    with pytest.raises(OSError, match=r"s: 1 points were stored and cannot be read again, such as \(0\.5, 0\.0\)"):
+        line(tmp_path / "s")
+
+
+@pytest.mark.soak
+def test_flipped_bits_are_refused_or_change_no_number(tmp_path: Path) -> None:
+    """In processes of their own, because LMDB could end them."""
+    right, rng, outcomes = landscape_filling.numbers(tmp_path / "whole", 5), random.Random(0), Counter[str]()
+    landscape_filling.numbers(tmp_path / "part", 3)
+    contents = [(tmp_path / name / "data.mdb").read_bytes() for name in ("whole", "part")]
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        for number in range(200):
+            content = bytearray(contents[number % 2])
+            used = [at for at in range(0, len(content), 8) if any(content[at : at + 8])]
+            bit = 8 * rng.choice(used) + rng.randrange(64)
+            content[bit // 8] ^= 1 << bit % 8
+            folder = tmp_path / f"flipped_{number}"
+            folder.mkdir()
+            (folder / "data.mdb").write_bytes(content)
+            try:
+                assert pool.submit(landscape_filling.numbers, folder, 5).result() == right, f"bit {bit}"
+                outcomes["right"] += 1
+            except (ValueError, OSError) as error:
+                assert str(folder) in str(error)  # noqa: PT017
+                outcomes["refused"] += 1
+    assert min(outcomes["right"], outcomes["refused"]) > 5
 
 
 def test_another_surface_is_refused(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Databases of surfaces: verified when reopened, leased only by living processes, never unpickled."""
 
 import os
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -114,10 +116,6 @@ def lose_array(folder: Path) -> None:
     change(folder, b"arrays", b"x/weight", None)
 
 
-def spoil_value(folder: Path) -> None:
-    change(folder, b"points", records.key_of(POINTS[0]), b"\0" * 27 + b"\1")
-
-
 def truncate(folder: Path) -> None:
     path = folder / "data.mdb"
     path.write_bytes(path.read_bytes()[:-4096])
@@ -136,7 +134,6 @@ def write_letter(folder: Path) -> None:
         (spoil_array, "the array x/weight is damaged"),
         (shorten_array, "the array x/weight is damaged"),
         (lose_array, "the array x/weight is missing"),
-        (spoil_value, r"the value at \(-1, 0\) is damaged"),
         (truncate, "of .* bytes"),
         (write_letter, "no LMDB file"),
     ],
@@ -156,6 +153,57 @@ def test_damaged_databases_are_refused_and_kept(folder: Path, spoil: Callable[[P
     assert (folder / "data.mdb").read_bytes() == before
     with opened(folder, rebuild=True) as store:
         assert len(store) == 0
+
+
+def record_of(folder: Path, point: tuple[float, float]) -> bytes:
+    with lmdb.open(str(folder), max_dbs=3, map_size=1 << 21) as environment:
+        table = environment.open_db(b"points")
+        with environment.begin() as transaction:
+            return bytes(transaction.get(records.key_of(point), db=table))
+
+
+def test_a_value_counts_for_its_own_point_and_surface(folder: Path, tmp_path: Path) -> None:
+    """A record that is damaged, or under a key that is, is none; the point is computed again."""
+    with opened(tmp_path / "other", {"weights": "xyz"}) as store:
+        store.put(POINTS[0], VALUE)
+    record = record_of(folder, POINTS[0])
+    damaged = [bytes([*record[:at], record[at] ^ 1, *record[at + 1 :]]) for at in range(len(record))]
+    for content in (*damaged, record[:-1], record[1:], record + b"\0", b"", record_of(tmp_path / "other", POINTS[0])):
+        change(folder, b"points", records.key_of(POINTS[0]), content)
+        with opened(folder) as store:
+            assert store.values(POINTS) == {}
+            assert store.claim(deque(POINTS[:1])) == POINTS[0]
+            store.put(POINTS[0], VALUE)
+            assert store.values(POINTS)[POINTS[0]][:2] == VALUE[:2]
+    change(folder, b"points", records.key_of(POINTS[2]), record)
+    with opened(folder) as store:
+        assert store.values(POINTS).keys() == {POINTS[0]}
+
+
+def test_values_of_earlier_versions_are_read(folder: Path) -> None:
+    content = struct.pack("<3d", 0.25, 0.5, 0.75)
+    change(folder, b"points", records.key_of(POINTS[1]), struct.pack("<I", zlib.crc32(content)) + content)
+    with opened(folder) as store:
+        assert store.values(POINTS)[POINTS[1]] == Value(0.25, 0.5, 0.75)
+
+
+DAMAGED_LEASES = [
+    *(b"", b"{", b"[]", b"7", b"\xff", b'{"machine": 1, "process": [], "token": 2, "expires": 3}'),
+    *(other.encode() for other in (
+        '{"machine": "elsewhere", "process": 1, "token": "t", "expires": 1e300}',
+        '{"machine": "elsewhere", "process": 99999999999999999999, "token": "t", "expires": 1e10}',
+        '{"machine": "elsewhere", "process": 1, "token": "t", "expires": "soon"}',
+        '{"machine": "elsewhere", "process": 1, "token": "t", "expires": NaN}',
+    )),
+]  # fmt: skip
+
+
+def test_a_damaged_lease_keeps_no_point(folder: Path) -> None:
+    for lease in DAMAGED_LEASES:
+        change(folder, b"leases", records.key_of(POINTS[1]), lease)
+        with opened(folder) as store:
+            assert store.claim(deque(POINTS[1:2])) == POINTS[1], lease
+            store.release(POINTS[1])
 
 
 def test_a_database_of_another_program_is_kept(tmp_path: Path) -> None:
