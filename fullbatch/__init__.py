@@ -26,7 +26,7 @@ _MODULES = {
     "principal_components": "landscape.directions",  # directions of largest variance of a trajectory
     "random_directions": "landscape.directions",  # normalized random directions
     "read_model": "models.model_file",  # read a trained model from a file of any format
-    "save_surface": "landscape.export",  # write a loss landscape as PNG, HTML, VTK or CSV
+    "save_surface": "landscape.export",  # write a loss landscape as PNG, PDF, SVG, HTML, VTK or CSV
     "sharpness": "analysis.sharpness",  # largest eigenvalues of the Hessian
     "spectral_density": "analysis.sharpness",  # estimate of the spectral density of the Hessian
 }

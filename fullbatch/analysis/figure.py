@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fullbatch.runtime.figures import import_matplotlib, png_figure
+from fullbatch.runtime.figures import figure_file, import_matplotlib
 from fullbatch.runtime.plain_text import printable
 from fullbatch.training.state import Row
 
@@ -26,11 +26,11 @@ STYLES = {
 }
 
 
-def draw_edge_of_stability(runs: Mapping[str, Sequence[Row]], path: Path, title: str = "") -> bool:
+def draw_edge_of_stability(runs: Mapping[str, Sequence[Row]], path: str | Path, title: str = "") -> bool:
     """Draw sharpness, threshold and training loss of each run against the step, one column per run.
 
-    Omits runs without a measured sharpness. Returns whether the figure was written: it needs a sharpness and matplotlib
-    (the ``plot`` extra).
+    The suffix of the path is .png, .pdf or .svg. Omits runs without a measured sharpness. Returns whether the figure
+    was written: it needs a sharpness and matplotlib (the ``plot`` extra).
     """
     measured = {name: rows for name, rows in runs.items() if any("sharpness" in row for row in rows)}
     if not measured:
@@ -40,7 +40,7 @@ def draw_edge_of_stability(runs: Mapping[str, Sequence[Row]], path: Path, title:
     except ImportError:
         log.info("no figure of the sharpness: matplotlib is not installed (pip install 'fullbatch[plot]')")
         return False
-    with png_figure(path, (1.5 + 4.5 * len(measured), 6), title) as figure:
+    with figure_file(path, (1.5 + 4.5 * len(measured), 6), title) as figure:
         _draw_runs(figure, measured)
     return True
 

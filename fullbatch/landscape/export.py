@@ -1,4 +1,4 @@
-"""Surfaces as files: CSV, VTK for ParaView, interactive HTML, PNG."""
+"""Surfaces as files: CSV, VTK for ParaView, interactive HTML, figures."""
 
 import csv
 import io
@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from fullbatch.landscape.plotting import BLUE, GREEN, NAMES, ORANGE, draw_png, finite, is_steep, line_of
+from fullbatch.landscape.plotting import BLUE, GREEN, NAMES, ORANGE, draw_surface, finite, is_steep, line_of
 from fullbatch.landscape.surface import Surface
+from fullbatch.runtime import figures
 from fullbatch.runtime.files import write_atomically
 from fullbatch.runtime.plain_text import html_text
 
@@ -116,7 +117,7 @@ def _plain(values: np.ndarray) -> Any:
 
 
 FORMATS: dict[str, Callable[[Surface, Path, str], None]] = {
-    "png": draw_png,
+    **dict.fromkeys(figures.FORMATS, draw_surface),
     "html": write_html,
     "vtk": write_vtk,
     "csv": write_csv,
@@ -124,7 +125,7 @@ FORMATS: dict[str, Callable[[Surface, Path, str], None]] = {
 
 
 def save_surface(surface: Surface, path: str | Path, title: str = "") -> bool:
-    """Write a surface in the format of the path's suffix: .png, .html, .vtk or .csv.
+    """Write a surface in the format of the path's suffix: .png, .pdf, .svg, .html, .vtk or .csv.
 
     Returns whether it was written: if the library of a format is not installed, that is logged.
 
@@ -132,11 +133,9 @@ def save_surface(surface: Surface, path: str | Path, title: str = "") -> bool:
         ValueError: for another suffix.
     """
     path = Path(path)
-    write = FORMATS.get(path.suffix.lower().removeprefix("."))
-    if write is None:
-        raise ValueError(f"{path}: unknown format; known: {', '.join(FORMATS)}")
+    form = figures.require_format(path, tuple(FORMATS))
     try:
-        write(surface, path, title)
+        FORMATS[form](surface, path, title)
     except ModuleNotFoundError as error:
         library = str(error.name).split(".", maxsplit=1)[0]
         if library not in _EXTRAS:

@@ -40,7 +40,7 @@ def fill(
         pending = [point for point in points if point not in values]
         if lost := computed.intersection(pending):
             raise OSError(
-                f"{store.folder}: {len(lost)} points were stored and cannot be read again, such as {min(lost)}; the "
+                f"{store.folder}: the point {min(lost)} was stored and cannot be read again ({len(lost)} in all); the "
                 "file or its disk is damaged; viz.rebuild_existing_database=True computes all points anew"
             )
         computed |= _compute(store, deque(pending), evaluate, interrupted, len(points))

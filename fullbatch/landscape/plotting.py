@@ -1,4 +1,4 @@
-"""Figures of surfaces as PNG, with matplotlib (the ``plot`` extra)."""
+"""Figures of surfaces with matplotlib (the ``plot`` extra)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fullbatch.landscape.surface import Surface
-from fullbatch.runtime.figures import png_figure
+from fullbatch.runtime.figures import figure_file
 
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"  # distinguishable for color-blind readers (Okabe & Ito, 2008)
 DARK = "#222222"
@@ -18,10 +18,10 @@ LEVELS = 13
 NAMES = {"loss": "training loss", "full_loss": "full objective", "accuracy": "training accuracy"}
 
 
-def draw_png(surface: Surface, path: Path, title: str) -> None:
+def draw_surface(surface: Surface, path: Path, title: str) -> None:
     """Draw a line (loss and accuracy), or a plane (contours of loss and accuracy, and the loss as a surface)."""
     size = (16.0, 5.2) if surface.grid.is_plane else (8.0, 5.0)
-    with png_figure(path, size, title) as figure:
+    with figure_file(path, size, title) as figure:
         if surface.grid.is_plane:
             _draw_plane(figure, surface)
         else:

@@ -20,7 +20,7 @@ from fullbatch.landscape import records
 from fullbatch.landscape.grid import Point
 from fullbatch.landscape.records import SURFACE, Arrays
 from fullbatch.landscape.surface import Value
-from fullbatch.runtime.lmdb import LMDBOptions, open_environment
+from fullbatch.runtime.lmdb import LMDBOptions, open_environment, require_usable
 from fullbatch.runtime.manifests import Manifest
 
 LEASE_SECONDS = 60.0
@@ -77,6 +77,8 @@ class SurfaceStore:
             # Without metasync a crash of the machine may undo the last point; a killed process undoes nothing.
             self._lmdb = open_environment(folder, options, max_dbs=len(_TABLES), metasync=False)
             try:
+                if self._lmdb.stat()["entries"] > 0:
+                    require_usable(folder, self._map_size, _TABLES[1:])
                 self.arrays = self._transact(lambda t: self._initialize(t, manifest, arrays), write=True)
             except BaseException:
                 self._lmdb.close()

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from fullbatch.runtime.figures import import_matplotlib, png_figure
+from fullbatch.runtime.figures import figure_file, import_matplotlib
 from fullbatch.training.state import Row
 
 log = logging.getLogger(__name__)
@@ -18,8 +18,8 @@ PANELS = (
 COLORS = ("#0072B2", "#E69F00", "#009E73")  # distinguishable for color-blind readers, too (Okabe & Ito, 2008)
 
 
-def draw_curves(rows: Sequence[Row], path: Path, title: str) -> None:
-    """Draw loss, accuracy, gradient norms and learning rate against the step, and write a PNG file.
+def draw_curves(rows: Sequence[Row], path: str | Path, title: str) -> None:
+    """Draw loss, accuracy, gradient norms and learning rate against the step, and write a PNG, PDF or SVG file.
 
     Without matplotlib (the ``plot`` extra) a log message replaces the figure.
     """
@@ -28,7 +28,7 @@ def draw_curves(rows: Sequence[Row], path: Path, title: str) -> None:
     except ImportError:
         log.info("curves are not drawn: matplotlib is not installed (pip install 'fullbatch[plot]')")
         return
-    with png_figure(path, (11, 7), title) as figure:
+    with figure_file(path, (11, 7), title) as figure:
         for axes, (label, series, scale) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
             for (column, name), color in zip(series.items(), COLORS, strict=False):
                 points = [(row["step"], row[column]) for row in rows if column in row]

@@ -1,9 +1,9 @@
-"""PNG files drawn by matplotlib, whatever backend its environment names and whatever names contain."""
+"""Figures drawn by matplotlib, whatever backend its environment names and whatever names contain."""
 
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
+
+FORMATS = ("png", "pdf", "svg")
 
 
 def import_matplotlib() -> None:
@@ -47,11 +49,17 @@ def written(path: Path, write: Callable[[], object]) -> bool:
 
 
 @contextmanager
-def png_figure(path: Path, size: tuple[float, float], title: str) -> Iterator["Figure"]:
+def figure_file(path: str | Path, size: tuple[float, float], title: str) -> Iterator["Figure"]:
     """Yield a figure of the size in inches, which is written when the context ends without an error.
 
-    The title is plain text: ``$`` begins no formula. LaTeX is not used. ``ImportError`` if matplotlib is missing.
+    The suffix of the path chooses one of ``FORMATS``. The title is plain text: ``$`` begins no formula. LaTeX is not
+    used.
+
+    Raises:
+        ValueError: for another suffix.
+        ImportError: matplotlib is missing.
     """
+    form = require_format(path, FORMATS)
     import_matplotlib()
     from matplotlib import rc_context  # noqa: PLC0415
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
@@ -63,4 +71,12 @@ def png_figure(path: Path, size: tuple[float, float], title: str) -> Iterator["F
         if title:
             figure.suptitle(printable(title), parse_math=False)
         yield figure
-        canvas.print_figure(path, dpi=130, format="png")
+        canvas.print_figure(path, dpi=130, format=form)
+
+
+def require_format(path: str | Path, accepted: Sequence[str]) -> str:
+    """Return the format that the suffix of a path names; ``ValueError`` lists the accepted ones."""
+    form = Path(path).suffix.lower().removeprefix(".")
+    if form not in accepted:
+        raise ValueError(f"{path}: unknown format; accepted: {', '.join(f'.{name}' for name in accepted)}")
+    return form

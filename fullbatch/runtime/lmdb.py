@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -83,6 +83,39 @@ def open_environment(
         environment.close()
         raise
     return environment
+
+
+_TRIAL = """
+import lmdb, shutil, sys, tempfile
+options = dict(max_dbs=len(sys.argv), map_size=int(sys.argv[2]))
+with tempfile.TemporaryDirectory() as folder:
+    with lmdb.open(sys.argv[1], create=False, **options) as environment, environment.begin(write=True):
+        shutil.copy(sys.argv[1] + "/data.mdb", folder)  # no other process writes now
+    with lmdb.open(folder, sync=False, **options) as copied:
+        tables = [copied.open_db(name.encode(), create=False) for name in sys.argv[3:]]
+    for number in range(8):
+        try:
+            with lmdb.open(folder, sync=False, **options) as copied:
+                for name in sys.argv[3:]:
+                    table = copied.open_db(name.encode(), create=False)
+                    with copied.begin(write=True) as transaction:
+                        for key, value in [*transaction.cursor(db=table), (b"key %d" % number, bytes(100))]:
+                            transaction.put(key, bytes([number] * len(value)), db=table)
+        except lmdb.Error:
+            sys.exit(3)
+"""
+
+
+def require_usable(folder: Path, map_size: int, tables: Sequence[bytes]) -> None:
+    """Raise ``ValueError`` where LMDB ends the process that reads and changes these tables, or loses them.
+
+    That happens in some damaged files. So another process does it first, in a copy of the file.
+    """
+    names = [table.decode() for table in tables]
+    command = [sys.executable, "-I", "-c", _TRIAL, str(folder), str(map_size), *names]
+    status = subprocess.run(command, capture_output=True, check=False).returncode
+    if status not in (0, 1):  # 1: what is wrong is found again where the database is opened
+        raise ValueError("its pages are damaged")
 
 
 def _refuse_foreign(file: Path) -> None:

@@ -60,7 +60,9 @@ class Viz:
     norm: Annotated[Literal["filter", "layer", "weight", "dfilter", "dlayer"], Name]
     ignore_layers: Annotated[Literal["biasbn"] | None, BeforeValidator(none_as_blank)]
     coordinates: Coordinates
-    formats: Annotated[list[Annotated[Literal["png", "html", "vtk", "csv"], Name]], BeforeValidator(_files)]
+    formats: Annotated[
+        list[Annotated[Literal["png", "pdf", "svg", "html", "vtk", "csv"], Name]], BeforeValidator(_files)
+    ]
     max_readers: Count
     readahead: bool
     meminit: bool

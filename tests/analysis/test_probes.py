@@ -237,5 +237,7 @@ def test_the_figure_needs_a_measured_sharpness(tmp_path: Path) -> None:
     ]
     assert draw_edge_of_stability({"one": rows, "two": rows}, tmp_path / "a.png", "both")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert draw_edge_of_stability({"one": rows}, tmp_path / "a.pdf")
+    assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
     assert not draw_edge_of_stability({"one": [{"step": 1, "train_loss": 1.0}]}, tmp_path / "b.png")
     assert not (tmp_path / "b.png").exists()

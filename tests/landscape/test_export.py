@@ -43,6 +43,8 @@ SURFACES = {
 def test_every_surface_can_be_saved_in_every_format(tmp_path: Path, form: str) -> None:
     starts = {
         "png": b"\x89PNG",
+        "pdf": b"%PDF",
+        "svg": b"<?xml",
         "html": b"<!doctype html>",
         "vtk": b"# vtk DataFile Version 3.0\na title\nASCII\n",
         "csv": b"x\ty\t",
@@ -118,5 +120,7 @@ def test_a_missing_library_is_logged_in_one_line(
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"s\.gif: unknown format; known: png, html, vtk, csv"):
+    with pytest.raises(
+        ValueError, match=r"s\.gif: unknown format; accepted: \.png, \.pdf, \.svg, \.html, \.vtk, \.csv$"
+    ):
         save_surface(SURFACES["line"], tmp_path / "s.gif")

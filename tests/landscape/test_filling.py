@@ -130,7 +130,7 @@ def test_a_point_that_cannot_be_stored_is_named(tmp_path: Path, monkeypatch: pyt
             store(self, point, value)
 
     monkeypatch.setattr(SurfaceStore, "put", lose)
-    with pytest.raises(OSError, match=r"s: 1 points were stored and cannot be read again, such as \(0\.5, 0\.0\)"):
+    with pytest.raises(OSError, match=r"s: the point \(0\.5, 0\.0\) was stored and cannot be read again \(1 in all\)"):
         line(tmp_path / "s")
 
 

@@ -116,6 +116,14 @@ def lose_array(folder: Path) -> None:
     change(folder, b"arrays", b"x/weight", None)
 
 
+def set_flag_of_page(folder: Path) -> None:
+    """For LMDB, the page has been changed already in a transaction; it aborts the process when it is changed."""
+    content = bytearray((folder / "data.mdb").read_bytes())
+    for page in range(2, len(content) // 4096):
+        content[4096 * page + 11] |= 128
+    (folder / "data.mdb").write_bytes(content)
+
+
 def truncate(folder: Path) -> None:
     path = folder / "data.mdb"
     path.write_bytes(path.read_bytes()[:-4096])
@@ -135,6 +143,7 @@ def write_letter(folder: Path) -> None:
         (shorten_array, "the array x/weight is damaged"),
         (lose_array, "the array x/weight is missing"),
         (truncate, "of .* bytes"),
+        (set_flag_of_page, "its pages are damaged"),
         (write_letter, "no LMDB file"),
     ],
 )
