@@ -115,7 +115,7 @@ def normalized(arguments: Sequence[str], config_folder: Path) -> list[str]:
 
 def config_files(arguments: Sequence[str]) -> list[Path]:
     """Return the YAML files in the folders that the options ``--config-dir`` and ``--config-path`` name."""
-    values = dict(zip(arguments, [*arguments[1:], ""], strict=True))
+    values = dict(zip(arguments, [*arguments[1:], ""], strict=False))
     values |= {option: value for option, _, value in (text.partition("=") for text in arguments) if value}
     folders = [Path(values[name]) for name in ("-cd", "--config-dir", "-cp", "--config-path") if name in values]
     return sorted(path for folder in folders for path in folder.rglob("*.yaml"))

@@ -98,7 +98,7 @@ def test_other_data_and_missing_training_images(launch: Path, caplog: pytest.Log
     mean, std = stored["images"]["mean"], stored["images"]["std"]
     same = save(launch / "b.pth", *chosen, "data.path=other", "data.pixels=6", f"data.mean={mean}", f"data.std={std}")
     for path in (*own.glob("train/*/*"), *other.glob("train/*/*")):
-        path.write_bytes(b"not an image")
+        path.write_bytes(path.read_bytes()[:50])  # the header alone
     shutil.rmtree(launch / "cache")
     assert verified("impl.checkpoint.name=./a.pth", "data.path=own") == pytest.approx(loss, abs=1e-6)
     assert verified("impl.checkpoint.name=./a.pth", "data=imagefolder", "data.path=other") == pytest.approx(
