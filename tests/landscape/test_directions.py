@@ -27,7 +27,7 @@ def moved(model: nn.Module, seed: int, scale: float = 0.1) -> nn.Module:
     """Return a copy with other parameters and buffers."""
     generator = torch.Generator().manual_seed(seed)
     state = {
-        name: tensor + scale * torch.rand(tensor.shape, generator=generator).to(tensor.dtype)
+        name: (tensor + scale * torch.rand(tensor.shape, generator=generator).to(tensor.dtype)).to(tensor.dtype)
         for name, tensor in model.state_dict().items()
     }
     return copy_with(model, state)
