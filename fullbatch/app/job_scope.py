@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from fullbatch.app.exit_status import ExitStatus
@@ -47,7 +48,8 @@ class JobScope:
         try:
             with translate_worker_errors():
                 yield
-        except (Exception, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt) as raised:
+            error = _as_mistake(raised) if is_out_of_memory(raised) else raised
             status = self._status_after(error)
             if status is None and group.is_main:
                 raise
@@ -80,6 +82,24 @@ class JobScope:
                 log.debug("where it happened", exc_info=error)
         elif not isinstance(error, DivergedError):  # which all processes raise
             group.report_failure(self.status, message)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether the host or the device has too little memory; PyTorch raises ``RuntimeError`` for the host."""
+    texts = ("not enough memory", "can't allocate memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    )
+
+
+def _as_mistake(error: BaseException) -> ValueError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rpartition("DefaultCPUAllocator: ")[2]
+    mistake = ValueError(
+        f"not enough memory ({reason}); use a smaller data.batch_size, hyp.sub_batch or model; plan=True estimates the "
+        "memory of a run"
+    )
+    mistake.__cause__ = error
+    return mistake
 
 
 @contextmanager

@@ -2,10 +2,12 @@
 
 import errno
 import logging
+import re
 import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from fullbatch.app.exit_status import ExitStatus, ends_sweep
 from fullbatch.app.job_scope import job_scope
@@ -17,11 +19,17 @@ from fullbatch.training.step import DivergedError
 
 ERRORS: list[tuple[BaseException, int, str]] = [
     (ValueError("hyp.steps: wrong"), 2, "hyp.steps: wrong; see x.pth"),
-    (OSError(errno.ENOSPC, "No space left", "x.pth"), 2, "x.pth: no space left; see x.pth"),
+    (
+        OSError(errno.ENOSPC, "No space left", "x.pth"),
+        2,
+        "x.pth: no space left (free some space, then repeat the command); see",
+    ),
     (RuntimeError("DataLoader worker (pid 7) is killed."), 2, "a process that reads images has died"),
     (PeerLostError("process 1 is gone"), LOST, "process 1 is gone; see x.pth"),
     (DivergedError("step 3 is not finite"), 3, "step 3 is not finite\n"),
     (KeyboardInterrupt(), 130, "interrupted\n"),
+    (MemoryError(), 2, "not enough memory (MemoryError); use a smaller data.batch_size, hyp.sub_batch or model"),
+    (torch.OutOfMemoryError("CUDA out of memory."), 2, "not enough memory (CUDA out of memory.); use a smaller"),
 ]
 
 
@@ -35,6 +43,15 @@ def test_an_error_is_a_message_and_a_status(
     assert scope.status == status
     assert capsys.readouterr().err.startswith(message)
     assert "Traceback" in (tmp_path / "log.txt").read_text()
+
+
+def test_an_allocation_that_fails_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with job_scope(tmp_path) as scope:
+        torch.empty(1 << 50)
+    assert scope.status == ExitStatus.MISTAKE
+    assert re.match(
+        r"not enough memory \(.*you tried to allocate \d+ bytes.*\); use a smaller", capsys.readouterr().err
+    )
 
 
 def test_a_signal_ends_work_with_its_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
