@@ -84,7 +84,7 @@ class RunIdentity:
         place = data.get("path") if isinstance(data, dict) else None
         if self.content is not None and content is not None:
             ignored += ("data.path:",)
-        elif self.content == "" or _same_place(place, self.config["data"].get("path")):
+        elif self.content == "" or _same_place(place, self.config.get("data", {}).get("path")):
             ignored += ("data.path:",)
             content = self.content
         lines = [line for line in differences(checkpoint["config"], self.config) if not line.startswith(ignored)]

@@ -60,6 +60,7 @@ def our_step(num_blocks: int, **options: Any) -> Callable[[], object]:
     data = images(num_blocks)
     objective = FullBatchObjective(model, F.cross_entropy, [], regularizer=regularizer)
     step = Step(TrainState(model, optimizer), objective, data, transforms=[ClipByNorm(1.0)])
+    step(0, stochastic=False)  # tests the loss
     return lambda: step(0, stochastic=False)
 
 
