@@ -33,11 +33,11 @@ def busy_neighbor() -> Iterator[None]:
 
 def measure(steps: int, pairs: int) -> Iterator[tuple[float, float]]:
     """Yield the seconds per step alone and beside a busy process, for each pair."""
-    import torch  # here, so that the parent process has no threads of its own
-    from torch import nn
+    import torch  # noqa: PLC0415 (the parent process has no threads of its own)
+    from torch import nn  # noqa: PLC0415
 
-    from fullbatch import FullBatchObjective, GradRegularizer, build_model
-    from fullbatch.data.dataset import ImageRequest, load_images
+    from fullbatch import FullBatchObjective, GradRegularizer, build_model  # noqa: PLC0415
+    from fullbatch.data.dataset import ImageRequest, load_images  # noqa: PLC0415
 
     torch.set_num_threads(int(os.environ["THREADS"]))
     digits = load_images("digits", ImageRequest()).train
