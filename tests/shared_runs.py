@@ -39,7 +39,8 @@ def outcome(trainer: Trainer) -> Result:
     state = trainer.state
     times = ("train_time", "valid_time")
     rows = [{key: value for key, value in row.items() if key not in times} for row in state.rows]
-    tensors = {**state.model.state_dict(), **{f"ema {k}": v for k, v in state.evaluated_model.state_dict().items()}}
+    with state.evaluated() as model:
+        tensors = {**state.model.state_dict(), **{f"ema {k}": v for k, v in model.state_dict().items()}}
     return {"rows": rows, "tensors": {name: tensor.clone() for name, tensor in tensors.items()}}
 
 

@@ -90,11 +90,13 @@ class ProbeSchedule:
             observation = self.observe(state, self.note)
             for probe in due:
                 try:
-                    numbers = probe(observation)
+                    numbers = {name: value for name, value in probe(observation).items() if not math.isnan(value)}
+                    if taken := row.keys() & numbers.keys():
+                        raise ValueError(f"another probe returns a number named {min(taken)}, too")
                 except ValueError as error:
                     log.warning("step %d: %s: not measured: %s", state.step, type(probe).__name__, error)
                 else:
-                    row |= {name: value for name, value in numbers.items() if not math.isnan(value)}
+                    row |= numbers
         return {**row, "analysis_time": time.perf_counter() - start}
 
     @property

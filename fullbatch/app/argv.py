@@ -24,7 +24,10 @@ COMMAND = "FULLBATCH_COMMAND"
 """The environment variable that holds the command line of a sweep, for the processes of its launcher."""
 JOBS = "FULLBATCH_JOBS"
 """The environment variable that holds the path of the list of jobs of a sweep."""
-REPLACED = tuple(f"{group}.augmentations_{split}" for group in ("data", "data.db") for split in ("train", "val"))
+REPLACED = (
+    *(f"{group}.augmentations_{split}" for group in ("data", "data.db") for split in ("train", "val")),
+    *("model.args", "hyp.optim.args"),
+)
 """Tables that a value on the command line replaces as a whole."""
 WITH_VALUE = (
     *("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"),

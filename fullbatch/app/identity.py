@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from fullbatch.data.dataset import content_of_data
@@ -23,6 +24,13 @@ CHANGEABLE = {
 }
 """Keys of data, model and hyp that do not determine the numbers of a step: where files are, how they are read, how
 many steps there are. A run may change them, as all keys of other groups, and continue from its checkpoint."""
+
+ADDED: dict[str, dict[str, Any]] = {
+    "hyp": {"loss_target": None, "transforms": []},
+    "model": {"weights": None, "args": {}},
+    "analysis": {"probes": []},
+}
+"""Keys of later versions with their defaults, which are left out: earlier versions stored runs without them."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,8 @@ class RunIdentity:
             default = None if run.data.name.lower() == "digits" else "~/data"
             hashed = {**hashed, "data": {**hashed["data"], "path": content or default}}
         configuration, old = (
-            content_hash([groups, run.hyp.steps, vars(run.analysis), arithmetic]) for groups in (hashed, former)
+            content_hash([groups, run.hyp.steps, _without(vars(run.analysis), "analysis"), arithmetic])
+            for groups in (hashed, former)
         )
         return cls(_significant(tree), configuration, run.name, run.seed, content, old)
 
@@ -108,8 +117,17 @@ def _same_place(first: Any, second: Any) -> bool:
 
 
 def _significant(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {group: _without(tree[group], group) for group in ("data", "model", "hyp")}
+    groups = {group: _without(tree[group], group) for group in ("data", "model", "hyp")}
+    if weights := groups["model"].get("weights"):  # wherever the file lies
+        groups["model"]["weights"] = hashlib.blake2b(Path(weights).read_bytes(), digest_size=16).hexdigest()
+    return groups
 
 
 def _without(settings: Mapping[str, Any], group: str) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key not in CHANGEABLE.get(group, ())}
+    """Return the settings of a group that make a difference, without those of later versions at their defaults."""
+    added = ADDED.get(group, {})
+    return {
+        key: value
+        for key, value in settings.items()
+        if key not in CHANGEABLE.get(group, ()) and not (key in added and value == added[key])
+    }

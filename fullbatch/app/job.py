@@ -67,7 +67,11 @@ def log_start(job: Job) -> None:
     state = training.state
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
     optimizer, wrapper = (
-        ", ".join(f"{key} {value}" for key, value in job.tree["hyp"][group].items() if key != "name")
+        ", ".join(
+            f"{key} {value}"
+            for key, value in job.tree["hyp"][group].items()
+            if key != "name" and value not in (None, {})
+        )
         for group in ("optim", "optim_modification")
     )
     wrapped = f"; in {run.hyp.optim_modification.name.upper()}: {wrapper}" if wrapper else ""
@@ -92,9 +96,8 @@ def warn_about(run: Run) -> None:
     settings = f"hyp.warmup={hyp.warmup} hyp.scheduler={hyp.scheduler} {length}"
     if peak < 1:
         advice = "take more steps or a shorter warm-up"
-        log.warning(
-            "%s: the learning rate never exceeds %.3g, with hyp.optim.lr=%g; %s", settings, lr * peak, lr, advice
-        )
+        largest = f"{peak:.3g} times that given" if lr is None else f"{lr * peak:.3g}, with hyp.optim.lr={lr:g}"
+        log.warning("%s: the learning rate never exceeds %s; %s", settings, largest, advice)
     if schedule(last) == schedule(last - 1) == 0 < peak:
         log.warning("%s: the learning rate is 0 in the last steps, which train nothing", settings)
     if hyp.train_switch_stochastic is not None and hyp.train_switch_stochastic > last:

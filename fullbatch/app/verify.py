@@ -38,7 +38,8 @@ def verify(tree: dict[str, Any], overrides: Sequence[str], console: Console) -> 
     run, state = parse_tree(tree), stored.checkpoint.get("state", {})
     model, validate = build_evaluation(run, int(stored.checkpoint.get("seed", run.seed or 0)))
     with about(str(name)):
-        load_weights(model, stored.weights if run.hyp.evaluate_ema or not state else state["model"])
+        without_average = state and stored.checkpoint["config"]["hyp"].get("evaluate_ema") and not run.hyp.evaluate_ema
+        load_weights(model, state["model"] if without_average else stored.weights)
     evaluation = validate(model, max((stored.step or 0) - 1, 0))
     loss, accuracy = torch.stack([evaluation.loss, evaluation.accuracy]).tolist()
     recorded: Row = next((row for row in reversed(state.get("rows", ())) if "valid_loss" in row), {})

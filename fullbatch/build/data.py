@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from enum import IntEnum
 
 import torch
 
 from fullbatch.build.frozen_data import build_frozen
+from fullbatch.build.user_code import UserLoss, user_function
 from fullbatch.data.augmentation import AUGMENTATION, Augmentation
 from fullbatch.data.dataset import ImageData, ImageRequest, ImageSet, load_images
 from fullbatch.data.label_noise import with_label_noise
@@ -111,6 +112,17 @@ def rounds_of_a_step(run: Run) -> int:
 
 
 def build_loss(hyp: Hyp) -> Loss:
-    """Build the training loss."""
+    """Build the training loss: cross-entropy or that of the user, modified as the settings say."""
     with about("hyp.loss_modification"):
-        return loss_function(hyp.loss_modification, hyp.label_smoothing)
+        loss = loss_function(hyp.loss_modification, hyp.label_smoothing)
+    if hyp.loss_target is None:
+        return loss
+    key = f"hyp.loss_target={hyp.loss_target}"
+    others = {
+        "label_smoothing": bool(hyp.label_smoothing),
+        "test_time_flips": hyp.test_time_flips,
+        "loss_modification": (hyp.loss_modification or "").lower() == "squared",
+    }
+    for name in (name for name, given in others.items() if given):
+        raise ValueError(f"hyp.{name}={getattr(hyp, name)}: belongs to another loss than {key}")
+    return replace(loss, per_sample=UserLoss(key, user_function("hyp.loss_target", hyp.loss_target)))

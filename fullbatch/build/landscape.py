@@ -93,7 +93,8 @@ def build_landscape(run: Run, stored: StoredModel, name: str) -> LandscapeJob:
         recalibrate=run.viz.recalibrate,
     )
     if objective.regularized and run.viz.compute_full_loss:
-        log.info("the full objective has the gradient regularizer with eta = hyp.optim.lr = %g", run.hyp.optim.lr)
+        eta = problem.optimizer.param_groups[0]["lr"]
+        log.info("the full objective has the gradient regularizer with eta = hyp.optim.lr = %g", eta)
     arrays = arrays_of(directions, model)
     return LandscapeJob(evaluate, grid, _manifest(run, stored, objective, directions, arrays), arrays)
 

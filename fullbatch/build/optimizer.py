@@ -1,6 +1,7 @@
 """Builds optimizers from settings: a table of optimizers, one of step rules and one of wrappers."""
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from fullbatch.build.precision import is_regularized
 from fullbatch.optim.adaptive_clipping import ClippedDescent
 from fullbatch.optim.agc import AdaptivelyClippedDescent
 from fullbatch.optim.descent import Descent
@@ -19,9 +21,17 @@ from fullbatch.optim.line_search import NonMonotone, Restarting, StepRule
 from fullbatch.optim.sam import ASAM, SAM
 from fullbatch.optim.weight_decay import parameter_groups
 from fullbatch.optim.wolfe import Wolfe
+from fullbatch.runtime.imports import call_user_code, import_object, takes
 from fullbatch.settings import Hyp, optim
 
+log = logging.getLogger(__name__)
+
 Groups = list[dict[str, Any]]
+OF_TORCH = {
+    name.lower(): value
+    for name, value in vars(torch.optim).items()
+    if isinstance(value, type) and issubclass(value, Optimizer) and value is not Optimizer
+}
 
 
 def build_optimizer(hyp: Hyp, model: nn.Module) -> Optimizer:
@@ -30,7 +40,11 @@ def build_optimizer(hyp: Hyp, model: nn.Module) -> Optimizer:
     if isinstance(hyp.optim, optim.AdaptivelyClippedDescent):
         linear = {parameter for name, parameter in model.named_parameters() if name.startswith("linear")}
         groups = _without_clipping(linear, groups)
-    optimizer = OPTIMIZERS[hyp.optim.name](groups, hyp.optim)
+    if isinstance(hyp.optim, optim.UserOptimizer):
+        optimizer = _of_user(groups, hyp.optim)
+        _require_learning_rate(hyp, optimizer)
+    else:
+        optimizer = OPTIMIZERS[hyp.optim.name](groups, hyp.optim)
     return MODIFICATIONS[hyp.optim_modification.name](optimizer, hyp.optim_modification)
 
 
@@ -73,6 +87,41 @@ def _lbfgs(groups: Groups, settings: optim.LBFGS) -> Optimizer:
         settings.damping,
         searches[settings.line_search],
     )
+
+
+def _of_user(groups: Groups, settings: optim.UserOptimizer) -> Optimizer:
+    """Build an optimizer of torch.optim or of the user from the arguments that are given."""
+    key = "hyp.optim"
+    if isinstance(settings, optim.ImportedOptimizer):
+        constructor = import_object(f"{key}.target", settings.target)
+    else:
+        assert isinstance(settings, optim.TorchOptimizer)
+        constructor = OF_TORCH.get(settings.name.lower())
+        if constructor is None:
+            known = ", ".join(sorted(value.__name__ for value in OF_TORCH.values()))
+            raise ValueError(f"{key}.name={settings.name}: not an optimizer of torch.optim; known: {known}")
+    given = {
+        name: value for name in ("lr", "momentum", "weight_decay") if (value := getattr(settings, name)) is not None
+    }
+    if twice := given.keys() & settings.args:
+        raise ValueError(f"{key}.args: {', '.join(twice)} is also given by {key}.{min(twice)}")
+    if any("weight_decay" in group for group in groups) and not takes(constructor, "weight_decay"):
+        raise ValueError(f"hyp.only_linear_layers_weight_decay: {settings.name} takes no weight_decay")
+    optimizer = call_user_code(key, constructor, groups, **given, **settings.args)
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(f"{key}: {settings.name} returned {type(optimizer).__name__}, not a torch.optim.Optimizer")
+    return optimizer
+
+
+def _require_learning_rate(hyp: Hyp, optimizer: Optimizer) -> None:
+    """Raise ``ValueError`` where an optimizer has no learning rate and the regularizer needs one."""
+    if all("lr" in group for group in optimizer.param_groups):
+        return
+    name = type(optimizer).__name__
+    if is_regularized(hyp):
+        raise ValueError(f"hyp.grad_reg: needs the learning rate of the optimizer, and {name} has none")
+    if hyp.scheduler or hyp.warmup:
+        log.warning("hyp.scheduler and hyp.warmup have no effect: %s has no learning rate", name)
 
 
 def _momentum(settings: optim.Momentum) -> dict[str, Any]:

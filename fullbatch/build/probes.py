@@ -23,6 +23,7 @@ from fullbatch.analysis.sharpness_probe import SharpnessProbe
 from fullbatch.analysis.stability import has_threshold
 from fullbatch.build.data import Stream, about
 from fullbatch.build.trainer import Training
+from fullbatch.build.user_code import build_probes as build_user_probes
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.settings import Analysis, Run
 from fullbatch.tensors import mode, trainable
@@ -76,6 +77,7 @@ def _statistics(settings: Analysis, seed: int) -> Iterator[Probe]:
         )
     if settings.compute_worst_case:
         yield WorstCase(settings.worst_case_rho, settings.worst_case_m)
+    yield from build_user_probes(settings.probes)
 
 
 def _parts(settings: Analysis) -> frozenset[str]:

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,7 +16,9 @@ from fullbatch.build.precision import build_arithmetic, is_regularized, subtract
 from fullbatch.data.images import ImageData
 from fullbatch.data.loader import BlockLoader
 from fullbatch.models.compatibility import check_compatible
+from fullbatch.models.model_file import read_model
 from fullbatch.models.registry import build_model as model_named
+from fullbatch.models.weights import load_weights
 from fullbatch.objective.arithmetic import Arithmetic
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.objective.gradient_penalty import GradientPenalty
@@ -117,12 +120,17 @@ def set_up_machine(run: Run, processes: int = 1) -> None:
 
 
 def build_model(run: Run, data: ImageData, seed: int, device: torch.device) -> nn.Module:
-    """Build the model with its own random numbers, on the device."""
+    """Build the model with its own random numbers or the weights of a file, on the device."""
     options = dataclasses.asdict(run.model)
+    weights = options.pop("weights")
     family = options.pop("family", None) or options.pop("name")
     with about("model"), seeded(Stream.WEIGHTS.seed(seed), torch.device("cpu")):
         model = model_named(family, channels=data.channels, classes=len(data.classes), pixels=data.pixels, **options)
     model.to(device=device, dtype=build_arithmetic(run, device).dtype)
+    if weights is not None:
+        with about(f"model.weights={weights}"):
+            load_weights(model, read_model(Path(weights)).weights)
+        log.info("initial weights from %s", weights)
     return order_weights(model, MEMORY_FORMATS[run.impl.memory])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from fullbatch.build.data import Stream, about, build_data, build_loader
+from fullbatch.build.data import Stream, about, build_data, build_loader, build_loss
 from fullbatch.build.precision import build_arithmetic, build_compiled, is_regularized
 from fullbatch.build.problem import (
     Problem,
@@ -17,12 +17,13 @@ from fullbatch.build.problem import (
     require_compatible,
     set_up_machine,
 )
+from fullbatch.build.user_code import build_transforms as build_user_transforms
 from fullbatch.data.loader import BlockLoader
 from fullbatch.objective.arithmetic import Arithmetic
 from fullbatch.objective.determinism import determinism_culprit
 from fullbatch.objective.evaluations import LossEvaluation
 from fullbatch.objective.hessian_products import implementation_named
-from fullbatch.objective.losses import loss_function
+from fullbatch.objective.losses import CrossEntropy, Loss, SquaredDistance, mean
 from fullbatch.optim.ema import ExponentialMovingAverage
 from fullbatch.optim.schedules import schedule_named
 from fullbatch.runtime.device import find_device
@@ -133,7 +134,7 @@ def build_transforms(hyp: Hyp) -> list[GradientTransform]:
         transforms.append(AdditiveNoise(hyp.grad_noise.additive))
     if hyp.grad_noise.multiplicative:
         transforms.append(MultiplicativeNoise(hyp.grad_noise.multiplicative))
-    return transforms
+    return [*transforms, *build_user_transforms(hyp.transforms)]
 
 
 def require_sharable(hyp: Hyp, model: nn.Module, size: int) -> None:
@@ -184,7 +185,12 @@ def build_validation(
         max_blocks: number of blocks of the training set that are used; None means all.
         group: the processes that share the evaluation.
     """
-    plain_loss = loss_function("squared" if hyp.loss_modification == "squared" and not hyp.test_time_flips else None)
+    per_sample = build_loss(hyp).per_sample
+    if isinstance(per_sample, SquaredDistance) and not hyp.test_time_flips:
+        per_sample = SquaredDistance()
+    elif isinstance(per_sample, CrossEntropy | SquaredDistance):
+        per_sample = CrossEntropy()
+    plain_loss = Loss(per_sample, mean)
 
     def shard(all_blocks: BlockSequence) -> BlockSequence:
         return all_blocks[group.share(len(all_blocks))]

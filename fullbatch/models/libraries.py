@@ -1,11 +1,8 @@
 """Models of torchvision, of timm, and of the user."""
 
 import difflib
-import importlib
 import logging
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +10,7 @@ import torch
 from torch import nn
 
 from fullbatch.models.compatibility import check_compatible
+from fullbatch.runtime.imports import call_user_code, import_object
 from fullbatch.tensors import device_of
 
 log = logging.getLogger(__name__)
@@ -65,38 +63,22 @@ def build_timm(name: str, *, channels: int, classes: int, pixels: int) -> nn.Mod
     return model
 
 
-def build_imported(target: str, *, channels: int, classes: int, pixels: int) -> nn.Module:
-    """Return the result of ``package.module:callable`` for ``channels`` and ``classes``.
+def build_imported(
+    target: str, *, channels: int, classes: int, pixels: int, args: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """Return the result of ``package.module:callable`` for ``channels``, ``classes`` and ``args``.
 
     Raises:
-        ValueError: There is no such callable, or its result does not map images to ``classes`` outputs.
+        ValueError: There is no such callable, it fails, or its result does not map images to ``classes`` outputs.
     """
-    module_name, colon, attribute = target.partition(":")
-    if not (colon and module_name and attribute):
-        raise ValueError(f"target={target}: should be package.module:callable")
-    with _launch_folder_importable():
-        build = _import_callable(target, module_name, attribute)
-        with _prefixed_errors(f"target={target}"):
-            model = build(channels=channels, classes=classes)
+    build = import_object("target", target)
+    if not callable(build):
+        raise ValueError(f"target={target}: not a callable but {type(build).__name__}")
+    model = call_user_code(f"target={target}", build, channels=channels, classes=classes, **(args or {}))
     if not isinstance(model, nn.Module):
         raise ValueError(f"target={target}: returned {type(model).__name__} instead of a torch.nn.Module")
     _check(f"target={target}", model, channels, classes, pixels)
     return model
-
-
-def _import_callable(target: str, module_name: str, attribute: str) -> Callable[..., Any]:
-    try:
-        value: Any = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"target={target}: cannot be imported ({error})") from error
-    for part in attribute.split("."):
-        if not hasattr(value, part):
-            raise ValueError(f"target={target}: {module_name} has no {attribute}")
-        value = getattr(value, part)
-    if not callable(value):
-        raise ValueError(f"target={target}: not a callable but {type(value).__name__}")
-    build: Callable[..., Any] = value
-    return build
 
 
 def _check(setting: str, model: nn.Module, channels: int, classes: int, pixels: int) -> None:
@@ -116,17 +98,6 @@ def _prefixed_errors(setting: str) -> Iterator[None]:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{setting}: fails ({reason})") from error
-
-
-@contextmanager
-def _launch_folder_importable() -> Iterator[None]:
-    """Append the current folder to the module search path inside the context."""
-    folder = os.getcwd()
-    sys.path.append(folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
 
 
 def _similar(name: str, names: list[str]) -> str:

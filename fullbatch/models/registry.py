@@ -11,6 +11,7 @@ from fullbatch.models import densenets, pyramidnets, resnets, vgg
 from fullbatch.models.libraries import build_imported, build_timm, build_torchvision
 from fullbatch.models.linear import build_linear
 from fullbatch.models.nfnets import build_nfnet
+from fullbatch.models.small import build_cnn, build_mlp
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ FAMILIES = {
     "pyramidnet": Family(pyramidnets.build_pyramidnet, tuple(pyramidnets.ALPHAS)),
     "nfn": Family(build_nfnet),
     "linear": Family(build_linear),
+    "mlp": Family(build_mlp),
+    "cnn": Family(build_cnn),
     "torchvision": Family(build_torchvision),
     "timm": Family(build_timm),
     "import": Family(build_imported),
@@ -53,7 +56,7 @@ def build_model(name: str, /, *, channels: int, classes: int, pixels: int, **opt
     Args:
         name: name in any case, with the depth (``resnet18``) or with the depth as an option (``resnet``, ``depth=18``).
             ``torchvision`` and ``timm`` take a ``name`` as an option, ``import`` takes
-            ``target="package.module:callable"``.
+            ``target="package.module:callable"`` and ``args``.
         channels: channels of the images.
         classes: number of outputs.
         pixels: side of the square images.
@@ -65,12 +68,13 @@ def build_model(name: str, /, *, channels: int, classes: int, pixels: int, **opt
     family, depth = family_named(name)
     if depth is not None and options.setdefault("depth", depth) != depth:
         raise ValueError(f"name={name} and depth={options['depth']} contradict each other")
-    accepted = [key for key in inspect.signature(family.build).parameters if key not in _DATA_OPTIONS]
+    parameters = inspect.signature(family.build).parameters
+    accepted = [key for key in parameters if key not in _DATA_OPTIONS]
     for option in options:
         if option not in accepted:
             raise ValueError(f"{option}: not an option of {name}; accepted: {', '.join(accepted) or 'none'}")
     for required, known in (("depth", f"; known: {', '.join(NAMES)}"), ("name", ""), ("target", "")):
-        if required in accepted and required not in options:
+        if required in accepted and parameters[required].default is inspect.Parameter.empty and required not in options:
             raise ValueError(f"name={name}: needs a {required}{known}")
     data_options = {"channels": channels, "classes": classes, "pixels": pixels}
     for option, value in data_options.items():

@@ -109,7 +109,7 @@ class ProgressBar:
         text = f"loss {row['train_loss']:.4f}  train {row['train_acc']:.2%}"
         if "valid_acc" in row:
             text += f"  valid {row['valid_acc']:.2%}"
-        text += f"  lr {row['lr']:.4g}"
+        text += f"  lr {row['lr']:.4g}" if "lr" in row else ""
         self._bar.update(self._task, completed=row["step"], values=text)
         # Each validated step has a line; elsewhere than on a terminal, which has the bar, so does one every 10 seconds.
         waited = time.monotonic() - self._last_line > self.SECONDS_BETWEEN_LINES

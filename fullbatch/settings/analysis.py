@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from fullbatch.settings.types import SETTINGS, Count, Float, Name, NonNegativeInt, Positive, none_as_blank
+from fullbatch.settings.types import SETTINGS, Count, Float, Name, NonNegativeInt, Positive, Targets, none_as_blank
 
 
 def _six_or_none(value: int) -> int:
@@ -53,4 +53,5 @@ class Analysis:
     worst_case_rho: Positive
     worst_case_m: Count
     save_model_every_nth_step: Count | None
+    probes: Targets
     sharpness: Sharpness

@@ -15,6 +15,8 @@ from fullbatch.settings.types import (
     NonNegative,
     NonNegativeInt,
     Positive,
+    Target,
+    Targets,
     Text,
     infinity_as_name,
 )
@@ -73,6 +75,7 @@ class Hyp:
     sub_batch: Count
     label_smoothing: Fraction
     loss_modification: Text | None
+    loss_target: Target | None
     norm_bias: NormBiasSettings
     test_time_flips: bool
     gradient_average: Annotated[Literal["exact", "moving"], Name]
@@ -80,5 +83,6 @@ class Hyp:
     max_evaluations: Positive | None
     recalibrate_batchnorm: bool
     label_noise: Fraction
+    transforms: Targets
     optim: Optim
     optim_modification: OptimModification

@@ -21,7 +21,15 @@ from fullbatch.settings.types import (
 
 
 @dataclass(frozen=True, config=SETTINGS)
-class ResNet:
+class Network:
+    """Settings shared by all models."""
+
+    weights: Text | None
+    """A file with the initial weights; None draws them."""
+
+
+@dataclass(frozen=True, config=SETTINGS)
+class ResNet(Network):
     """`model=resnet*`: the residual networks."""
 
     name: Text
@@ -36,7 +44,7 @@ class ResNet:
 
 
 @dataclass(frozen=True, config=SETTINGS)
-class DenseNet:
+class DenseNet(Network):
     """`model=densenet*`: the densely connected networks."""
 
     name: Text
@@ -51,7 +59,7 @@ class DenseNet:
 
 
 @dataclass(frozen=True, config=SETTINGS)
-class VGG:
+class VGG(Network):
     """`model=vgg*`: plain convolutional networks; the depth is part of the name."""
 
     name: Text
@@ -64,7 +72,7 @@ class VGG:
 
 
 @dataclass(frozen=True, config=SETTINGS)
-class PyramidNet:
+class PyramidNet(Network):
     """`model=pyramidnet*`: the pyramidal residual networks."""
 
     name: Text
@@ -74,7 +82,7 @@ class PyramidNet:
 
 
 @dataclass(frozen=True, config=SETTINGS)
-class NFNet:
+class NFNet(Network):
     """`model=nfn`: the normalizer-free networks."""
 
     name: Text
@@ -88,14 +96,14 @@ class NFNet:
 
 
 @dataclass(frozen=True, config=SETTINGS)
-class Linear:
+class Linear(Network):
     """`model=linear`: softmax regression."""
 
     name: Text
 
 
 @dataclass(frozen=True, config=SETTINGS)
-class LibraryModel:
+class LibraryModel(Network):
     """`model=torchvision` and `model=timm`: a classifier of one of these libraries."""
 
     family: Annotated[Literal["torchvision", "timm"], Name]
@@ -103,17 +111,33 @@ class LibraryModel:
 
 
 @dataclass(frozen=True, config=SETTINGS)
-class ImportedModel:
+class ImportedModel(Network):
     """`model=import`: a module of the user."""
 
     family: Annotated[Literal["import"], Name]
     target: Target
+    args: dict[str, Any]
 
 
-def kind_of_model(value: Any) -> str | None:
-    """Return the key ``family`` if there is one, else the family in the name."""
-    given = value.get("family") if isinstance(value, dict) else getattr(value, "family", None)
-    return str(given).lower() if given else family(value)
+@dataclass(frozen=True, config=SETTINGS)
+class MLP(Network):
+    """`model=mlp`: a fully connected network."""
+
+    name: Text
+    width: Count
+    depth: Count
+    nonlin_fn: Text
+
+
+@dataclass(frozen=True, config=SETTINGS)
+class CNN(Network):
+    """`model=cnn`: convolutions, each followed by a pooling."""
+
+    name: Text
+    width: Count
+    depth: Count
+    nonlin_fn: Text
+    pooling: Annotated[Literal["max", "average"], Name]
 
 
 Model = Annotated[
@@ -125,9 +149,11 @@ Model = Annotated[
         Annotated[NFNet, Tag("nfnet")],
         Annotated[NFNet, Tag("nfn")],
         Annotated[Linear, Tag("linear")],
+        Annotated[MLP, Tag("mlp")],
+        Annotated[CNN, Tag("cnn")],
         Annotated[LibraryModel, Tag("torchvision")],
         Annotated[LibraryModel, Tag("timm")],
         Annotated[ImportedModel, Tag("import")],
     ],
-    Discriminator(kind_of_model),
+    Discriminator(family),
 ]

@@ -1,6 +1,6 @@
 """Settings of the optimizers and of their modifications: one dataclass each."""
 
-from typing import Annotated, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
@@ -13,6 +13,8 @@ from fullbatch.settings.types import (
     Name,
     NonNegative,
     Positive,
+    Target,
+    Text,
     family,
     infinity_as_name,
     none_as_blank,
@@ -105,6 +107,37 @@ class LBFGS:
     max_linesearches: Count
 
 
+@dataclass(frozen=True, config=SETTINGS)
+class UserOptimizer:
+    """Settings shared by the optimizers of other packages; None leaves an argument at the default of the class."""
+
+    lr: NonNegative | None
+    momentum: NonNegative | None
+    weight_decay: NonNegative | None
+    args: dict[str, Any]
+
+
+@dataclass(frozen=True, config=SETTINGS)
+class TorchOptimizer(UserOptimizer):
+    """`hyp/optim=torch`: an optimizer of torch.optim."""
+
+    family: Annotated[Literal["torch"], Name]
+    name: Text
+
+
+@dataclass(frozen=True, config=SETTINGS)
+class ImportedOptimizer(UserOptimizer):
+    """`hyp/optim=import`: an optimizer of the user."""
+
+    family: Annotated[Literal["import"], Name]
+    target: Target
+
+    @property
+    def name(self) -> str:
+        """The name of the class."""
+        return self.target.partition(":")[2]
+
+
 Optim = Annotated[
     Union[  # noqa: UP007 (a runtime value)
         Annotated[GradientDescent, Tag("gd")],
@@ -113,6 +146,8 @@ Optim = Annotated[
         Annotated[AdaptivelyClippedDescent, Tag("gd_agc")],
         Annotated[ClippedDescent, Tag("gd_clip")],
         Annotated[LBFGS, Tag("lbfgs")],
+        Annotated[TorchOptimizer, Tag("torch")],
+        Annotated[ImportedOptimizer, Tag("import")],
     ],
     Discriminator(family),
 ]

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fullbatch.settings.model import kind_of_model
 from fullbatch.settings.types import family
 
 Tree = dict[str, Any]
@@ -44,28 +43,18 @@ class Choice:
 
 CHOICES = {
     "model": Choice(
-        ("resnet", "densenet", "vgg", "pyramidnet", "nfnet", "nfn", "linear", "torchvision", "timm"),
+        ("resnet", "densenet", "vgg", "pyramidnet", "nfnet", "nfn", "linear", "mlp", "cnn", "torchvision", "timm"),
         (
             *("family", "name", "depth", "width", "stem", "convolution", "nonlin_fn", "normalization", "downsample"),
             *("initialization", "bn_size", "memory_efficient", "drop_rate", "head", "classical_weight_init", "alpha"),
-            *("bottleneck", "variant", "stochdepth_rate", "se_ratio", "nonlin", "use_dropout"),
+            *("bottleneck", "variant", "stochdepth_rate", "se_ratio", "nonlin", "use_dropout", "pooling"),
         ),
     ),
     "hyp.optim": Choice(
-        ("gd", "adam", "fista", "gd_agc", "gd_clip", "lbfgs"),
+        ("gd", "adam", "fista", "gd_agc", "gd_clip", "lbfgs", "torch"),
         (
-            *(
-                "name",
-                "lr",
-                "momentum",
-                "weight_decay",
-                "dampening",
-                "nesterov",
-                "line_search",
-                "c1",
-                "c2",
-                "alpha_max",
-            ),
+            *("family", "name", "lr", "momentum", "weight_decay", "dampening", "nesterov", "line_search", "c1", "c2"),
+            *("alpha_max", "args"),
             *("max_iter", "interval", "factor", "norm_type", "clipping", "eps", "betas", "amsgrad", "fista_mod"),
             *("projection", "radius", "restart", "history_size", "damping", "eta", "max_linesearches"),
         ),
@@ -74,6 +63,9 @@ CHOICES = {
         ("none", "lars", "larc", "sam", "asam"), ("name", "trust_coefficient", "eps", "rho", "eta")
     ),
 }
+
+COMMON = ("weights",)
+"""Keys of every choice of their group that are the command line's."""
 
 
 def merge_stored(
@@ -171,8 +163,7 @@ def _merge_database(data: Tree, stored: Any, typed: set[str], training: bool) ->
 
 def _chosen(group: str, composed: Tree, stored: Any, typed: set[str]) -> Tree:
     """Return the listed keys of a stored group, changed by the keys that the command line names."""
-    kind_of = kind_of_model if group == "model" else family
-    kind, choice, option = kind_of(stored), CHOICES[group], group.replace(".", "/")
+    kind, choice, option = family(stored), CHOICES[group], group.replace(".", "/")
     if not isinstance(stored, dict) or kind not in choice.names:
         target = stored.get("target") if isinstance(stored, dict) else None
         if target is None:
@@ -180,7 +171,8 @@ def _chosen(group: str, composed: Tree, stored: Any, typed: set[str]) -> Tree:
         arguments = f"{option}={_shown(kind)} {group}.target={_shown(target)}"
         raise ValueError(f"the checkpoint's {group} is {_shown(target)}; to run this code, add {arguments}")
     taken = {key: stored[key] for key in choice.keys if key in stored}
-    if kind_of(composed) == kind:
+    taken |= {key: composed[key] for key in COMMON if key in composed}
+    if family(composed) == kind:
         taken = {**composed, **taken}  # with keys that are newer than the checkpoint
     for key in (key.removeprefix(f"{group}.") for key in typed if key.startswith(f"{group}.")):
         if key not in taken:

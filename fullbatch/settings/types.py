@@ -100,6 +100,10 @@ def none_as_blank(value: Any) -> Any:
     return None if _lower(value) == "none" else _lower(value)
 
 
+def _as_list(value: Any) -> Any:
+    return [] if value is None else [value] if isinstance(value, str) else value
+
+
 Int = Annotated[int, _below(31)]
 LargeInt = Annotated[int, _below(63)]
 Float = Annotated[float, BeforeValidator(_no_bool), AfterValidator(_single)]
@@ -114,6 +118,7 @@ Text = Annotated[str, BeforeValidator(_text)]
 """Text; a whole number in a file is read as text."""
 Device = Annotated[Text, AfterValidator(_device)]
 Target = Annotated[Text, AfterValidator(_target)]
+Targets = Annotated[list[Target], BeforeValidator(_as_list)]
 FileName = Annotated[Text, AfterValidator(_file_name)]
 """Part of file names, without folders."""
 DatabaseName = Annotated[Text, AfterValidator(_below_folder)]
@@ -124,6 +129,11 @@ ChannelValues = tuple[Float, ...]
 
 
 def family(value: Any) -> str | None:
-    """Return the key ``name`` without the depth at its end, which selects the dataclass."""
-    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
-    return str(name).lower().rstrip("0123456789") if name else None
+    """Return what selects the dataclass: the key ``family``, else the key ``name`` without the depth at its end."""
+
+    def entry(key: str) -> Any:
+        return value.get(key) if isinstance(value, dict) else getattr(value, key, None)
+
+    if entry("family"):
+        return str(entry("family")).lower()
+    return str(entry("name")).lower().rstrip("0123456789") if entry("name") else None

@@ -9,8 +9,10 @@ from torch.optim import Optimizer
 from fullbatch.objective.evaluations import Evaluation
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.optim.closure import Point, parameters_of
+from fullbatch.optim.eager import EagerOptimizer
 from fullbatch.optim.weight_decay import decay_penalty, with_decay
 from fullbatch.randomness import seeded
+from fullbatch.runtime.imports import describe_error, takes
 from fullbatch.tensors import clones, device_of, global_norm, trainable
 from fullbatch.transforms.chain import GradientTransform, chain
 
@@ -44,6 +46,7 @@ class StepClosure:
         self.num_gradients = self.num_losses = 0
         self._cached, self._last = cached, cached
         self._versions: list[int] = []
+        self._evaluating = False
 
     @property
     def pure(self) -> bool:
@@ -58,6 +61,7 @@ class StepClosure:
         """
         evaluation, self._cached = self._cached, None
         parameters = trainable(self.objective.model)
+        self._evaluating = True
         if evaluation is None:
             with torch.enable_grad():
                 evaluation = self.objective.evaluate(update_buffers=not self.report)
@@ -72,7 +76,34 @@ class StepClosure:
                 parameter.grad = gradient
             full_loss = evaluation.loss + evaluation.penalty + decay_penalty(self.optimizer)
             self.report = self.report or _report(evaluation, full_loss, statistics, parameters)
+        self._evaluating = False
         return full_loss
+
+    def update(self) -> None:
+        """Take a step of the optimizer, of any class.
+
+        One whose ``step`` takes no closure gets the gradients before.
+
+        Raises:
+            ValueError: an optimizer of another package fails, or does not call the closure.
+        """
+        optimizer = self.optimizer
+        if isinstance(getattr(optimizer, "base", optimizer), EagerOptimizer):
+            optimizer.step(self)  # type: ignore[arg-type]  # a loss may be a tensor
+            return
+        name = type(getattr(optimizer, "base", optimizer)).__name__
+        try:
+            if takes(optimizer.step, "closure"):
+                optimizer.step(self)  # type: ignore[arg-type]
+            else:
+                self()
+                optimizer.step()
+        except Exception as error:
+            if self._evaluating:  # an error of the objective
+                raise
+            raise ValueError(f"hyp.optim: {name}.step failed: {describe_error(error)}") from error
+        if not self.report:
+            raise ValueError(f"hyp.optim: {name}.step did not call its closure, which computes the gradient")
 
     def evaluate(self) -> Point:
         """Set the transformed gradients; return the full loss and its own gradient."""

@@ -1,19 +1,22 @@
 """Everything that is needed to continue a run."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fullbatch.models.packed_rows import RowPacker, unpack_rows
 from fullbatch.models.weights import load_weights
+from fullbatch.optim.closure import parameters_of
 from fullbatch.optim.ema import ExponentialMovingAverage
-from fullbatch.tensors import trainable
-from fullbatch.training.stored_state import check_cached, check_numbers, check_optimizer, check_types
+from fullbatch.tensors import preserved, trainable
+from fullbatch.training.stored_state import check_cached, check_numbers, check_optimizer, check_types, stored_groups
 
 Row = dict[str, float]
 """The values recorded for one step; a value that was not measured has no entry."""
@@ -49,13 +52,28 @@ class TrainState:
         """The number of steps taken."""
         return len(self.rows)
 
+    @contextmanager
+    def evaluated(self) -> Iterator[nn.Module]:
+        """Yield the model that is validated: with averaged weights, where the run or its optimizer averages them.
+
+        Such optimizers, the schedule-free ones, have methods ``eval`` and ``train``, which exchange the weights.
+        """
+        if self.ema is not None or not self._optimizer_averages:
+            yield self.model if self.ema is None else self.ema.model
+            return
+        with preserved(trainable(self.model)):
+            self.optimizer.eval()  # type: ignore[attr-defined]
+            yield self.model
+            self.optimizer.train()  # type: ignore[attr-defined]
+
     @property
-    def evaluated_model(self) -> nn.Module:
-        """The model that is validated: the average of the weights where there is one."""
-        return self.model if self.ema is None else self.ema.model
+    def _optimizer_averages(self) -> bool:
+        return all(callable(getattr(self.optimizer, method, None)) for method in ("train", "eval"))
 
     def begin_step(self) -> None:
         """Copy model and optimizer, which a step changes before it is finished."""
+        if self._optimizer_averages:
+            self.optimizer.train()  # type: ignore[attr-defined]
         self._beginning = copy.deepcopy(self._changing())
 
     def end_step(self) -> None:
@@ -70,13 +88,20 @@ class TrainState:
         return {
             **(self._beginning or self._changing()),
             "inside": self.inside,
-            "ema": None if self.ema is None else self.ema.model.state_dict(),
+            "ema": self._averaged_weights(),
             **self._pack(self.rows),
             "step": self.step,
             "stopped": self.stopped,
             "memory": self.memory,
             "rng": torch.get_rng_state(),
         }
+
+    def _averaged_weights(self) -> dict[str, Tensor] | None:
+        if self.ema is None and (not self._optimizer_averages or self._beginning is not None):
+            return None
+        with self.evaluated() as model:
+            weights = model.state_dict()
+            return weights if self.ema is not None else {name: value.clone() for name, value in weights.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a ``state_dict``.
@@ -95,15 +120,20 @@ class TrainState:
         check_optimizer(self.optimizer, {**state["optimizer"], "state": of_parameters}, same_settings=True)
         check_cached(cached, trainable(self.model))
         check_numbers("state.memory", state.get("memory"))
-        if (state["ema"] is None) != (self.ema is None):
-            raise ValueError(
-                f"the entry state.ema is {'missing' if self.ema else 'of no use: there is no average here'}"
-            )
+        if self.ema is not None and state["ema"] is None:
+            raise ValueError("the entry state.ema is missing")
+        if self.ema is None and state["ema"] is not None and not self._optimizer_averages:
+            raise ValueError("the entry state.ema is of no use: there is no average here")
         load_weights(self.model, state["model"])
         if self.ema is not None:
             load_weights(self.ema.model, state["ema"])
-        groups = self.optimizer.state_dict()["param_groups"]
+        groups = stored_groups(self.optimizer, state["optimizer"]["param_groups"])
         self.optimizer.load_state_dict({"state": of_parameters, "param_groups": groups})
+        for parameter, entries in zip(parameters_of(self.optimizer), map(of_parameters.get, count()), strict=False):
+            for key, value in (entries or {}).items():  # PyTorch has converted them to the dtype of the parameter
+                own = self.optimizer.state[parameter][key]
+                if isinstance(own, Tensor) and own.dtype is not value.dtype:
+                    self.optimizer.state[parameter][key] = value.to(own.device)
         self.cached = cached
         self.rows, self.stopped = list(state["rows"]), state["stopped"]
         self.memory = dict(state.get("memory", {}))  # not in older checkpoints

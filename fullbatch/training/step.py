@@ -13,6 +13,7 @@ from torch import Tensor
 from fullbatch.objective.blocks import ConstantBlocks, Data
 from fullbatch.objective.evaluations import Evaluation
 from fullbatch.objective.full_batch import FullBatchObjective
+from fullbatch.optim.eager import EagerOptimizer
 from fullbatch.randomness import derive_seed
 from fullbatch.tensors import device_of, dtype_of, global_norm, trainable
 from fullbatch.training.closure import StepClosure
@@ -112,11 +113,11 @@ class Step:
             objective = self.objective.over(blocks, self.block_pass)
             noise_seed = derive_seed(self.seed, step, len(parts[0]) * number)
             closure = StepClosure(objective, optimizer, self.transforms, noise_seed, self._take_cached(stochastic))
-            optimizer.step(closure)  # type: ignore[arg-type]  # a loss may be a tensor
+            closure.update()
             if not stochastic and (last := closure.last_here) is not None and self._is_constant(objective):
                 self.state.cached = {**vars(last), "norm": global_norm(parameters).detach()}
             counts = {"evaluations": closure.num_gradients, "loss_evaluations": closure.num_losses}
-            extra = counts | getattr(optimizer, "statistics", {})
+            extra = counts | (getattr(optimizer, "statistics", {}) if isinstance(optimizer, EagerOptimizer) else {})
             like = closure.report["train_loss"]
             updates.append(closure.report | {name: torch.full_like(like, value) for name, value in extra.items()})
         with torch.no_grad():

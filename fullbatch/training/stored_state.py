@@ -3,6 +3,7 @@
 Checkpoints are protected by checksums; entries that do not fit come from files that another program has changed.
 """
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NotRequired
@@ -12,6 +13,8 @@ from pydantic import AfterValidator, ConfigDict, Field, InstanceOf, TypeAdapter,
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import TypedDict
+
+from fullbatch.optim.eager import EagerOptimizer
 
 STRICT = ConfigDict(strict=True)
 EXACT = ConfigDict(strict=True, extra="forbid")
@@ -104,6 +107,8 @@ class _StoredState(TypedDict):
     memory: NotRequired[dict[str, Any]]
 
 
+KNOWN = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+"""Besides those of this package, optimizers whose groups are settings and whose entries are shaped like parameters."""
 NOT_COMPARED = {"lr", "foreach", "fused", "capturable", "differentiable"}
 """Keys of parameter groups that the schedule sets or that change numbers by rounding at most."""
 
@@ -133,23 +138,47 @@ def check_optimizer(optimizer: Optimizer, stored: Mapping[str, Any], *, same_set
     sizes, stored_sizes = ([len(group["params"]) for group in g] for g in (groups, stored_groups))
     if sizes != stored_sizes:
         raise ValueError(f"the optimizer state has groups of {stored_sizes} parameters, the optimizer here {sizes}")
+    settings, is_known = _settings_of(optimizer), _is_known(optimizer)
     for number, (group, other) in enumerate(zip(groups, stored_groups, strict=True) if same_settings else ()):
-        expected = {**group, "initial_lr": group.get("initial_lr", group["lr"])}
-        for key in sorted((expected.keys() & other.keys()) - NOT_COMPARED):
+        expected = {**group, "initial_lr": group.get("initial_lr", group.get("lr"))}
+        for key in sorted((expected.keys() & other.keys() & settings) - NOT_COMPARED):
             if isinstance(other[key], Tensor) or other[key] != expected[key]:
                 name = f"state.optimizer.param_groups.{number}.{key}"
                 raise ValueError(f"the entry {name} is {other[key]!r}, in the configuration it is {expected[key]!r}")
     check_types({k: v for k, v in stored["state"].items() if isinstance(k, str)}, _Shared, "state.optimizer.state")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, values in stored["state"].items():
-        if isinstance(index, int):
+        if isinstance(index, int) and is_known:
             _check_moments(index, values, parameters)
         else:
             check_numbers(f"state.optimizer.state.{index}", values)
-    for group in groups:
+    for group in groups if is_known else ():
         kinds = {_kinds(stored["state"].get(index)) for index in group["params"]}
         if len(kinds) > 1:
             raise ValueError("the entries of state.optimizer.state differ between parameters; some are missing")
+
+
+def stored_groups(optimizer: Optimizer, stored: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the groups to continue with: the settings are the optimizer's; what else it keeps there is that stored."""
+    settings = _settings_of(optimizer)
+    return [
+        {**other, **{key: value for key, value in group.items() if key in settings or key not in other}}
+        for group, other in zip(optimizer.state_dict()["param_groups"], stored, strict=True)
+    ]
+
+
+def _is_known(optimizer: Optimizer) -> bool:
+    base = getattr(optimizer, "base", optimizer)
+    return isinstance(base, EagerOptimizer) or type(base) in KNOWN
+
+
+def _settings_of(optimizer: Optimizer) -> set[str]:
+    """Return the keys of the groups that are settings; other packages keep parts of the state there, too."""
+    keys = {"initial_lr"}.union(*optimizer.param_groups)
+    if _is_known(optimizer):
+        return keys
+    constructor = inspect.signature(type(getattr(optimizer, "base", optimizer)))
+    return keys & {*constructor.parameters, "params", "lr", "initial_lr"}
 
 
 def check_cached(cached: Mapping[str, Any] | None, parameters: Sequence[nn.Parameter]) -> None:

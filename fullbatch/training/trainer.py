@@ -107,13 +107,14 @@ class Trainer:
             lr = set_learning_rates(state.optimizer, plan.schedule(state.step))
             stochastic = plan.stochastic(state.step)
             try:
-                with self._inside_step(lr, stochastic):
+                with self._inside_step(lr or 0.0, stochastic):
                     row = self.step(state.step, stochastic=stochastic)
             except PausedError:
                 return
             if state.ema is not None:
                 state.ema.update(state.model)
-            row = {"step": state.step + 1, **row, "lr": lr, "train_time": time.perf_counter() - start}
+            rate = {} if lr is None else {"lr": lr}
+            row = {"step": state.step + 1, **row, **rate, "train_time": time.perf_counter() - start}
             state.rows.append(row)
             state.stopped = next((reason for rule in plan.stop_rules if (reason := rule(state.rows))), None)
             request = StopRequest.NONE if self.done else self.request()
@@ -157,13 +158,16 @@ def validate_last(state: TrainState, validate: Validate) -> None:
 def measure_validation(state: TrainState, validate: Validate) -> Row:
     """Return validation loss, accuracy and seconds of the evaluated model."""
     start = time.perf_counter()
-    evaluation = validate(state.evaluated_model, state.step - 1)
+    with state.evaluated() as model:
+        evaluation = validate(model, state.step - 1)
     loss, accuracy = torch.stack([evaluation.loss, evaluation.accuracy]).tolist()
     return {"valid_loss": loss, "valid_acc": accuracy, "valid_time": time.perf_counter() - start}
 
 
-def set_learning_rates(optimizer: Optimizer, factor: float) -> float:
-    """Set each group's learning rate to ``factor`` times its initial one; return the first group's."""
+def set_learning_rates(optimizer: Optimizer, factor: float) -> float | None:
+    """Set each group's learning rate to ``factor`` times its initial one; return the first group's, if it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
-    return float(optimizer.param_groups[0]["lr"])
+        if "lr" in group:
+            group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
+    first = optimizer.param_groups[0].get("lr")
+    return None if first is None else float(first)

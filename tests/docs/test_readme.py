@@ -1,9 +1,12 @@
 """The documentation is correct: its code runs, its table of groups is complete, its commands and links exist."""
 
 import re
+import shlex
+from pathlib import Path
 
 import pytest
 from composing import CONFIG, ROOT
+from running import run_in_process
 
 from fullbatch.__main__ import COMMANDS
 
@@ -54,3 +57,15 @@ def test_commands_exist() -> None:
     pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     commands = set(re.findall(r"python -m fullbatch ([a-z][\w-]*)", pages))
     assert {"inspect", "page", "report", "status"} <= commands <= COMMANDS.keys()
+
+
+def test_the_example_of_bring_your_own_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "bring_your_own.md").read_text(encoding="utf-8")
+    (tmp_path / "my_code.py").write_text(snippets(page)[0], encoding="utf-8")
+    (command,) = re.findall(r"```bash\npython train_with_gradient_descent.py (.*)\n```", page)
+    smaller = ["data.size=60", "data.valid_size=40", "hyp.steps=3", "hyp.warmup=0", "impl.device=cpu", "impl.threads=1"]
+    assert run_in_process(monkeypatch, tmp_path, *shlex.split(command), *smaller) == 0
+    (table,) = tmp_path.glob("outputs/**/table_*_convergence_results.csv")
+    columns, *rows = [line.split("\t") for line in table.read_text().splitlines()]
+    assert float(rows[2][columns.index("train_loss")]) < float(rows[0][columns.index("train_loss")])
+    assert float(rows[2][columns.index("largest_weight")]) > 0

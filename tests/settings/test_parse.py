@@ -196,7 +196,7 @@ MISTAKES = {
     "hyp.optim.lr=-1": r"hyp\.optim\.lr: .*greater than or equal to 0",
     "hyp.optim.name=madam": r"hyp\.optim\.name=madam: unknown; known: 'gd', 'adam', 'fista'",
     "model.name=resnot": r"model\.name=resnot: unknown; known: 'resnet', 'densenet', .*, 'linear'",
-    "model=vgg16 +model.width=3": r"model\.width: there is no such key in the chosen model, only in resnet$",
+    "model=vgg16 +model.width=3": r"model\.width: there is no such key in the chosen model, only in resnet, mlp, cnn$",
     "model=nfn model.se_ratio=2": r"model\.se_ratio: .*less than or equal to 1",
     "model=densenet121 model.drop_rate=1": r"model\.drop_rate: .*less than 1",
     "model=torchvision": r"model\.name: .*string \(got a blank\)",

@@ -47,6 +47,7 @@ def altered(value: Any, key: str) -> Any:
 def hostile(tree: dict[str, Any]) -> dict[str, Any]:
     """Return the configuration with another value for each key, except for the names that choose a group's keys."""
     names = {"model.name", "model.family", "data.db.name", "hyp.optim.name", "hyp.optim_modification.name"}
+    names.add("hyp.loss_target")  # an error
     changes = {key: altered(value, key) for key, value in flatten(tree).items() if key not in names}
     return {**replace_keys(tree, changes), "hydra": {"run": {"dir": "/hostile"}}, "hyp.loss_target": CODE}
 
@@ -77,18 +78,19 @@ def decided(union: Any) -> Iterator[tuple[str, set[str]]]:
 
 def test_for_every_setting_it_is_decided_whether_it_is_taken() -> None:
     """A new family or key has to be listed, or added here."""
-    for group, union, code in (
-        ("model", Model, {"import"}),
-        ("hyp.optim", Optim, set()),
-        ("hyp.optim_modification", OptimModification, set()),
-    ):
+    not_taken: tuple[tuple[str, Any, set[str], set[str]], ...] = (
+        ("model", Model, {"import"}, {"target", "args", "weights"}),
+        ("hyp.optim", Optim, {"import"}, {"target"}),
+        ("hyp.optim_modification", OptimModification, set(), set()),
+    )
+    for group, union, code, keys in not_taken:
         kinds = dict(decided(union))
         assert kinds.keys() - set(CHOICES[group].names) == code
-        assert set().union(*kinds.values()) - set(CHOICES[group].keys) == ({"target"} if code else set())
+        assert set().union(*kinds.values()) - set(CHOICES[group].keys) == keys
     training = {
         *("template_name", "shuffle", "sample_with_replacement", "train_stochastic", "train_switch_stochastic"),
         *("train_semi_stochastic", "steps", "scheduler", "stop_at_full_training_accuracy", "warmup", "grad_clip"),
-        *("grad_noise", "norm_bias", "blocks_per_update", "max_evaluations"),
+        *("grad_noise", "norm_bias", "blocks_per_update", "max_evaluations", "transforms", "loss_target"),
     }
     listed = {key for key in listed_keys(DEFAULT) if key.startswith("hyp.")}
     assert {field.name for field in fields(Hyp)} == training | {key.split(".")[1] for key in listed}

@@ -171,7 +171,7 @@ def test_an_average_starts_from_the_weights(model: nn.Module, tmp_path: Path) ->
     other = small("resnet").double()
     state = TrainState(other, momentum_sgd(other), ExponentialMovingAverage(other, 0.9))
     resume_from(state, read_model(tmp_path / "x.pth"))
-    assert same_tensors(state.evaluated_model.state_dict(), model.state_dict())
+    assert same_tensors(state.ema.model.state_dict(), model.state_dict())
 
 
 @pytest.mark.parametrize("ema", [False, True])
@@ -181,7 +181,8 @@ def test_a_checkpoint_gives_the_weights_that_were_validated(model: nn.Module, tm
     state.rows = [{"step": 1, "train_loss": 2.0, "valid_acc": 0.25}, {"step": 2, "train_loss": 1.0}]
     save_checkpoint(tmp_path / "x.pth", state.state_dict(), config={}, seed=3)
     stored = read_model(tmp_path / "x.pth")
-    assert same_tensors(stored.weights, state.evaluated_model.state_dict())
+    with state.evaluated() as evaluated:
+        assert same_tensors(stored.weights, evaluated.state_dict())
     assert same_tensors(stored.weights, model.state_dict()) != ema
     assert (stored.step, stored.checkpoint["seed"]) == (2, 3)
     other = small("resnet").double()

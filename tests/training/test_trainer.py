@@ -89,9 +89,8 @@ def test_the_average_of_the_weights_is_what_is_validated() -> None:
     some_trainer.run()
     assert some_trainer.state.ema is not None
     assert validated == [some_trainer.state.ema.model]
-    assert (
-        TrainState(some_trainer.state.model, some_trainer.state.optimizer).evaluated_model is some_trainer.state.model
-    )
+    with TrainState(some_trainer.state.model, some_trainer.state.optimizer).evaluated() as model:
+        assert model is some_trainer.state.model
 
 
 def test_the_mode_may_switch_on_the_way() -> None:
