@@ -13,6 +13,7 @@ from fullbatch.results.ledger import JobDescription
 from fullbatch.runtime.device import DTYPES
 from fullbatch.runtime.manifests import differences
 from fullbatch.settings import Run
+from fullbatch.training.checkpoint import checkpoint_path
 
 CHANGEABLE = {
     "data": ("caching", "download", "mirrors"),
@@ -46,6 +47,7 @@ class RunIdentity:
         name: of the run.
         seed: None until it is drawn.
         content: of the data, see ``content_of_data``: it stands for ``data.path`` in comparisons and hashes.
+        parent: digest of the checkpoint that the run was forked from.
         former: the hash that earlier versions made of the configuration, with ``data.path`` as it was given.
     """
 
@@ -55,6 +57,7 @@ class RunIdentity:
     seed: int | None
     content: str | None = None
     former: str = ""
+    parent: str | None = None
 
     @classmethod
     def of(cls, run: Run, tree: Mapping[str, Any]) -> "RunIdentity":
@@ -69,11 +72,13 @@ class RunIdentity:
             # of official data sets, the hash is that of their default place, as it always was
             default = None if run.data.name.lower() == "digits" else "~/data"
             hashed = {**hashed, "data": {**hashed["data"], "path": content or default}}
+        parent = None if impl.checkpoint.fork_from is None else _digest(checkpoint_path(impl.checkpoint.fork_from))
+        forked = [] if parent is None else [parent]
         configuration, old = (
-            content_hash([groups, run.hyp.steps, _without(vars(run.analysis), "analysis"), arithmetic])
+            content_hash([groups, run.hyp.steps, _without(vars(run.analysis), "analysis"), arithmetic, *forked])
             for groups in (hashed, former)
         )
-        return cls(_significant(tree), configuration, run.name, run.seed, content, old)
+        return cls(_significant(tree), configuration, run.name, run.seed, content, old, parent)
 
     def as_recorded(self, attempts: Sequence[JobDescription]) -> "RunIdentity":
         """Return the identity with the hash of earlier versions where these attempts have it."""
@@ -97,6 +102,9 @@ class RunIdentity:
             ignored += ("data.path:",)
             content = self.content
         lines = [line for line in differences(checkpoint["config"], self.config) if not line.startswith(ignored)]
+        parent = checkpoint.get("parent")
+        if (parent.get("digest") if isinstance(parent, dict) else None) != self.parent:
+            lines.append("impl.checkpoint.fork_from: another parent there than here")
         if content not in (None, self.content):
             lines.append("data.path: other images there than here")
         if self.seed not in (None, checkpoint["seed"]):
@@ -119,8 +127,13 @@ def _same_place(first: Any, second: Any) -> bool:
 def _significant(tree: Mapping[str, Any]) -> dict[str, Any]:
     groups = {group: _without(tree[group], group) for group in ("data", "model", "hyp")}
     if weights := groups["model"].get("weights"):  # wherever the file lies
-        groups["model"]["weights"] = hashlib.blake2b(Path(weights).read_bytes(), digest_size=16).hexdigest()
+        groups["model"]["weights"] = _digest(Path(weights))
     return groups
+
+
+def _digest(path: Path) -> str:
+    """Return a string that is equal only for files of equal content."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def _without(settings: Mapping[str, Any], group: str) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class Job:
         training: its state, step and plan.
         probes: what measures it.
         group: the processes that share it.
+        parent: path, step and digest of the checkpoint that it was forked from.
     """
 
     run: Run
@@ -53,6 +54,7 @@ class Job:
     training: Training
     probes: Probes
     group: Group = ALONE
+    parent: dict[str, Any] | None = None
 
     @property
     def seed(self) -> int:
@@ -83,7 +85,8 @@ def log_start(job: Job) -> None:
     warn_about(run)
     settings = to_yaml({**job.tree, "seed": job.seed})
     write_atomically(job.paths.folder / "config.yaml", settings.encode())
-    write_record(job.paths.folder, RunIdentity.of(run, job.tree).job)  # as in the ledger, before the seed is drawn
+    identity = RunIdentity.of(run, job.tree)  # as in the ledger, before the seed is drawn
+    write_record(job.paths.folder, identity.job, job.parent)
 
 
 def warn_about(run: Run) -> None:
@@ -140,6 +143,7 @@ def run_row(job: Job, result: Mapping[str, Any], diverged: DivergedError | None 
         "batch_size": run.data.batch_size,
         **flatten(job.tree["hyp"]),
         "seed": job.seed,
+        **({} if job.parent is None else {"parent": job.parent["path"], "parent_step": job.parent["step"]}),
         "configuration": job.identity.configuration,
         "folder": str(job.paths.folder),
     }

@@ -14,7 +14,7 @@ from fullbatch.app.identity import RunIdentity
 from fullbatch.app.job import Job, describe_progress, log_start
 from fullbatch.app.paths import RunPaths
 from fullbatch.app.processes import require_equal_settings
-from fullbatch.app.resume import keep_foreign, read_matching
+from fullbatch.app.resume import keep_foreign, read_matching, read_parent
 from fullbatch.build.data import Stream, about
 from fullbatch.build.probes import build_probes
 from fullbatch.build.trainer import build_training
@@ -39,7 +39,8 @@ def prepare(
     if isinstance(impl.setup, Distributed):
         torch.multiprocessing.set_sharing_strategy(impl.setup.strategy)
     require_equal_settings(tree, group)
-    saved, stored, seed = _share_checkpoint(identity, paths, group)
+    saved, stored, seed, forks = _share_checkpoint(identity, paths, impl.checkpoint.fork_from, group)
+    parent: dict[str, Any] | None = None if stored is None else stored.checkpoint.get("parent")
     torch.manual_seed(Stream.GLOBAL.seed(seed))
     if saved is None and group.is_main and impl.checkpoint.name is not None and is_path(impl.checkpoint.name):
         log.info("%s: there is no such file yet; the run begins, and its checkpoints go there", paths.checkpoint)
@@ -47,36 +48,50 @@ def prepare(
         training = build_training(run, seed, group, requests)
         if saved is not None and stored is not None:
             with about(str(saved)):
-                resume_from(training.state, stored)
-            if group.is_main:
+                resume_from(training.state, stored, fork=forks)
+            if forks:
+                require_steps(run.hyp.steps, training.state.step)
+                parent = {"path": str(saved), "step": training.state.step, "digest": identity.parent}
+            elif group.is_main:
                 set_damaged_aside(paths.checkpoint, saved)
                 if not stored.checkpoint:
                     keep_foreign(saved, stored)
-            log.info("continuing %s from %s", describe_progress(training.state), saved)
+            verb = "forking" if forks else "continuing"
+            log.info("%s %s from %s", verb, describe_progress(training.state), saved)
         if impl.check_determinism and not training.is_done:
             training.check_determinism()
         probes = build_probes(training, paths.folder if group.is_main else None)
-    job = Job(run, tree, replace(identity, seed=seed), paths, training, probes, group)
+    job = Job(run, tree, replace(identity, seed=seed), paths, training, probes, group, parent)
     if group.is_main:
         log_start(job)
     return job
 
 
-def _share_checkpoint(
-    identity: RunIdentity, paths: RunPaths, group: Group
-) -> tuple[Path | None, StoredModel | None, int]:
-    """Return the checkpoint's file, its content, and the seed of the run, which is drawn where nothing gives it.
+def require_steps(steps: int, taken: int) -> None:
+    """Raise ``ValueError`` where a fork has no step left to take."""
+    if steps <= taken:
+        raise ValueError(f"hyp.steps={steps}: the checkpoint that is forked has {taken} steps; use a larger number")
 
-    The main process reads the file; the others receive its bytes, and read a copy.
+
+def _share_checkpoint(
+    identity: RunIdentity, paths: RunPaths, parent: str | None, group: Group
+) -> tuple[Path | None, StoredModel | None, int, bool]:
+    """Return the checkpoint's file, its content, the seed of the run, and whether the checkpoint is that of ``parent``.
+
+    The seed is drawn where nothing gives it. A run that has a checkpoint of its own continues from that. The main
+    process reads the file; the others receive its bytes, and read a copy.
     """
-    saved, stored, content, seed = None, None, b"", identity.seed
+    saved, stored, content, seed, forks = None, None, b"", identity.seed, False
     if group.is_main:
         saved, stored = read_matching(paths.checkpoint, identity) or (None, None)
+        forks = saved is None and parent is not None
+        if forks and parent is not None:
+            saved, stored = read_parent(parent)
         content = b"" if saved is None or group.size == 1 else saved.read_bytes()
-        if stored is not None and stored.checkpoint:
+        if stored is not None and stored.checkpoint and (seed is None or not forks):
             seed = int(stored.checkpoint["seed"])
         seed = secrets.randbits(31) if seed is None else seed
-    name, seed = json.loads(group.broadcast(json.dumps([saved and str(saved), seed]).encode()))
+    name, seed, forks = json.loads(group.broadcast(json.dumps([saved and str(saved), seed, forks]).encode()))
     content = group.broadcast(content)
     if name is not None and not group.is_main:
         saved = Path(name)
@@ -84,4 +99,4 @@ def _share_checkpoint(
             copy = Path(folder) / saved.name
             copy.write_bytes(content)
             stored = read_model(copy)
-    return saved, stored, int(seed)
+    return saved, stored, int(seed), forks

@@ -3,6 +3,7 @@
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def write_record(folder: Path, job: str) -> None:
-    """Record in a run folder what produced the run, and its job."""
-    content = json.dumps({**provenance(), "job": job}, indent=2) + "\n"
+def write_record(folder: Path, job: str, parent: Mapping[str, Any] | None) -> None:
+    """Record in a run folder what produced the run, its job, and the checkpoint that it was forked from."""
+    content = json.dumps({**provenance(), "job": job, "parent": parent and dict(parent)}, indent=2) + "\n"
     write_atomically(folder / RECORD, content.encode())
 
 

@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 from fullbatch.app.identity import RunIdentity
+from fullbatch.build.data import about
 from fullbatch.models.model_file import StoredModel
 from fullbatch.runtime.files import companion
-from fullbatch.training.checkpoint import read_newest
+from fullbatch.training.checkpoint import checkpoint_path, read_newest
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,21 @@ def read_matching(path: Path, identity: RunIdentity) -> tuple[Path, StoredModel]
     if stored.checkpoint and (lines := identity.mismatches(stored.checkpoint)):
         raise ValueError(
             f"{path}: the checkpoint of a run with another configuration ({'; '.join(lines[:5])}); "
-            "choose another impl.checkpoint.name, or move the file away"
+            "choose another impl.checkpoint.name, or move the file away; impl.checkpoint.fork_from continues from it "
+            "with this configuration"
         )
+    return newest
+
+
+def read_parent(name: str) -> tuple[Path, StoredModel]:
+    """Read the checkpoint of another run, by its name or path, for a run that is forked from it."""
+    path = checkpoint_path(name)
+    with about(f"impl.checkpoint.fork_from={name}"):
+        newest = read_newest(path)
+        if newest is None:
+            raise ValueError(f"there is no file {path}")
+        if newest[1].step is None:
+            raise ValueError("the file holds only weights; model.weights=FILE starts from weights alone")
     return newest
 
 

@@ -187,6 +187,7 @@ def _save(job: Job, requests: StopRequests) -> None:
         images={**images, "mean": list(data.mean), "std": list(data.std)},
         command=command_line(),
         content=job.identity.content,
+        parent=job.parent,
         keep=job.run.impl.checkpoint.keep,
     )
     requests.saved()

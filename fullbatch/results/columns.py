@@ -37,6 +37,8 @@ RUN_COLUMNS = {
     "status": Column(Kind.RESULT, "why the run ended"),
     "model": Column(Kind.SETTING, "name and depth of the model, or the target of model=import"),
     "optimizer": Column(Kind.SETTING, "name of the optimizer"),
+    "parent": Column(Kind.SETTING, "checkpoint that the run was forked from"),
+    "parent_step": Column(Kind.SETTING, "number of steps that the parent had taken"),
     "stoch": Column(Kind.SETTING, "whether the run began in stochastic mode"),
     "augmentations": Column(Kind.SETTING, "whether training images were augmented"),
     "valid_acc": Column(Kind.RESULT, "validation accuracy after the last step", "fraction"),

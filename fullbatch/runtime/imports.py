@@ -79,7 +79,8 @@ def describe_error(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {message}"
-    own = [frame for frame in frames if not frame.filename.startswith(("<frozen", os.path.dirname(__file__)))]
+    machinery = ("<frozen", __file__, importlib.__file__)
+    own = [frame for frame in frames if not frame.filename.startswith(machinery)]
     place = f" ({own[-1].filename}:{own[-1].lineno}, in {own[-1].name}: {own[-1].line})" if own else ""
     return f"{type(error).__name__}: {message}{place}"
 

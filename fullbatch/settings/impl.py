@@ -73,6 +73,7 @@ class CheckpointSettings:
     save_every_nth_step: Count
     keep: Annotated[NonNegativeInt, Field(le=10_000)]
     max_minutes: Positive | None
+    fork_from: CheckpointName | None
 
 
 @dataclass(frozen=True, config=SETTINGS)

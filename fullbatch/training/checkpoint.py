@@ -36,6 +36,7 @@ def save_checkpoint(
     images: Mapping[str, Any] | None = None,
     command: Sequence[str] = (),
     content: str | None = None,
+    parent: Mapping[str, Any] | None = None,
     keep: int = 0,
 ) -> None:
     """Save a ``TrainState.state_dict()`` with the configuration, the seed and the command line of its run.
@@ -48,11 +49,13 @@ def save_checkpoint(
         images: values that the configuration may leave blank: channels, classes, pixels, mean and std.
         command: the command line.
         content: identifies the data, as ``RunIdentity.content``.
+        parent: path, step and digest of the checkpoint that the run was forked from.
         keep: see ``path``.
     """
     version = CHECKPOINT_VERSIONS[KEY in state]
     saved: dict[str, Any] = {"format": CHECKPOINT_FORMAT, "version": version, "config": config, "seed": seed}
     saved |= {"state": state, "command": list(command), "content": content, "images": dict(images or {})}
+    saved |= {} if parent is None else {"parent": dict(parent)}
     write_archive(path, saved, keep=keep)
 
 
@@ -126,19 +129,23 @@ def set_damaged_aside(path: Path, intact: Path) -> None:
         version.replace(companion(version, "damaged"))
 
 
-def resume_from(state: TrainState, stored: StoredModel) -> None:
+def resume_from(state: TrainState, stored: StoredModel, *, fork: bool = False) -> None:
     """Load the state of a run from a checkpoint, or from the model, optimizer and step that another program saved.
 
-    The latter's rows hold the number of the step only.
+    The latter's rows hold the number of the step only. With ``fork``, the run may have other settings than the stored
+    one; it starts from the beginning of the step that the stored one is in.
 
     Raises:
         ValueError: The file holds no step, or another model or optimizer.
     """
     if stored.checkpoint:
-        state.load_state_dict(stored.checkpoint["state"])
+        state.load_state_dict(stored.checkpoint["state"], fork=fork)
         return
     if stored.step is None:
-        raise ValueError("a file of another program that holds only weights; runs continue from checkpoints")
+        raise ValueError(
+            "a file of another program that holds only weights; runs continue from checkpoints, and start from weights "
+            "alone with model.weights=FILE"
+        )
     load_weights(state.model, stored.weights)
     if state.ema is not None:
         load_weights(state.ema.model, stored.weights)

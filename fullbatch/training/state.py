@@ -103,10 +103,11 @@ class TrainState:
             weights = model.state_dict()
             return weights if self.ema is not None else {name: value.clone() for name, value in weights.items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a ``state_dict``.
+    def load_state_dict(self, state: Mapping[str, Any], *, fork: bool = False) -> None:
+        """Continue from a ``state_dict``; with ``fork``, under other settings.
 
-        Learning rates, weight decay and so on remain those of the optimizer, which the state dict must have, too.
+        Learning rates, weight decay and so on remain those of the optimizer. Except in a fork, the state dict must have
+        the same.
 
         Raises:
             ValueError: Entries are missing, of wrong types, not finite, or belong to another model or optimizer.
@@ -117,9 +118,12 @@ class TrainState:
             raise ValueError(f"the entry state.rows has {len(state['rows'])} rows for {state['step']} steps")
         of_parameters = dict(state["optimizer"]["state"])
         cached = state.get("cached", of_parameters.pop("known", None))  # older versions kept it there
-        check_optimizer(self.optimizer, {**state["optimizer"], "state": of_parameters}, same_settings=True)
+        check_optimizer(self.optimizer, {**state["optimizer"], "state": of_parameters}, same_settings=not fork)
         check_cached(cached, trainable(self.model))
         check_numbers("state.memory", state.get("memory"))
+        if fork:
+            ema = None if self.ema is None else state["ema"] or state["model"]
+            state, cached = {**state, "ema": ema, "inside": None, "stopped": None}, None
         if self.ema is not None and state["ema"] is None:
             raise ValueError("the entry state.ema is missing")
         if self.ema is None and state["ema"] is not None and not self._optimizer_averages:

@@ -162,7 +162,7 @@ def stored_groups(optimizer: Optimizer, stored: Sequence[Mapping[str, Any]]) -> 
     """Return the groups to continue with: the settings are the optimizer's; what else it keeps there is that stored."""
     settings = _settings_of(optimizer)
     return [
-        {**other, **{key: value for key, value in group.items() if key in settings or key not in other}}
+        group | {key: value for key, value in other.items() if key not in settings}
         for group, other in zip(optimizer.state_dict()["param_groups"], stored, strict=True)
     ]
 

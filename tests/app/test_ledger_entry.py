@@ -27,11 +27,11 @@ def identity() -> RunIdentity:
 
 
 def other_job(folder: Path, _: RunIdentity) -> None:
-    write_record(folder, "another job")
+    write_record(folder, "another job", None)
 
 
 def own_job(folder: Path, identity: RunIdentity) -> None:
-    write_record(folder, identity.job)
+    write_record(folder, identity.job, None)
 
 
 def damaged_record(folder: Path, _: RunIdentity) -> None:

@@ -137,7 +137,10 @@ def test_code_in_the_place_of_a_checkpoint_is_refused(
         ("model=torchvision model.name=resnet19", "model: name=resnet19: not a classifier of torchvision; similar"),
         ("model=torchvision model.name=alexnet", r"model: name=alexnet: fails on images \[1, 1, 8, 8\]"),
         ("model=import model.target=torch.nn:Identity", r"to \[1, 1, 8, 8\] instead of \[1, 10\]"),
-        ("model=import model.target=no.such:thing", "model: target=no.such:thing: cannot be imported"),
+        (
+            "model=import model.target=no.such:thing",
+            "model: target=no.such:thing: importing no.such failed: ModuleNotFoundError: No module named 'no'",
+        ),
     ],
 )
 def test_a_mistake_with_a_model_is_one_line(arguments: str, message: str) -> None:

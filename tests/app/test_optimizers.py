@@ -49,7 +49,8 @@ def test_every_combination_trains_or_is_refused_with_a_reason(optim: str, search
 
 
 def test_files_tables_and_tests_name_the_same_optimizers() -> None:
-    assert {path.stem for path in (CONFIG / "hyp/optim").glob("*.yaml")} == set(NAMES) == set(OPTIMIZERS)
+    files = {path.stem for path in (CONFIG / "hyp/optim").glob("*.yaml")}
+    assert files - {"torch", "import"} == set(NAMES) == set(OPTIMIZERS)
     files = {path.stem for path in (CONFIG / "hyp/optim_modification").glob("*.yaml")}
     assert files == set(WRAPPERS)
     assert {name.lower() for name in files} == set(MODIFICATIONS)

@@ -28,7 +28,8 @@ def test_the_configuration_has_the_defaults_of_the_code() -> None:
     for path in FILES:
         options = OmegaConf.to_container(OmegaConf.load(path))
         assert isinstance(options, dict)
-        name = options.pop("name")
+        name, weights = options.pop("name"), options.pop("weights")
+        assert weights is None
         with torch.device("meta"):
             configured = build_model(name, **options, channels=3, classes=10, pixels=32)
             default = build_model(path.stem, channels=3, classes=10, pixels=32)
@@ -55,7 +56,11 @@ def test_names_are_case_insensitive() -> None:
 
 
 MISTAKES = [
-    ("alexnet", {}, "name=alexnet: unknown; known: resnet18, resnet20, .*, densenet121, .*, linear, torchvision"),
+    (
+        "alexnet",
+        {},
+        "name=alexnet: unknown; known: resnet18, resnet20, .*, densenet121, .*, linear, mlp, cnn, torchvision",
+    ),
     ("resnet", {}, "name=resnet: needs a depth; known: resnet18"),
     ("resnet", {"depth": 19}, "depth=19: unknown; known: 18, 20, 32"),
     ("resnet18", {"depth": 20}, "name=resnet18 and depth=20 contradict"),
