@@ -69,7 +69,7 @@ def run(environment: Sequence[str], arguments: argparse.Namespace) -> list[tuple
     command = [sys.executable, __file__, "--measure", f"--steps={arguments.steps}", f"--pairs={arguments.pairs}"]
     variables = os.environ | {"THREADS": str(arguments.threads)} | dict(item.split("=", 1) for item in environment)
     output = subprocess.run(command, env=variables, check=True, capture_output=True, text=True).stdout
-    return [tuple(map(float, line.split())) for line in output.splitlines()]  # type: ignore[misc]
+    return [(float(alone), float(beside)) for alone, beside in map(str.split, output.splitlines())]
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from itertools import islice, product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -67,7 +67,7 @@ class SweepJobs(Callback):
             return
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         fixed = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-        given: list[Any] = [*fixed, *OmegaConf.to_container(config.hydra.overrides.task, resolve=False)]  # type: ignore[misc]
+        given = [*fixed, *cast("list[str]", OmegaConf.to_container(config.hydra.overrides.task, resolve=False))]
         state = random.getstate()
         random.seed(json.dumps(given))  # so that all processes of a launcher draw the same order
         try:

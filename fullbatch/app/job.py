@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fullbatch.app.identity import RunIdentity
@@ -85,7 +85,7 @@ def log_start(job: Job) -> None:
     warn_about(run)
     settings = to_yaml({**job.tree, "seed": job.seed})
     write_atomically(job.paths.folder / "config.yaml", settings.encode())
-    identity = RunIdentity.of(run, job.tree)  # as in the ledger, before the seed is drawn
+    identity = replace(job.identity, seed=run.seed)  # as in the ledger, before the seed is drawn
     write_record(job.paths.folder, identity.job, job.parent)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from fullbatch.build.data import about, build_loss
 from fullbatch.build.problem import build_problem
@@ -35,6 +36,7 @@ from fullbatch.runtime.files import expand_home
 from fullbatch.runtime.lmdb import LMDBOptions
 from fullbatch.runtime.manifests import Manifest
 from fullbatch.settings import Run, Viz
+from fullbatch.settings.optim import UserOptimizer
 from fullbatch.training.checkpoint import CHECKPOINTS, checkpoint_path
 
 log = logging.getLogger(__name__)
@@ -96,7 +98,9 @@ def build_landscape(run: Run, stored: StoredModel, name: str) -> LandscapeJob:
         eta = problem.optimizer.param_groups[0]["lr"]
         log.info("the full objective has the gradient regularizer with eta = hyp.optim.lr = %g", eta)
     arrays = arrays_of(directions, model)
-    return LandscapeJob(evaluate, grid, _manifest(run, stored, objective, directions, arrays), arrays)
+    return LandscapeJob(
+        evaluate, grid, _manifest(run, stored, objective, problem.optimizer, directions, arrays), arrays
+    )
 
 
 def build_grid(run: Run) -> Grid:
@@ -182,11 +186,14 @@ def _manifest(
     run: Run,
     stored: StoredModel,
     objective: FullBatchObjective,
+    optimizer: Optimizer,
     directions: Directions,
     arrays: dict[str, np.ndarray],
 ) -> Manifest:
     """Return the manifest: everything that changes the values by more than rounding."""
-    hyp, optimizer = run.hyp, asdict(run.hyp.optim)
+    hyp = run.hyp
+    # the class of another package has defaults of its own
+    configured = optimizer.param_groups[0] if isinstance(hyp.optim, UserOptimizer) else asdict(hyp.optim)
     strengths = {"block_strength": hyp.grad_reg.block_strength, "acc_strength": hyp.grad_reg.acc_strength}
     settings: dict[str, Any] = {
         "model": asdict(run.model),
@@ -194,7 +201,7 @@ def _manifest(
         "hyp": {
             **{key: getattr(hyp, key) for key in _OBJECTIVE_KEYS},
             "grad_reg": strengths,
-            "optim": {key: optimizer.get(key) for key in ("lr", "weight_decay")},
+            "optim": {key: configured.get(key) for key in ("lr", "weight_decay")},
         },
         "impl": {"dtype": run.impl.dtype, "mixed_precision": run.impl.mixed_precision},
         "viz": {key: getattr(run.viz, key) for key in ("compute_full_loss", "model_eval", "recalibrate")},

@@ -23,7 +23,7 @@ def import_object(key: str, target: str) -> Any:
     """
     module_name, colon, attribute = target.partition(":")
     if not colon or not all(part.isidentifier() for part in [*module_name.split("."), *attribute.split(".")]):
-        raise ValueError(f"{key}={target}: should be package.module:name, such as my_code:build")
+        raise ValueError(f"{key}={target}: should be package.module:callable, such as my_code:build")
     with launch_folder_importable():
         try:
             value: Any = importlib.import_module(module_name)

@@ -58,22 +58,30 @@ class TrainState:
 
         Such optimizers, the schedule-free ones, have methods ``eval`` and ``train``, which exchange the weights.
         """
-        if self.ema is not None or not self._optimizer_averages:
+        averaging = self._averaging_optimizer
+        if self.ema is not None or averaging is None:
             yield self.model if self.ema is None else self.ema.model
             return
         with preserved(trainable(self.model)):
-            self.optimizer.eval()  # type: ignore[attr-defined]
+            averaging.eval()
             yield self.model
-            self.optimizer.train()  # type: ignore[attr-defined]
+            averaging.train()
+
+    def train(self) -> None:
+        """Set the model, and an optimizer that averages the weights, to training mode."""
+        self.model.train()
+        if self._averaging_optimizer is not None:
+            self._averaging_optimizer.train()
 
     @property
-    def _optimizer_averages(self) -> bool:
-        return all(callable(getattr(self.optimizer, method, None)) for method in ("train", "eval"))
+    def _averaging_optimizer(self) -> Any:
+        """The optimizer, or the one inside a wrapper, if it averages the weights; else None."""
+        base = getattr(self.optimizer, "base", self.optimizer)
+        averages = all(callable(getattr(base, method, None)) for method in ("train", "eval"))
+        return base if averages else None
 
     def begin_step(self) -> None:
         """Copy model and optimizer, which a step changes before it is finished."""
-        if self._optimizer_averages:
-            self.optimizer.train()  # type: ignore[attr-defined]
         self._beginning = copy.deepcopy(self._changing())
 
     def end_step(self) -> None:
@@ -97,7 +105,7 @@ class TrainState:
         }
 
     def _averaged_weights(self) -> dict[str, Tensor] | None:
-        if self.ema is None and (not self._optimizer_averages or self._beginning is not None):
+        if self.ema is None and (self._averaging_optimizer is None or self._beginning is not None):
             return None
         with self.evaluated() as model:
             weights = model.state_dict()
@@ -126,7 +134,7 @@ class TrainState:
             state, cached = {**state, "ema": ema, "inside": None, "stopped": None}, None
         if self.ema is not None and state["ema"] is None:
             raise ValueError("the entry state.ema is missing")
-        if self.ema is None and state["ema"] is not None and not self._optimizer_averages:
+        if self.ema is None and state["ema"] is not None and self._averaging_optimizer is None:
             raise ValueError("the entry state.ema is of no use: there is no average here")
         load_weights(self.model, state["model"])
         if self.ema is not None:

@@ -103,7 +103,7 @@ class Trainer:
         state, plan = self.state, self.plan
         while not self.done:
             start = time.perf_counter() - (state.inside["seconds"] if state.inside else 0.0)
-            state.model.train()
+            state.train()
             lr = set_learning_rates(state.optimizer, plan.schedule(state.step))
             stochastic = plan.stochastic(state.step)
             try:

@@ -7,9 +7,10 @@ import torch
 from composing import settings_for
 from torch import nn
 
-from fullbatch.build.landscape import build_directions
+from fullbatch.build.landscape import build_directions, build_landscape
 from fullbatch.landscape.digests import digest_of_model
 from fullbatch.landscape.directions import Directions
+from fullbatch.models.model_file import StoredModel
 
 
 def save(path: str, seed: int, step: int = 0) -> None:
@@ -67,3 +68,15 @@ def test_a_trajectory_is_in_the_order_of_steps_and_paths(caplog: pytest.LogCaptu
 def test_a_direction_is_never_replaced_by_a_random_one(checkpoints: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"^viz\\.checkpoints: {message}"):
         directions("between", checkpoints)
+
+
+def test_the_weight_decay_of_the_class_belongs_to_the_surface() -> None:
+    """A blank weight decay is that of the optimizer's class, which changes the full objective."""
+    tiny = ("data=digits", "data.size=20", "data.valid_size=20", "model=linear", "hyp=fb1", "impl.device=cpu", "seed=1")
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    decays = []
+    for name in ("SGD", "AdamW"):
+        run = settings_for(*tiny, "viz=1d", "hyp/optim=torch", f"hyp.optim.name={name}")
+        manifest = build_landscape(run, StoredModel(linear.state_dict()), "x").manifest
+        decays.append(manifest["hyp"]["optim"]["weight_decay"])
+    assert decays == [0, 0.01]

@@ -17,7 +17,7 @@ from fullbatch.build.optimizer import OF_TORCH, build_optimizer
 from fullbatch.objective.full_batch import FullBatchObjective
 from fullbatch.training.state import TrainState
 from fullbatch.training.step import Step
-from fullbatch.training.trainer import set_learning_rates
+from fullbatch.training.trainer import Trainer, TrainingPlan, set_learning_rates
 from fullbatch.typing import Block
 
 STEPS = 5
@@ -119,6 +119,7 @@ class Run:
 
     def take(self, steps: range) -> None:
         for number in steps:
+            self.state.train()
             self.state.begin_step()
             set_learning_rates(self.state.optimizer, 1 - number / 10)
             self.state.rows.append({"step": number + 1, **self.step(number, stochastic=False)})
@@ -167,6 +168,16 @@ def test_every_optimizer_equals_a_loop_by_hand_and_resumes_bitwise(name: str, tm
     for one, other in zip(whole.model.parameters(), continued.model.parameters(), strict=True):
         assert torch.equal(one, other)
     assert continued.state.rows == whole.state.rows
+
+
+def test_an_optimizer_that_averages_is_set_to_training_in_a_wrapper_and_in_stochastic_steps() -> None:
+    run = Run("ScheduleFreeSGD", "hyp/optim_modification=SAM")
+    plan = TrainingPlan(3, schedule=lambda step: 1.0, stochastic=lambda step: True)
+    Trainer(run.state, run.step, plan, validate=lambda model, step: run.step.objective_at(step).loss()).run()
+    assert run.state.optimizer.param_groups[0]["train_mode"]
+    with run.state.evaluated() as model:
+        average = [p.detach().clone() for p in model.parameters()]
+    assert not all(map(torch.equal, average, run.model.parameters()))
 
 
 def test_an_optimizer_that_averages_is_evaluated_and_stored_with_its_average() -> None:

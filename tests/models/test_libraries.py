@@ -158,8 +158,8 @@ def test_a_module_of_the_user_is_imported_from_the_launch_folder(user_module: Ca
 
 
 MISTAKES = [
-    ("Net", "", r"target=Net: should be package\.module:name"),
-    ("mine:", "", r"target=mine:: should be package\.module:name"),
+    ("Net", "", r"target=Net: should be package\.module:callable"),
+    ("mine:", "", r"target=mine:: should be package\.module:callable"),
     ("nowhere.at.all:Net", "", r"target=nowhere\.at\.all:Net: importing .* failed: .*No module named 'nowhere'"),
     ("mine:Nut", NETWORK, "target=mine:Nut: mine has no Nut"),
     ("mine:size", "size = 3", "target=mine:size: not a callable but int"),
